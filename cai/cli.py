@@ -1,0 +1,87 @@
+"""Verbs. The only place that exits; each verb's module is loaded when it is called, so that start-up stays quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cai.errors import CaiError, SpecError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("running", "compile an experiment, show the plan, run it (the verb when none is given)"),
+    "plan": ("planning", "the dry run: what would be reused or run, why, and what it costs"),
+    "apply": ("running", "run exactly a plan written by `plan --out`"),
+    "validate": ("planning", "every problem of an experiment at once (--all: of every experiment)"),
+    "list": ("looking", "experiments, constitutions and templates that can be named"),
+    "show": ("looking", "one experiment, constitution or template, rendered"),
+    "schema": ("looking", "JSON Schema of the experiment or the constitution file, for editors"),
+    "rows": ("looking", "the ledger of a run, or the rows of one step"),
+    "store": ("looking", "ls, verify, gc: the artifacts that runs share"),
+    "import": ("importing", "read a published principle file into constitutions/"),
+    "chat": ("talking", "talk to the finished model"),
+    "serve": ("talking", "serve the finished model with an OpenAI-compatible API"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: python -m cai [VERB] [experiment=NAME] [field=value ...] [-m]",
+            "",
+            *lines,
+            "",
+            "  -m       sweep with Hydra: python -m cai -m experiment=quickstart 'seed=range(3)'",
+            "  VERB -h  the verb's own options",
+            "",
+            "Without arguments: the quickstart experiment, end to end, on this machine.",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong input, 3 incomplete, 130 interrupted."""
+    args = list(argv)
+    if args and args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args and args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("constitution-as-code"))
+        return 0
+    verb = args.pop(0) if args and not _is_override(args[0]) else "run"
+    try:
+        if verb not in VERBS:
+            from cai.errors import Problem, did_you_mean
+
+            raise SpecError(Problem(verb, "unknown verb", did_you_mean(verb, VERBS)))
+        module = importlib.import_module(f"cai.commands.{VERBS[verb][0]}")
+        return int(getattr(module, f"{verb}_verb")(args))
+    except SpecError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        if len(error.problems) > 1:
+            print(f"{len(error.problems)} problems", file=sys.stderr)
+        return error.exit_code
+    except CaiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("CAI_TRACE"):
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (``| head``): nothing is wrong, but Python would complain while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word or word.startswith(("-", "+", "~"))

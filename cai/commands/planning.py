@@ -1,0 +1,97 @@
+"""``plan`` and ``validate``: compile, look, start nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cai.commands.common import options, split_overrides
+from cai.compose import Composed, compose
+from cai.errors import CaiError, SpecError
+from cai.experiment import parse
+from cai.library import Library
+from cai.plan import Plan
+from cai.resolver import resolve
+
+
+def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
+    """Overrides -> plan; the one way from a command line to a plan."""
+    library = library or Library.here()
+    return plan_of(compose(overrides, library), library)
+
+
+def plan_of(composed: Composed, library: Library) -> Plan:
+    """Composed data -> plan."""
+    return resolve(parse(composed.data, composed.where), library, composed.where)
+
+
+def plan_verb(args: Sequence[str]) -> int:
+    """Print the plan with what would happen to each step."""
+    parser = options("plan", "Compile an experiment and show what would run and why; starts nothing.", True)
+    parser.add_argument("--out", type=Path, help="write the plan as JSON, for `apply`")
+    parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parsed = split_overrides(args, parser)
+    plan = compile_plan(parsed.overrides)
+    if parsed.out:
+        from cai.durable import write_durably
+
+        write_durably(parsed.out, plan.to_json())
+        print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
+    from cai.console import print_plan
+    from cai.executor import statuses
+
+    print_plan(plan, statuses(plan), parsed.format)
+    return 0
+
+
+def validate_verb(args: Sequence[str]) -> int:
+    """Print every problem, of one experiment or of all."""
+    parser = options("validate", "Check experiments and print every problem at once.", True)
+    parser.add_argument("--all", action="store_true", help="every experiment and constitution that can be named")
+    parsed = split_overrides(args, parser)
+    library = Library.here()
+    if not parsed.all:
+        compile_plan(parsed.overrides, library)
+        print("valid")
+        return 0
+    failed = 0
+    for name, path in library.names("experiments"):
+        failed += _check(f"experiment {name}", library.shown(path), [f"experiment={name}", *parsed.overrides], library)
+    failed += _check_constitutions(library)
+    return 2 if failed else 0
+
+
+def _check(what: str, shown: str, overrides: Sequence[str], library: Library) -> int:
+    try:
+        compile_plan(overrides, library)
+    except CaiError as error:
+        problems = error.problems if isinstance(error, SpecError) else (error,)
+        print(f"{what} ({shown}): {len(problems)} problem{'s' * (len(problems) > 1)}")
+        for problem in problems:
+            print(f"  {problem}")
+        return 1
+    print(f"{what} ({shown}): valid")
+    return 0
+
+
+def _check_constitutions(library: Library) -> int:
+    from cai.commands.common import named_constitution
+    from cai.constitution import lint
+
+    failed = 0
+    for name, path in library.names("constitutions"):
+        try:
+            findings = lint(named_constitution(library, name))
+        except SpecError as error:
+            print(f"constitution {name} ({library.shown(path)}): {len(error.problems)} problems")
+            for problem in error.problems:
+                print(f"  {problem}")
+            failed += 1
+            continue
+        errors = [f for f in findings if f.level == "error"]
+        print(f"constitution {name} ({library.shown(path)}): {'valid' if not errors else 'has errors'}")
+        for finding in findings:
+            print(f"  {finding.level}: {finding.where}: {finding.what}; {finding.next}".rstrip("; "))
+        failed += bool(errors)
+    return failed

@@ -1,0 +1,110 @@
+"""A run's folder and its event log: what happened, in order, one JSON object a line.
+
+``runs/<experiment>/<stamp>/`` holds ``plan.json`` (what was to be done), ``events.jsonl`` (what happened) and
+``record.json`` (how it ended); ``runs/<experiment>/latest`` points to the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cai.durable import disk_space, write_whole
+from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+
+
+class EventLog:
+    """Appends events to a file; each line is written in one piece and is there for readers at once.
+
+    Every event has ``t`` (seconds since the epoch, UTC), ``event``, and ``step`` where it belongs to one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with disk_space(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.close = weakref.finalize(self, os.close, self._fd)
+
+    def write(self, event: str, step: str = "", **fields: Any) -> None:
+        """Append one event.
+
+        Raises:
+            Incomplete: when the disk is full.
+        """
+        head = {"t": round(time.time(), 3), "event": event} | ({"step": step} if step else {})
+        line = json.dumps(_plain({**fields, **head}), ensure_ascii=False, separators=(",", ":"))
+        with disk_space(self.path):
+            write_whole(self._fd, line.encode("utf-8", "replace") + b"\n")
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a log; a last line that a dying process left half-written is skipped."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n") and line.strip(b"\0\n"):
+                yield json.loads(line)
+
+
+def new_run_folder(root: Path, experiment: str) -> Path:
+    """Create ``root/<experiment>/<UTC stamp>`` and point ``latest`` to it.
+
+    Raises:
+        SpecError: when the experiment's name cannot be a folder's.
+        PrerequisiteError: when the folder cannot be created.
+    """
+    if not _NAME.fullmatch(experiment):
+        raise SpecError(Problem("experiment", f"name {experiment!r} cannot name a folder", "use letters, digits, _ . -"))
+    home = root / experiment
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 10_000):
+            folder = home / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            link = home / f".latest.{os.getpid()}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name)
+            link.replace(home / "latest")
+            return folder
+    except OSError as error:
+        raise PrerequisiteError(f"{home}: cannot be written ({error.strerror}); run where you can write") from error
+    raise PrerequisiteError(f"{home}: too many runs within one second")
+
+
+def find_run(root: Path, which: str) -> Path:
+    """The run folder a person means: a folder, or an experiment's name for its latest run under ``root``.
+
+    Raises:
+        SpecError: when there is none.
+    """
+    for folder in (Path(which), root / which, root / which / "latest"):
+        if (folder / "plan.json").is_file():
+            return folder.resolve()
+    known = [path.name for path in root.glob("*") if (path / "latest").exists()]
+    raise SpecError(Problem(which, f"no run folder, and no experiment with a run under {root}", did_you_mean(which, known)))
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON of what stages note: paths and other objects by their text, NaN and infinities as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(v) for v in value]
+    return str(value)

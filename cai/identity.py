@@ -1,0 +1,135 @@
+"""Identity: one canonical encoding, keys made from it, and random numbers counted instead of streamed.
+
+A key is the SHA-256 of a canonical JSON text. The encoder refuses what has no stable form, so that two runs of the
+same thing always agree. Every random draw is a function of (seed, row id, purpose): rows do not depend on order,
+on batches, or on how many there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+KEY_LENGTH = 64
+
+
+class _Runtime:
+    """Marks a field that cannot change a result: ``concurrency: Annotated[int, RUNTIME] = 16``."""
+
+    def __repr__(self) -> str:
+        return "RUNTIME"
+
+
+RUNTIME = _Runtime()
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON of plain data: sorted keys, no spaces, shortest floats that round-trip.
+
+    Raises:
+        TypeError: for anything without a stable text (sets, objects, bytes, non-string keys).
+        ValueError: for NaN and infinities.
+    """
+    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return _plain(value.value, where)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {value} has no canonical form; use a finite number")
+        # 1.0 and 1 are the same setting however the YAML spells it.
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r} is {type(key).__name__}; keys must be strings")
+        return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    raise TypeError(f"{where}: {type(value).__name__} has no canonical form")
+
+
+def key_of(value: Any) -> str:
+    """SHA-256 of ``canonical(value)``, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits; reads it once, in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def row_id(*parts: str) -> str:
+    """A row's id from what the row is about (its prompt): 16 hexadecimal digits."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def counted(seed: int, row: str, purpose: str) -> int:
+    """A 64-bit number that is a function of (seed, row, purpose) alone."""
+    digest = hashlib.blake2b(f"{seed}\x1f{row}\x1f{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform(seed: int, row: str, purpose: str) -> float:
+    """A number in the open interval (0, 1), a function of (seed, row, purpose) alone."""
+    return (counted(seed, row, purpose) + 0.5) / 2.0**64
+
+
+def sampling_seed(seed: int, row: str, purpose: str) -> int:
+    """A 31-bit seed for a sampler, a function of (seed, row, purpose) alone."""
+    return counted(seed, row, purpose) & 0x7FFFFFFF
+
+
+def rendezvous(seed: int, row: str, purpose: str, weights: Iterable[tuple[str, float]]) -> str:
+    """Draw one id from (id, weight) pairs by weighted rendezvous hashing.
+
+    Adding an id moves only the rows that now draw it (about w / total); changing what an id stands for moves none.
+    Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998, with -w / ln(u) scores.
+
+    Raises:
+        ValueError: when no id has a positive weight.
+    """
+    best, best_score = None, -math.inf
+    for name, weight in weights:
+        if weight <= 0:
+            continue
+        score = -weight / math.log(uniform(seed, row, f"{purpose}\x1e{name}"))
+        if score > best_score or (score == best_score and best is not None and name < best):
+            best, best_score = name, score
+    if best is None:
+        raise ValueError("nothing to draw: every weight is zero")
+    return best
+
+
+def rendezvous_order(seed: int, row: str, purpose: str, weights: Iterable[tuple[str, float]]) -> list[str]:
+    """All ids with a positive weight, in the order in which ``rendezvous`` would draw them without replacement."""
+    scored = [(-w / math.log(uniform(seed, row, f"{purpose}\x1e{n}")), n) for n, w in weights if w > 0]
+    return [name for _, name in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+
+
+def unit(seed: int, row: str, purpose: str, parts: Mapping[str, float]) -> str:
+    """Assign a row to one of the named parts with the given shares (they need not sum to one)."""
+    at, total = uniform(seed, row, purpose) * sum(parts.values()), 0.0
+    name = ""
+    for name, share in parts.items():
+        total += share
+        if at < total:
+            break
+    return name

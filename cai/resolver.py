@@ -1,0 +1,378 @@
+"""Experiment -> Plan. Reads files to take their digests and texts; starts nothing and writes nothing.
+
+Every problem of wiring is found here: unknown inputs, an input of the wrong kind, circles, a constitution without
+the texts that a stage reads, a missing prompt template, a data file that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cai.chat import ChatTemplate, PromptTemplate
+from cai.constitution import Constitution, lint, resolve_constitution
+from cai.data.source import DataSource, data_estimate, part_makes, source_identity
+from cai.engines import ENGINES
+from cai.errors import PlanError, Problem, SpecError, did_you_mean
+from cai.experiment import Experiment, ModelSpec
+from cai.identity import file_digest, key_of, text_digest
+from cai.library import Library
+from cai.plan import Names, Plan, Step
+from cai.stages import KINDS
+from cai.stages.base import SpecParts, StageSpec, fits, take_apart
+from cai.yaml_lines import load as load_yaml
+
+Where = Callable[[str], str]
+
+
+@dataclass
+class _Work:
+    """What one compilation knows so far; lives only inside ``resolve``."""
+
+    experiment: Experiment
+    library: Library
+    where: Where
+    problems: list[Problem] = field(default_factory=list)
+    steps: dict[str, Step] = field(default_factory=dict)
+    rows: dict[str, int | None] = field(default_factory=dict)
+    constitution: Constitution | None = None
+    template: tuple[str, str] | None = None
+    engine_identity: Mapping[str, Any] = field(default_factory=dict)
+    parts: dict[str, SpecParts] = field(default_factory=dict)
+
+    def wrong(self, path: str, what: str, hint: str = "") -> None:
+        self.problems.append(Problem(self.where(path), what, hint))
+
+    def gather(self, error: SpecError) -> None:
+        self.problems.extend(error.problems)
+
+
+def resolve(experiment: Experiment, library: Library | None = None, where: Where = str) -> Plan:
+    """Compile an experiment into a plan.
+
+    Raises:
+        PlanError: with every problem found.
+    """
+    work = _Work(experiment, library or Library.here(), where)
+    kind = ENGINES[experiment.engine["kind"]]
+    settings = kind.settings.model_validate({k: v for k, v in experiment.engine.items() if k != "kind"})
+    described = dict(kind.describe(settings))
+    work.engine_identity = {"kind": experiment.engine["kind"], **kind.identity(settings)}
+    _load_texts(work)
+    work.parts = {name: take_apart(spec) for name, spec in experiment.stages.items()}
+    for name in _order(work):
+        _stage_step(work, name, experiment.stages[name])
+    if work.problems:
+        raise PlanError(work.problems)
+    return Plan(
+        experiment=experiment.name,
+        seed=experiment.seed,
+        engine={**experiment.engine, "uses": described},
+        steps=tuple(work.steps.values()),
+        source=_source(experiment),
+        outputs=_outputs(work),
+    )
+
+
+def _source(experiment: Experiment) -> dict[str, Any]:
+    return {k: v for k, v in experiment.raw.items() if k in ("description", "seed", "models", "data", "stages")}
+
+
+def _outputs(work: _Work) -> dict[str, str]:
+    """The last step that makes each kind of result: what ``chat``, ``serve`` and the summary take."""
+    found: dict[str, str] = {}
+    for step in work.steps.values():
+        if step.makes in ("model", "reward_model", "evaluation") and step.kind != "fetch":
+            found[step.makes] = step.name
+    if "model" not in found:
+        found.update({s.makes: s.name for s in work.steps.values() if s.kind == "fetch"})
+    return found
+
+
+def _load_texts(work: _Work) -> None:
+    experiment = work.experiment
+    if experiment.constitution is not None:
+        origin = work.where("constitution")
+
+        def find(name: str) -> Mapping[str, Any]:
+            data, _ = load_yaml(work.library.find("constitutions", name, f"{origin}.extends"))
+            if not isinstance(data, Mapping):
+                raise SpecError(Problem(f"constitutions/{name}.yaml", "must be a mapping of fields"))
+            return data
+
+        try:
+            work.constitution = resolve_constitution(experiment.constitution, find, "constitution")
+        except SpecError as error:
+            for problem in error.problems:
+                work.problems.append(Problem(work.where(problem.where), problem.what, problem.next))
+    if experiment.template:
+        try:
+            path = work.library.find("prompt_templates", experiment.template, work.where("template"))
+            text = path.read_text(encoding="utf-8")
+            ChatTemplate.from_text(experiment.template, text, work.library.shown(path))
+            work.template = (experiment.template, text)
+        except SpecError as error:
+            work.gather(error)
+
+
+def _order(work: _Work) -> list[str]:
+    """Stage names, inputs before users, otherwise as written. Unknown inputs and circles become problems."""
+    stages = work.experiment.stages
+    done: list[str] = []
+    state: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if state.get(name) == 2:
+            return
+        if state.get(name) == 1:
+            circle = " -> ".join((*path[path.index(name) :], name))
+            work.wrong(f"stages.{name}", f"reads its own result: {circle}", "break the circle")
+            return
+        state[name] = 1
+        for _, ref in _refs(work.parts[name].inputs):
+            if ref in stages:
+                visit(ref, (*path, name))
+        state[name] = 2
+        done.append(name)
+
+    for name in stages:
+        visit(name, ())
+    return done
+
+
+def _refs(inputs: Mapping[str, Names]) -> list[tuple[str, str]]:
+    """(role, name) pairs; items of a list or a mapping as ``role.0`` and ``role.label``."""
+    flat: list[tuple[str, str]] = []
+    for role, value in inputs.items():
+        if isinstance(value, str):
+            flat.append((role, value))
+        elif isinstance(value, dict):
+            flat += [(f"{role}.{label}", name) for label, name in value.items()]
+        else:
+            flat += [(f"{role}.{i}", name) for i, name in enumerate(value)]
+    return flat
+
+
+def _step_name(work: _Work, ref: str, path: str) -> str | None:
+    """The step a reference stands for; data and model steps are made when first asked for."""
+    experiment = work.experiment
+    if ref in work.steps:
+        return ref
+    if ref in experiment.stages:
+        return None  # it had a problem of its own
+    if ref in experiment.models:
+        return _model_step(work, ref, experiment.models[ref])
+    name, dot, part = ref.partition(".")
+    if name in experiment.data:
+        source = experiment.data[name]
+        if not dot and len(source.splits) == 1:
+            part = next(iter(source.splits))
+        if part in source.splits:
+            return _data_step(work, name, part, source)
+        parts = [f"{name}.{p}" for p in source.splits]
+        work.wrong(path, f"'{ref}' is no part of data '{name}'", did_you_mean(ref, parts))
+        return None
+    known = [*experiment.stages, *experiment.models]
+    for name, source in experiment.data.items():
+        known += [f"{name}.{p}" for p in source.splits] if len(source.splits) > 1 else [name]
+    work.wrong(path, f"no stage, model or data makes '{ref}'", did_you_mean(ref, known))
+    return None
+
+
+def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
+    path = f"models.{name}"
+    scheme, colon, rest = model.source.partition(":")
+    if not colon or scheme not in ("hf", "gguf", "pypi") or not rest:
+        work.wrong(f"{path}.source", f"'{model.source}' is no model source", "use hf:NAME, gguf:FILE or pypi:...")
+        return None
+    identity: dict[str, Any] = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
+    local = Path(rest).expanduser()
+    if scheme == "gguf" or (scheme == "hf" and local.exists()):
+        if not local.exists():
+            work.wrong(f"{path}.source", f"no file {rest}", "give the path of a GGUF file")
+            return None
+        identity = {"sha256": model.sha256 or _path_digest(local)}
+    elif scheme == "hf":
+        if not model.revision:
+            work.wrong(f"{path}.revision", "a hub model needs a pinned revision", "give the commit's hash")
+            return None
+        identity["revision"] = model.revision
+    elif "==" not in rest.partition("/")[0]:
+        work.wrong(f"{path}.source", "the package's version is not pinned", "write pypi:PACKAGE==VERSION/PATH")
+        return None
+    spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump())
+    _add(work, name, spec, {"model": identity}, {}, {}, spec.estimate({}), spec.MAKES)
+    return name
+
+
+def _path_digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(path)
+    return key_of({p.name: file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
+
+
+def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | None:
+    roots = (Path.cwd(), *work.library.roots)
+    try:
+        identity = source_identity(source, roots)
+        rows = data_estimate(source, part, roots)
+    except SpecError as error:
+        work.problems += [Problem(work.where(f"data.{name}"), p.what, p.next) for p in error.problems]
+        return None
+    spec = KINDS["read"].spec.model_validate({"kind": "read", "source": source.model_dump(), "part": part})
+    step = name if len(source.splits) == 1 else f"{name}.{part}"
+    work.rows[step] = rows
+    estimate = {"rows": rows, "calls": 0, "prompt_tokens": 0, "tokens": 0}
+    _add(work, step, spec, {"data": identity, "part": part}, {}, {}, estimate, part_makes(source))
+    return step
+
+
+def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
+    parts, path = work.parts[name], f"stages.{name}"
+    names: dict[str, str] = {}
+    for role, ref in _refs(parts.inputs):
+        step = _step_name(work, ref, f"{path}.{role}")
+        if step is None:
+            continue
+        names[role] = step
+        makes, wanted = work.steps[step].makes, parts.wants[role.partition(".")[0]]
+        if not fits(makes, wanted):
+            others = [s.name for s in work.steps.values() if fits(s.makes, wanted)]
+            what = f"wants {' or '.join(wanted)}, but '{ref}' makes {_article(makes)}"
+            work.wrong(f"{path}.{role}", what, did_you_mean(ref, others) if others else "")
+    if len(names) < len(_refs(parts.inputs)):
+        return
+    makes_by_role = {role: work.steps[step].makes for role, step in names.items()}
+    ingredients: dict[str, Any] = {"spec": {k: v for k, v in parts.semantic.items() if k != "kind"}}
+    resources: dict[str, Any] = {}
+    _add_constitution(work, path, spec, ingredients, resources)
+    if spec.USES_TEMPLATE:
+        if work.template is None:
+            if not work.experiment.template:
+                work.wrong(path, "needs a chat template", "give `template=NAME`")
+        else:
+            resources["template"] = {"name": work.template[0], "text": work.template[1]}
+            ingredients["template"] = text_digest(work.template[1])
+    _add_texts(work, path, parts, ingredients, resources)
+    try:
+        makes = spec.makes(makes_by_role)
+        estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
+    except SpecError as error:
+        work.problems += [Problem(work.where(f"{path}.{p.where}" if p.where else path), p.what, p.next)
+                          for p in error.problems]
+        return
+    work.rows[name] = estimate.rows
+    inputs = _named(parts.inputs, names)
+    _add(work, name, spec, ingredients, inputs, resources, estimate, makes)
+
+
+def _article(makes: str) -> str:
+    return f"a {makes}" if makes in ("model", "reward_model") else makes
+
+
+def _rows_by_role(work: _Work, inputs: Mapping[str, Names], names: Mapping[str, str]) -> dict[str, int | None]:
+    rows: dict[str, int | None] = {role: work.rows.get(step) for role, step in names.items()}
+    for role, value in inputs.items():
+        if not isinstance(value, str):
+            counts = [rows[r] for r in names if r.startswith(f"{role}.")]
+            rows[role] = None if any(c is None for c in counts) else sum(c for c in counts if c is not None)
+    return rows
+
+
+def _named(inputs: Mapping[str, Names], names: Mapping[str, str]) -> dict[str, Names]:
+    shaped: dict[str, Names] = {}
+    for role, value in inputs.items():
+        if isinstance(value, str):
+            shaped[role] = names[role]
+        elif isinstance(value, dict):
+            shaped[role] = {label: names[f"{role}.{label}"] for label in value}
+        else:
+            shaped[role] = [names[f"{role}.{i}"] for i in range(len(value))]
+    return shaped
+
+
+def _add_constitution(
+    work: _Work, path: str, spec: StageSpec, ingredients: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    if not spec.PRINCIPLE_FIELDS:
+        return
+    if work.constitution is None:
+        if work.experiment.constitution is None:
+            work.wrong(path, "needs a constitution", "give `constitution=NAME`")
+        return
+    for finding in lint(work.constitution, spec.PRINCIPLE_FIELDS):
+        if finding.level == "error":
+            problem = Problem(work.where(finding.where), f"{finding.what} ('{path}' needs it)", finding.next)
+            if problem not in work.problems:
+                work.problems.append(problem)
+    resources["constitution"] = work.constitution.to_json()
+    ingredients["constitution"] = {"principles": work.constitution.identity(spec.PRINCIPLE_FIELDS)}
+
+
+def _add_texts(
+    work: _Work, path: str, parts: SpecParts, ingredients: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    for name, (folder, file) in parts.texts.items():
+        try:
+            found = work.library.find(folder, file, work.where(f"{path}.{name}"))
+            text = found.read_text(encoding="utf-8")
+            if found.suffix == ".jinja":
+                PromptTemplate.from_text(file, text, work.library.shown(found))
+        except SpecError as error:
+            work.gather(error)
+            continue
+        resources.setdefault("texts", {})[name] = text
+        ingredients.setdefault("texts", {})[name] = text_digest(text)
+
+
+def _add(
+    work: _Work,
+    name: str,
+    spec: StageSpec,
+    ingredients: dict[str, Any],
+    inputs: dict[str, Names],
+    resources: dict[str, Any],
+    estimate: Any,
+    makes: str,
+) -> None:
+    """Complete the ingredients, hash them, add the step."""
+    made_here = spec.kind in ("fetch", "read")
+    ingredients = {"kind": spec.kind, "version": spec.VERSION, **ingredients}
+    if inputs:
+        ingredients["inputs"] = {role: _keys(work, value) for role, value in inputs.items()}
+    if spec.USES_ENGINE:
+        ingredients["engine"] = dict(work.engine_identity)
+    if not made_here:
+        ingredients["seed"] = work.experiment.seed
+    work.steps[name] = Step(
+        name=name,
+        kind=spec.kind,
+        makes=makes,
+        key=key_of(ingredients),
+        seed=work.experiment.seed,
+        inputs=inputs,
+        spec=spec.model_dump(mode="json", by_alias=True),
+        resources=resources,
+        ingredients=ingredients,
+        estimate=estimate if isinstance(estimate, dict) else _estimate(estimate),
+    )
+
+
+def _keys(work: _Work, value: Names) -> Any:
+    if isinstance(value, str):
+        return work.steps[value].key
+    if isinstance(value, dict):
+        # Pairs, not a mapping: the order of the labels decides what is compared with what.
+        return [[label, work.steps[name].key] for label, name in value.items()]
+    return [work.steps[name].key for name in value]
+
+
+def _estimate(estimate: Any) -> dict[str, Any]:
+    return {
+        "rows": estimate.rows,
+        "calls": estimate.calls,
+        "prompt_tokens": estimate.prompt_tokens,
+        "tokens": estimate.tokens,
+    }

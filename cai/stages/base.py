@@ -1,0 +1,276 @@
+"""What every kind of stage shares: how its spec is declared, and what its work is given.
+
+A stage file holds a spec (data, decided while planning) and ``run`` (work, called by the executor alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from cai.chat import ChatTemplate
+from cai.clients.base import Client, Sampling
+from cai.constitution import Constitution
+from cai.engines.base import Engine, Progress, Settings
+from cai.identity import RUNTIME
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """Marks a spec field as an input: the name of a stage, a model or a data part that makes one of ``kinds``.
+
+    ``Annotated[str, Wants("prompts", "comparisons")]``; a tuple or dict of names works alike.
+    """
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, *kinds: str) -> None:
+        object.__setattr__(self, "kinds", kinds)
+
+
+IS_A = {
+    "responses": ("conversations",),
+    "revisions": ("conversations",),
+    "conversations": (),
+    "comparisons": (),
+    "prompts": (),
+    "candidates": (),
+    "model": (),
+    "reward_model": (),
+    "evaluation": (),
+}
+"""What else an artifact counts as, wherever an input of that kind is wanted."""
+
+
+def fits(makes: str, wanted: tuple[str, ...]) -> bool:
+    """Whether an artifact of kind ``makes`` can be an input that wants one of ``wanted``."""
+    return makes in wanted or any(kind in wanted for kind in IS_A.get(makes, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """Marks a spec field as the name of a text file that users edit (a prompt template, few-shots).
+
+    The name is not part of the identity; the file's text is. ``folder`` is the group it is looked up in.
+    """
+
+    folder: str = "prompt_templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step is expected to do; None where it cannot be known before."""
+
+    rows: int | None = None
+    calls: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Rows in = rows out + rows dropped, by reason. ``parts`` counts rows out by part (train, val ...)."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage's work returns: its ledger, numbers for the record, and tokens for the rate."""
+
+    ledger: Ledger
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    calls: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished input: its key, what kind it is (``prompts``, ``model`` ...), its folder and its record."""
+
+    key: str
+    makes: str
+    path: Path
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """Append-only finished work of a step, kept when it is interrupted (see cai.data.journal)."""
+
+    def __contains__(self, row: str) -> bool: ...
+
+    def __getitem__(self, row: str) -> dict[str, Any]: ...
+
+    def append(self, entries: list[dict[str, Any]]) -> None:
+        """Each entry has an ``id``; durable (fsync) when this returns."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage's work may touch."""
+
+    name: str
+    seed: int
+    inputs: Mapping[str, Artifact | tuple[Artifact, ...] | dict[str, Artifact]]
+    out: Path
+    work: Path
+    engine: Engine
+    progress: Progress
+    template: ChatTemplate | None
+    constitution: Constitution | None
+    texts: Mapping[str, str]
+    stops: tuple[str, ...] = ()
+
+    def one(self, role: str) -> Artifact:
+        """The artifact of a role that has exactly one."""
+        found = self.inputs[role]
+        if not isinstance(found, Artifact):
+            raise TypeError(f"{self.name}: input {role!r} has several artifacts")
+        return found
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """The chat template; planning has made sure that there is one."""
+        if self.template is None:
+            raise ValueError(f"{self.name}: no chat template")
+        return self.template
+
+    @property
+    def principles(self) -> Constitution:
+        """The constitution; planning has made sure that there is one."""
+        if self.constitution is None:
+            raise ValueError(f"{self.name}: no constitution")
+        return self.constitution
+
+    def client(self, role: str) -> AbstractContextManager[Client]:
+        """The model of a role, served while the ``with`` block lasts."""
+        return serving(self.engine, self.one(role).path)
+
+
+class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as client``
+    """A client that is closed at the end of the block."""
+
+    def __init__(self, engine: Engine, model: Path) -> None:
+        self._engine, self._model = engine, model
+
+    def __enter__(self) -> Client:
+        self._client = self._engine.client(self._model)
+        return self._client
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+
+
+class StageSpec(Settings):
+    """Base of every stage's spec. ClassVars say what the resolver must know.
+
+    VERSION: bump when the same spec would now give other bytes. MAKES: the kind of artifact.
+    USES_TEMPLATE, USES_ENGINE: whether the chat template and engine are part of the identity.
+    PRINCIPLE_FIELDS: the fields of a principle that this stage reads; empty when it reads no constitution.
+    """
+
+    VERSION: ClassVar[int] = 1
+    MAKES: ClassVar[str] = ""
+    USES_TEMPLATE: ClassVar[bool] = False
+    USES_ENGINE: ClassVar[bool] = False
+    PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ()
+
+    kind: str
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """Expected work, from the known row counts of the inputs.
+
+        ``rows`` has every role; a role of several inputs is also there item by item as ``role.0``, ``role.name``,
+        and by itself as the sum (None when any is unknown).
+        """
+        return Estimate()
+
+    def makes(self, inputs: Mapping[str, str]) -> str:
+        """The kind of artifact, where it depends on the kinds of the inputs (by role, items as in ``estimate``)."""
+        return self.MAKES
+
+
+@dataclass(frozen=True, slots=True)
+class SpecParts:
+    """A spec taken apart by how each field counts."""
+
+    inputs: dict[str, str | list[str] | dict[str, str]]
+    wants: dict[str, tuple[str, ...]]
+    texts: dict[str, tuple[str, str]]
+    semantic: dict[str, Any]
+
+
+def take_apart(spec: Settings) -> SpecParts:
+    """Inputs by role, text files by field (folder, name), and what counts for the identity by itself.
+
+    Names of inputs and of text files do not count: the keys of the inputs and the texts do. RUNTIME fields do not
+    count at all. In a list of nested settings that name inputs (``sources``), the role is the list's field.
+    """
+    parts = SpecParts({}, {}, {}, {})
+    data = spec.model_dump(mode="json", by_alias=True)
+    for name, info in type(spec).model_fields.items():
+        value, shown = getattr(spec, name), info.alias or name
+        wants = next((m for m in info.metadata if isinstance(m, Wants)), None)
+        text = next((m for m in info.metadata if isinstance(m, TextFile)), None)
+        if wants is not None:
+            if value:
+                parts.inputs[name] = value if isinstance(value, str) else _plain_names(value)
+                parts.wants[name] = wants.kinds
+        elif text is not None:
+            if value:
+                parts.texts[name] = (text.folder, value)
+        elif any(m is RUNTIME for m in info.metadata):
+            continue
+        elif isinstance(value, tuple | list) and value and all(isinstance(v, Settings) for v in value):
+            inner = [take_apart(v) for v in value]
+            named = [next(iter(i.inputs.values())) for i in inner if i.inputs]
+            if named:
+                parts.inputs[name] = [n for n in named if isinstance(n, str)]
+                parts.wants[name] = tuple(dict.fromkeys(k for i in inner for w in i.wants.values() for k in w))
+            parts.semantic[shown] = [i.semantic for i in inner]
+        elif isinstance(value, Settings):
+            parts.semantic[shown] = take_apart(value).semantic
+        else:
+            parts.semantic[shown] = data[shown]
+    return parts
+
+
+def _plain_names(value: Any) -> list[str] | dict[str, str]:
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+class Sampled(Settings):
+    """How a stage draws tokens; ``stop`` adds to the template's own stop strings."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def sampling(self, stops: tuple[str, ...] = ()) -> Sampling:
+        """The client's view, with the template's stop strings added."""
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            stop=tuple(dict.fromkeys((*self.stop, *stops))),
+        )
+
+
+def chunks(rows: list[T], size: int) -> Iterator[list[T]]:
+    """Consecutive pieces of at most ``size`` rows."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
