@@ -38,7 +38,7 @@ def plan_verb(args: Sequence[str]) -> int:
 
         write_durably(parsed.out, plan.to_json())
         print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
-    from cai.console import print_plan
+    from cai.plan_view import print_plan
     from cai.executor import statuses
 
     print_plan(plan, statuses(plan), parsed.format)
