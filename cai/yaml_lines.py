@@ -134,7 +134,7 @@ def dumps(data: Any, width: int = 110) -> str:
 
 
 class Located(dict[str, Any]):
-    """A mapping that knows its file and lines: ``where("principles[3].weight")`` is ``x.yaml:12: principles[3].weight``."""
+    """A mapping that knows its file and lines: ``where("rounds")`` is ``x.yaml:12: rounds``."""
 
     def __init__(self, data: Mapping[str, Any], shown: str, lines: Mapping[str, int]) -> None:
         super().__init__(data)
@@ -182,7 +182,8 @@ def _check_depth(text: str, shown: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                where = f"{shown}:{event.start_mark.line + 1}"
+                mark = event.start_mark
+                where = f"{shown}:{mark.line + 1}" if mark else shown
                 raise SpecError(Problem(where, f"nests deeper than {MAX_DEPTH} levels", "is it the right file?"))
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1

@@ -1,0 +1,1 @@
+"""constitution-as-code: declarative Constitutional AI."""
