@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.durable import disk_space, write_whole
-from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
+from cai.errors import PrerequisiteError, Problem, SpecError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 
@@ -42,7 +43,7 @@ class EventLog:
             Incomplete: when the disk is full.
         """
         head = {"t": round(time.time(), 3), "event": event} | ({"step": step} if step else {})
-        line = json.dumps(_plain({**fields, **head}), ensure_ascii=False, separators=(",", ":"))
+        line = json.dumps(plain_json({**fields, **head}), ensure_ascii=False, separators=(",", ":"))
         with disk_space(self.path):
             write_whole(self._fd, line.encode("utf-8", "replace") + b"\n")
 
@@ -56,14 +57,14 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def new_run_folder(root: Path, experiment: str) -> Path:
-    """Create ``root/<experiment>/<UTC stamp>`` and point ``latest`` to it.
+    """Create ``root/<experiment>/<UTC stamp>``.
 
     Raises:
         SpecError: when the experiment's name cannot be a folder's.
         PrerequisiteError: when the folder cannot be created.
     """
     if not _NAME.fullmatch(experiment):
-        raise SpecError(Problem("experiment", f"name {experiment!r} cannot name a folder", "use letters, digits, _ . -"))
+        raise SpecError(Problem("experiment", f"{experiment!r} cannot name a folder", "use letters, digits, _ . -"))
     home = root / experiment
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     try:
@@ -74,37 +75,32 @@ def new_run_folder(root: Path, experiment: str) -> Path:
                 folder.mkdir()
             except FileExistsError:
                 continue
-            link = home / f".latest.{os.getpid()}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.name)
-            link.replace(home / "latest")
             return folder
     except OSError as error:
         raise PrerequisiteError(f"{home}: cannot be written ({error.strerror}); run where you can write") from error
     raise PrerequisiteError(f"{home}: too many runs within one second")
 
 
-def find_run(root: Path, which: str) -> Path:
-    """The run folder a person means: a folder, or an experiment's name for its latest run under ``root``.
-
-    Raises:
-        SpecError: when there is none.
-    """
-    for folder in (Path(which), root / which, root / which / "latest"):
-        if (folder / "plan.json").is_file():
-            return folder.resolve()
-    known = [path.name for path in root.glob("*") if (path / "latest").exists()]
-    raise SpecError(Problem(which, f"no run folder, and no experiment with a run under {root}", did_you_mean(which, known)))
+def point_latest(run_dir: Path) -> None:
+    """Point ``latest`` beside a run folder to it, in one step."""
+    link = run_dir.parent / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run_dir.name)
+    link.replace(run_dir.parent / "latest")
 
 
-def _plain(value: Any) -> Any:
-    """Plain JSON of what stages note: paths and other objects by their text, NaN and infinities as null."""
+def plain_json(value: Any) -> Any:
+    """Plain JSON of what stages note: NaN and infinities as null, numpy's numbers as numbers, other objects as text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return plain_json(float(value))
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, Sequence):
-        return [_plain(v) for v in value]
+        return [plain_json(v) for v in value]
     return str(value)

@@ -14,7 +14,7 @@ _SHOWN = 32
 
 
 def diff_ingredients(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed, each with its path: ``spec.epochs: 1 -> 2``, ``constitution.principles[3] (privacy).critique changed``.
+    """What changed, each with its path: ``spec.epochs: 1 -> 2``, ``principles[3] (privacy).critique changed``.
 
     List items that have an ``id`` are matched by it; the number is the item's place in the new list (in the old one
     where it was removed). Long texts and digests are said to have changed, short values are shown.
@@ -33,7 +33,9 @@ def step_changes(old: Step, new: Step) -> list[str]:
         elif role not in after:
             changes.append(f"input {role} removed")
         elif canonical(before[role]) != canonical(after[role]):
-            changes.append(f"input {role} ({', '.join(_changed_sources(new, role, before[role], after[role]))}) changes")
+            changes.append(
+                f"input {role} ({', '.join(_changed_sources(new, role, before[role], after[role]))}) changes"
+            )
     return changes
 
 
@@ -52,11 +54,12 @@ def plan_changes(old: Plan, new: Plan) -> dict[str, list[str]]:
 def _changed_sources(step: Step, role: str, before: Any, after: Any) -> list[str]:
     """Names of the steps whose artifacts in this role are others now; all of the role's where that cannot be told."""
     names = step.inputs.get(role, role)
-    if isinstance(names, dict) and isinstance(before, Mapping) and isinstance(after, Mapping):
-        return [names[k] for k in names if before.get(k) != after.get(k)] or list(names.values())
-    if isinstance(names, list) and isinstance(before, list) and isinstance(after, list):
-        return [n for n, key in zip(names, after, strict=False) if key not in before] or names
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    sources = list(names.values()) if isinstance(names, dict) else names
+    if isinstance(before, list) and isinstance(after, list) and len(after) == len(sources):
+        return [name for name, key in zip(sources, after, strict=True) if key not in before] or sources
+    return sources
 
 
 def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
@@ -88,7 +91,7 @@ def _sequence(path: str, old: list[Any], new: list[Any]) -> Iterator[str]:
         yield from _by_place(path, old, new)
         return
     for name, (place, item) in after.items():
-        at = f"{path}[{place}] ({name})"
+        at = f"{path}[{place}]" + (f" ({name})" if name else "")
         if name not in before:
             yield f"{at} added"
         else:
@@ -109,12 +112,12 @@ def _by_place(path: str, old: list[Any], new: list[Any]) -> Iterator[str]:
 
 
 def _by_id(items: list[Any]) -> dict[str, tuple[int, Any]] | None:
-    """Items with their places by id; None when some item has none or two share one."""
+    """Items with their places by id; None when two share one or more than one has none."""
     found: dict[str, tuple[int, Any]] = {}
     for place, item in enumerate(items):
-        if not isinstance(item, Mapping) or not isinstance(item.get("id"), str) or item["id"] in found:
+        if not isinstance(item, Mapping) or str(item.get("id", "")) in found:
             return None
-        found[item["id"]] = (place, item)
+        found[str(item.get("id", ""))] = (place, item)
     return found
 
 

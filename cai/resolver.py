@@ -22,7 +22,7 @@ from cai.library import Library
 from cai.plan import Names, Plan, Step
 from cai.stages import KINDS
 from cai.stages.base import SpecParts, StageSpec, fits, take_apart
-from cai.yaml_lines import load as load_yaml
+from cai.yaml_lines import load_mapping
 
 Where = Callable[[str], str]
 
@@ -97,16 +97,15 @@ def _load_texts(work: _Work) -> None:
         origin = work.where("constitution")
 
         def find(name: str) -> Mapping[str, Any]:
-            data, _ = load_yaml(work.library.find("constitutions", name, f"{origin}.extends"))
-            if not isinstance(data, Mapping):
-                raise SpecError(Problem(f"constitutions/{name}.yaml", "must be a mapping of fields"))
-            return data
+            path = work.library.find("constitutions", name, f"{origin}.extends")
+            return load_mapping(path, work.library.shown(path))
 
         try:
-            work.constitution = resolve_constitution(experiment.constitution, find, "constitution")
+            work.constitution = resolve_constitution(
+                experiment.constitution, find, "constitution", lambda f: work.where(f"constitution.{f}")
+            )
         except SpecError as error:
-            for problem in error.problems:
-                work.problems.append(Problem(work.where(problem.where), problem.what, problem.next))
+            work.gather(error)
     if experiment.template:
         try:
             path = work.library.find("prompt_templates", experiment.template, work.where("template"))

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.constitution import Constitution, resolve_constitution
+from cai.constitution import Constitution, load_constitution
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.library import Library
 from cai.plan import Plan, plan_from_json
-from cai.yaml_lines import load as load_yaml
+from cai.yaml_lines import load_mapping
 
 RUNS = Path("runs")
 
@@ -78,10 +78,7 @@ def named_constitution(library: Library, name: str) -> Constitution:
 
     def find(wanted: str) -> Mapping[str, Any]:
         path = library.find("constitutions", wanted)
-        data, _ = load_yaml(path)
-        if not isinstance(data, Mapping):
-            raise SpecError(Problem(library.shown(path), "must be a mapping of fields"))
-        return data
+        return load_mapping(path, library.shown(path))
 
-    shown = library.shown(library.find("constitutions", name))
-    return resolve_constitution({"name": name, **find(name)}, find, shown)
+    path = library.find("constitutions", name)
+    return load_constitution(path, find, library.shown(path))

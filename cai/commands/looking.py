@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from cai.commands.common import find_run, named_constitution, options, read_plan
@@ -120,7 +121,7 @@ def rows_verb(args: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=10, help="rows to print (0: all)")
     parser.add_argument("--part", help="train, val ... for a step with parts")
     parsed = parser.parse_args(list(args))
-    from cai.console import print_ledger
+    from cai.listing import print_ledger
     from cai.ledger import iter_rows, ledger_table
 
     run = find_run(parsed.run)
@@ -161,7 +162,7 @@ def store_verb(args: Sequence[str]) -> int:
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what was unused for so long")
     parsed = parser.parse_args(list(args))
     from cai import upkeep
-    from cai.console import print_store
+    from cai.listing import print_removed, print_store
     from cai.executor import default_store
 
     store = default_store()
@@ -174,6 +175,6 @@ def store_verb(args: Sequence[str]) -> int:
             print(finding)
         print(f"{len(findings)} problem{'s' * (len(findings) != 1)} found")
         return 1 if findings and not parsed.repair else 0
-    removed = upkeep.gc(store, older_than=parsed.older_than * 86400, dry_run=parsed.dry_run)
-    print(removed)
+    older = timedelta(days=parsed.older_than) if parsed.older_than else None
+    print_removed(upkeep.gc(store, older_than=older, dry_run=parsed.dry_run), parsed.dry_run)
     return 0

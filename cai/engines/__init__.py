@@ -41,5 +41,6 @@ ENGINES: dict[str, EngineKind] = {
 def make_engine(config: Mapping[str, Any]) -> Engine:
     """The engine of a plan's ``engine`` block: its kind and its settings."""
     data = dict(config)
+    data.pop("uses", None)  # what the plan tells a person about this machine
     kind = ENGINES[data.pop("kind")]
     return kind.make(kind.settings.model_validate(data))

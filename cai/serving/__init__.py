@@ -2,6 +2,9 @@
 
 One thread owns the model and answers what waits in batches; the event loop only parses, queues and sends. When a
 caller hangs up, its request leaves the queue, and a streamed answer stops where it is.
+
+The same seed gives the same answer as far as the client promises it: one whose arithmetic depends on what is in the
+batch repeats an answer exactly only when the same requests meet again.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ from starlette.routing import Route
 
 from cai.chatting import Speaker
 from cai.clients.base import Completion, Request
-from cai.console import make_console, plain
 from cai.errors import CaiError, PrerequisiteError
 from cai.identity import sampling_seed
 from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, parse_body, read_body
 from cai.serving.model_thread import Event, Job, ModelThread
+from cai.terminal import make_console, plain
 
 _CLOSED = 499  # What servers log when the client hung up; nobody reads the answer.
 

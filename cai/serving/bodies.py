@@ -122,9 +122,12 @@ class _Turn(_Loose):
     def _text_parts(cls, content: Any) -> Any:
         if not isinstance(content, list):
             return content
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) != len(content) or not all(isinstance(text, str) for text in texts):
-            raise ValueError("only parts of type 'text' can be read")
+        texts: list[str] = []
+        for part in content:
+            text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            if not isinstance(text, str):
+                raise ValueError("only parts of type 'text' can be read")
+            texts.append(text)
         return "".join(texts)
 
     def message(self) -> Message:
@@ -132,11 +135,15 @@ class _Turn(_Loose):
 
 
 class ChatBody(Body):
+    """What ``/v1/chat/completions`` reads."""
+
     messages: Annotated[list[_Turn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class TextBody(Body):
+    """What ``/v1/completions`` reads: raw text, to which no chat template is applied."""
+
     prompt: Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 
     @field_validator("prompt", mode="before")

@@ -44,7 +44,9 @@ class ModelThread:
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """How many wait and are still wanted."""
+        with self._wake:
+            return sum(not job.cancelled.is_set() for job in self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none; the thread starts with the first.
@@ -53,7 +55,7 @@ class ModelThread:
             ApiError: 503 when too many wait or the server is stopping.
         """
         with self._wake:
-            if self._closing or len(self._waiting) + len(jobs) > self._max_waiting:
+            if self._closing or len(self) + len(jobs) > self._max_waiting:
                 raise ApiError(503, "the server is busy; try again", "server_error", code="server_busy")
             self._waiting.extend(jobs)
             if self._thread is None:

@@ -1,0 +1,10 @@
+"""Chat templates: messages in, the exact text a model reads out."""
+
+from __future__ import annotations
+
+from cai.chat.messages import ROLES, Message, Span
+from cai.chat.prompt import PromptTemplate
+from cai.chat.source import Format, TurnError, description_of
+from cai.chat.template import ChatTemplate
+
+__all__ = ["ROLES", "ChatTemplate", "Format", "Message", "PromptTemplate", "Span", "TurnError", "description_of"]

@@ -1,0 +1,228 @@
+"""A chat template: prompts, answers and whole conversations as text, cut where loss begins and ends.
+
+``prompt(m) + answer(m, a)`` is ``render(m + a)`` up to and including ``answer_end``; what the template writes after it
+(ChatML's newline) belongs to neither, because generation stops at ``answer_end`` and the newline is never learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from cai.chat.guard import Guard
+from cai.chat.messages import ROLES, Message, Span
+from cai.chat.source import Body, Header, Kind, TurnError, read_header
+from cai.errors import Problem, SpecError, did_you_mean
+from cai.identity import text_digest
+
+_KNOWN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"})
+
+Turns = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja file that turns messages into the exact text a model reads. Equal texts and guards are equal templates.
+
+    ``guard`` holds control strings beyond the file's own, such as a tokenizer's special tokens.
+    """
+
+    name: str = field(compare=False)
+    text: str
+    where: str = field(compare=False)
+    guard: tuple[str, ...] = ()
+    header: Header = field(init=False, repr=False, compare=False)
+    _body: Body = field(init=False, repr=False, compare=False)
+    _guard: Guard = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        header = read_header(self.text, self.where)
+        if header.kind is not Kind.CHAT:
+            raise SpecError(Problem(self.where, "is a prompt template, not a chat template", "wants kind: chat"))
+        object.__setattr__(self, "header", header)
+        object.__setattr__(self, "_body", Body(self.text, self.where))
+        object.__setattr__(self, "_guard", Guard((*header.controls, *self.guard), self.where))
+        unknown = sorted(self._body.variables.required - _KNOWN)
+        if unknown:
+            raise SpecError([Problem(self.where, f"unknown variable {n!r}", did_you_mean(n, _KNOWN)) for n in unknown])
+        self.answer((Message("user", "ping"),), "pong")  # a template that cannot do this is of no use to any stage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTemplate, (self.name, self.text, self.where, self.guard)
+
+    @classmethod
+    def from_text(cls, name: str, text: str, where: str = "", guard: Sequence[str] = ()) -> ChatTemplate:
+        """A template from its file's text, front matter included; ``where`` names it in errors.
+
+        Raises:
+            SpecError: every problem in the front matter, or the first in the body, with the line.
+        """
+        return _load(name, text, where or name, tuple(dict.fromkeys(guard)))
+
+    @classmethod
+    def from_file(cls, path: Path, guard: Sequence[str] = ()) -> ChatTemplate:
+        """A template from a file (UTF-8); its name is the file's without suffix."""
+        return cls.from_text(path.stem, read_text(path), str(path), guard)
+
+    def guarded(self, strings: Sequence[str]) -> ChatTemplate:
+        """The same template with more control strings, e.g. all special tokens of a tokenizer."""
+        return self.from_text(self.name, self.text, self.where, (*self.guard, *strings))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end a completion: ``answer_end``, ``eos_token`` and those of ``stop``."""
+        return self.header.stops
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rendered text: the file's bytes, and extra control strings where there are any."""
+        return {"sha256": text_digest(self.text)} | ({"guard": sorted(self.guard)} if self.guard else {})
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The whole text of a conversation.
+
+        Raises:
+            TurnError: an unknown role, or an order of turns that the template does not take.
+            SpecError: the template fails on these messages.
+        """
+        return self._safe(messages, add_generation_prompt)[1]
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text up to where the assistant begins to write.
+
+        Raises:
+            TurnError: also when the messages do not end with a user or system turn.
+        """
+        if not messages or messages[-1].role not in ("user", "system"):
+            last = f"ends with a turn of role {messages[-1].role!r}" if messages else "has no messages"
+            raise TurnError(Problem(self.where, f"a prompt {last}", "end it with a user or system turn"))
+        return self._safe(messages, True)[1]
+
+    def answer(self, messages: Sequence[Message], text: str) -> str:
+        """What follows ``prompt(messages)`` when the assistant answers ``text``, up to and including ``answer_end``.
+
+        The result is exact: it includes the space or line end that the template writes between header and answer, and
+        nothing after ``answer_end``.
+
+        Raises:
+            SpecError: the template writes the prompt differently once there is an answer.
+        """
+        prompt = self.prompt(messages)
+        turns, whole = self._safe((*messages, Message("assistant", text)), False)
+        end = self._end(turns, len(turns) - 1, whole, prompt)
+        return whole[len(prompt) : end]
+
+    def spans(self, messages: Sequence[Message], loss: Literal["all", "last"] = "all") -> tuple[Span, ...]:
+        """``render(messages)`` in pieces; loss is on what the assistant writes and on the end of its turns.
+
+        ``loss`` chooses all assistant turns or the last one. With ``generation`` blocks, loss is on what they hold,
+        and on ``answer_end`` where it follows directly. Adjacent pieces differ in ``loss``; none is empty.
+
+        Raises:
+            SpecError: the template writes earlier turns differently once later ones follow, and marks no answers.
+        """
+        turns, whole = self._safe(messages, False)
+        asked = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+        blocks = self._raw(turns, False)[1] if "endgeneration" in self.text else []
+        if blocks:
+            found = [self._block(whole, start, end) for start, end in blocks]
+            found = [(s, e) for s, e in found if s < e]
+            if loss == "last":
+                found = found[-1:]
+        else:
+            chosen = asked[-1:] if loss == "last" else asked
+            found = []
+            for i in chosen:
+                prompt = self._raw(turns[:i], True)[0]
+                found.append((len(prompt), self._end(turns, i, whole, prompt)))
+        spans, at = list[Span](), 0
+        for start, end in found:
+            if start < at:
+                raise SpecError(
+                    Problem(self.where, "answers overlap in the rendered text", "nest no generation blocks")
+                )
+            spans += [Span(whole[at:start], False), Span(whole[start:end], True)]
+            at = end
+        spans.append(Span(whole[at:], False))
+        return tuple(span for span in spans if span.text)
+
+    def _block(self, whole: str, start: int, end: int) -> tuple[int, int]:
+        closing = self.header.answer_end
+        follows = whole.startswith(closing, end) and not whole[start:end].rstrip().endswith(closing)
+        return start, end + len(closing) if follows else end
+
+    def _end(self, turns: Turns, i: int, whole: str, prompt: str) -> int:
+        """Where turn ``i`` ends in ``whole``, its ``answer_end`` included, given the prompt before it."""
+        closing = self.header.answer_end
+        if whole.startswith(prompt):
+            cut = whole.find(closing, len(prompt))
+            if cut >= 0 and whole[len(prompt) : cut].strip() == turns[i][1].strip():
+                return cut + len(closing)
+            # The template changed the answer: where it ends shows in the text that ends with this turn.
+            alone = self._raw(turns[: i + 1], False)[0]
+            if cut >= 0 and whole.startswith(alone) and cut + len(closing) <= len(alone):
+                return cut + len(closing)
+            what = f"the answer in turn {i + 1} is not closed by answer_end {closing!r}"
+        else:
+            what = f"the text before turn {i + 1} changes once the answer follows"
+        raise SpecError(
+            Problem(
+                self.where,
+                what,
+                "mark answers with {% generation %}...{% endgeneration %}, or make "
+                "the template write each turn the same whatever follows",
+            )
+        )
+
+    def _safe(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[Turns, str]:
+        for n, message in enumerate(messages):
+            if message.role not in ROLES:
+                raise TurnError(
+                    Problem(
+                        f"{self.where}: message {n + 1}",
+                        f"unknown role {message.role!r}",
+                        did_you_mean(message.role, ROLES),
+                    )
+                )
+        return self._guard.apply(
+            tuple((m.role, m.content) for m in messages),
+            _each,
+            lambda turns: self._raw(turns, add_generation_prompt)[0],
+            self._body.alters,
+            self.where,
+        )
+
+    def _raw(self, turns: Turns, add_generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        return self._body.render(
+            {
+                "messages": [{"role": role, "content": content} for role, content in turns],
+                "add_generation_prompt": add_generation_prompt,
+                "bos_token": self.header.bos_token,
+                "eos_token": self.header.eos_token,
+                "tools": None,
+                "documents": None,
+            }
+        )
+
+
+def _each(turns: Turns, change: Callable[[str], str]) -> Turns:
+    return tuple((role, change(content)) for role, content in turns)
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, text: str, where: str, guard: tuple[str, ...]) -> ChatTemplate:
+    return ChatTemplate(name, text, where, guard)
+
+
+def read_text(path: Path) -> str:
+    """A template file's text.
+
+    Raises:
+        SpecError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(Problem(str(path), f"cannot be read ({error})")) from error
