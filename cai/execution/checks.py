@@ -1,0 +1,73 @@
+"""What the executor makes sure of: the plan fits the stage kinds before, the ledger balances after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from cai.errors import Problem, SpecError, StepFailed, did_you_mean
+from cai.identity import key_of
+from cai.plan import Plan
+from cai.stages.base import Context, Ledger, Outcome, StageSpec
+
+
+class Kind(Protocol):
+    """A row of the table of stage kinds: the spec's type and the work."""
+
+    @property
+    def spec(self) -> type[StageSpec]:
+        """The spec's type."""
+        ...
+
+    @property
+    def run(self) -> Callable[[Any, Context], Outcome]:
+        """The work."""
+        ...
+
+
+def checked_specs(plan: Plan, kinds: Mapping[str, Kind]) -> dict[str, StageSpec]:
+    """Every step's spec, validated; a plan file may have been changed by hand.
+
+    Raises:
+        SpecError: with every problem found.
+    """
+    problems: list[Problem] = []
+    specs: dict[str, StageSpec] = {}
+    for step in plan.steps:
+        where = f"plan: {step.name}"
+        if step.kind not in kinds:
+            problems.append(Problem(where, f"unknown kind {step.kind!r}", did_you_mean(step.kind, kinds)))
+            continue
+        if key_of(step.ingredients) != step.key:
+            problems.append(Problem(where, "its key is not that of its ingredients", "make the plan again"))
+        for name in step.needs():
+            if name not in specs:
+                problems.append(Problem(where, f"reads '{name}', which is no earlier step", did_you_mean(name, specs)))
+        try:
+            specs[step.name] = kinds[step.kind].spec.model_validate(step.spec)
+        except ValidationError as error:
+            for detail in error.errors():
+                field = ".".join(map(str, ("spec", *detail["loc"])))
+                problems.append(Problem(f"{where}.{field}", detail["msg"], "make the plan again"))
+    if problems:
+        raise SpecError(problems)
+    return specs
+
+
+def check_ledger(spec: StageSpec, ledger: Ledger) -> None:
+    """Every row must be accounted for, and not too many dropped."""
+    dropped = sum(ledger.dropped.values())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.items()) or "none"
+    if ledger.rows_in != ledger.rows_out + dropped:
+        raise StepFailed(
+            f"the ledger does not balance: {ledger.rows_in} rows in, {ledger.rows_out} out, "
+            f"{dropped} dropped ({reasons})"
+        )
+    limit: float | None = getattr(spec, "max_drop_rate", None)
+    if limit is not None and dropped > limit * ledger.rows_in:
+        raise StepFailed(
+            f"dropped {dropped} of {ledger.rows_in} rows ({dropped / ledger.rows_in:.1%}), more than max_drop_rate "
+            f"{limit:.1%}: {reasons}"
+        )

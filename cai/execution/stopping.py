@@ -1,0 +1,48 @@
+"""Being told to stop: Ctrl-C and SIGTERM unwind the stack alike and end as errors that say how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from cai.errors import Incomplete
+
+
+class Interrupted(Incomplete):
+    """The user pressed Ctrl-C; the work done so far is kept."""
+
+    exit_code = 130
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; no ``except Exception`` of a stage may swallow it."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Inside the block SIGTERM unwinds the stack as Ctrl-C does. Only the main thread can arrange this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(signum: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stopped_error(what: str, error: BaseException) -> BaseException:
+    """The error that tells a person why ``what`` stopped: another one where the process was told to stop."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(f"{what}: interrupted; run the same command again to go on")
+    if isinstance(error, _Terminated):
+        return Incomplete(f"{what}: stopped by SIGTERM; run the same command again to go on")
+    return error

@@ -1,0 +1,92 @@
+"""Locks between processes. The kernel holds them (flock), so that a process that dies lets go of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+OnWait = Callable[[str], None]
+
+
+@contextmanager
+def locked(path: Path, on_wait: OnWait | None = None, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock at ``path``; wait where another holds it, after telling ``on_wait`` who that is."""
+    fd = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait, wait=True)
+    assert fd is not None
+    try:
+        yield
+    finally:
+        _release(fd)
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock if nobody does; gives whether it is held. Never waits."""
+    fd = _acquire(path, fcntl.LOCK_EX, None, wait=False)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            _release(fd)
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock now (``process 12 on host``), or an empty text; creates nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(fd)
+    return ""
+
+
+def _acquire(path: Path, mode: int, on_wait: OnWait | None, *, wait: bool) -> int | None:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    os.close(fd)
+                    return None
+                if on_wait is not None:
+                    on_wait(os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process")
+                    on_wait = None
+                fcntl.flock(fd, mode)
+            if _is_still(fd, path):
+                if mode == fcntl.LOCK_EX:
+                    # The name serves people only; on a full disk the lock holds without it.
+                    with suppress(OSError):
+                        os.ftruncate(fd, 0)
+                        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        # Whoever held the lock removed its file: what we hold is a name no longer there, so take the new one.
+        os.close(fd)
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(fd)
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _release(fd: int) -> None:
+    # Unlock by name, not by closing alone: a forked child may still hold a copy of this descriptor.
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
