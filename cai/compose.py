@@ -231,10 +231,23 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
         if isinstance(error, HydraException | OmegaConfBaseException):
             first, *rest = str(error).strip().splitlines()
             reason = next((line.strip() for line in rest if line.strip() and "full_key" not in line), "")
-            where = next((o for o in self._overrides if o.partition("=")[0] in first), "command line")
+            where = next((o for o in self._overrides if o.partition("=")[0] in first), "") or _unreadable(self._overrides)
             if "Could not override" in first:
                 reason = "no such field; put + before it to add one (stages and data take new names that way)"
             raise SpecError(Problem(where, first.rstrip("."), reason)) from error
+
+
+def _unreadable(overrides: Sequence[str]) -> str:
+    """The override that Hydra's grammar refuses, where it is one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_override(override)
+        except OverrideParseException:
+            return override
+    return "command line"
 
 
 def multirun(overrides: Sequence[str], task: Callable[[dict[str, Any], Sequence[str]], Any]) -> None:

@@ -7,12 +7,12 @@ the texts that a stage reads, a missing prompt template, a data file that is not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cai.chat import ChatTemplate, PromptTemplate
-from cai.constitution import Constitution, lint, resolve_constitution
+from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
 from cai.data.source import DataSource, data_estimate, part_makes, source_identity
 from cai.engines import ENGINES
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
@@ -21,7 +21,7 @@ from cai.identity import file_digest, key_of, text_digest
 from cai.library import Library
 from cai.plan import Names, Plan, Step
 from cai.stages import KINDS
-from cai.stages.base import SpecParts, StageSpec, fits, take_apart
+from cai.stages.base import Estimate, SpecParts, StageSpec, fits, take_apart
 from cai.yaml_lines import load_mapping
 
 Where = Callable[[str], str]
@@ -220,11 +220,13 @@ def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | N
     except SpecError as error:
         work.problems += [Problem(work.where(f"data.{name}"), p.what, p.next) for p in error.problems]
         return None
-    spec = KINDS["read"].spec.model_validate({"kind": "read", "source": source.model_dump(), "part": part})
+    spec = KINDS["read"].spec.model_validate(
+        {"kind": "read", "source": source.model_dump(), "part": part, "identity": identity}
+    )
     step = name if len(source.splits) == 1 else f"{name}.{part}"
     work.rows[step] = rows
-    estimate = {"rows": rows, "calls": 0, "prompt_tokens": 0, "tokens": 0}
-    _add(work, step, spec, {"data": identity, "part": part}, {}, {}, estimate, part_makes(source))
+    ingredients = {"data": identity, "part": part}
+    _add(work, step, spec, ingredients, {}, {}, Estimate(rows), part_makes(source))
     return step
 
 
@@ -301,7 +303,7 @@ def _add_constitution(
         if work.experiment.constitution is None:
             work.wrong(path, "needs a constitution", "give `constitution=NAME`")
         return
-    for finding in lint(work.constitution, spec.PRINCIPLE_FIELDS):
+    for finding in lint(work.constitution, tuple(f for f in spec.PRINCIPLE_FIELDS if f in TEXTS)):
         if finding.level == "error":
             problem = Problem(work.where(finding.where), f"{finding.what} ('{path}' needs it)", finding.next)
             if problem not in work.problems:
@@ -333,7 +335,7 @@ def _add(
     ingredients: dict[str, Any],
     inputs: dict[str, Names],
     resources: dict[str, Any],
-    estimate: Any,
+    estimate: Estimate,
     makes: str,
 ) -> None:
     """Complete the ingredients, hash them, add the step."""
@@ -355,7 +357,7 @@ def _add(
         spec=spec.model_dump(mode="json", by_alias=True),
         resources=resources,
         ingredients=ingredients,
-        estimate=estimate if isinstance(estimate, dict) else _estimate(estimate),
+        estimate=asdict(estimate),
     )
 
 
@@ -367,11 +369,3 @@ def _keys(work: _Work, value: Names) -> Any:
         return [[label, work.steps[name].key] for label, name in value.items()]
     return [work.steps[name].key for name in value]
 
-
-def _estimate(estimate: Any) -> dict[str, Any]:
-    return {
-        "rows": estimate.rows,
-        "calls": estimate.calls,
-        "prompt_tokens": estimate.prompt_tokens,
-        "tokens": estimate.tokens,
-    }

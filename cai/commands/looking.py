@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from cai.commands.common import find_run, named_constitution, options, read_plan
@@ -175,6 +174,6 @@ def store_verb(args: Sequence[str]) -> int:
             print(finding)
         print(f"{len(findings)} problem{'s' * (len(findings) != 1)} found")
         return 1 if findings and not parsed.repair else 0
-    older = timedelta(days=parsed.older_than) if parsed.older_than else None
-    print_removed(upkeep.gc(store, older_than=older, dry_run=parsed.dry_run), parsed.dry_run)
+    removed = upkeep.gc(store, older_than=parsed.older_than * 86400, dry_run=parsed.dry_run)
+    print_removed(removed, parsed.dry_run)
     return 0

@@ -39,9 +39,12 @@ def plan_verb(args: Sequence[str]) -> int:
         write_durably(parsed.out, plan.to_json())
         print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
     from cai.plan_view import print_plan
-    from cai.executor import statuses
+    from cai.executor import default_store, statuses
+    from cai.rates import with_times
 
-    print_plan(plan, statuses(plan), parsed.format)
+    store = default_store()
+    plan = with_times(plan, store)
+    print_plan(plan, statuses(plan, store), parsed.format)
     return 0
 
 

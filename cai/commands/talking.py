@@ -1,0 +1,123 @@
+"""``chat`` and ``serve``: the finished model of a run, in the terminal and over the OpenAI protocol."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from cai.chatting import CHAT_SAMPLING, Speaker, ask, chat
+from cai.clients.base import Sampling
+from cai.commands.common import Options, find_run, options, read_plan
+from cai.errors import Problem, SpecError, did_you_mean
+from cai.plan import Plan, Step
+
+
+def _model_options(verb: str, description: str) -> Options:
+    parser = options(verb, description)
+    parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
+    parser.add_argument("--step", help="a step that makes a model; by default the run's last one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", default="", help="a system message")
+    parser.add_argument("--max-tokens", type=int, default=CHAT_SAMPLING.max_tokens)
+    parser.add_argument("--temperature", type=float, default=CHAT_SAMPLING.temperature)
+    return parser
+
+
+def chat_verb(args: Sequence[str]) -> int:
+    """Talk, or answer ``--message``."""
+    parser = _model_options("chat", "Talk to the finished model.")
+    parser.add_argument("--message", action="append", default=[], help="answer this and leave; can be given again")
+    parser.add_argument("--compare", action="store_true", help="show the base model's answers beside")
+    parsed = parser.parse_args(list(args))
+    sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
+    plan = read_plan(find_run(parsed.run) / "plan.json")
+    step = _model_step(plan, parsed.step)
+    with _speaker(plan, step, sampling, parsed.seed) as speaker:
+        if not parsed.compare:
+            _talk(speaker, None, parsed.message, parsed.system)
+            return 0
+        with _speaker(plan, _base_step(plan, step), sampling, parsed.seed) as beside:
+            _talk(speaker, beside, parsed.message, parsed.system)
+    return 0
+
+
+def _talk(speaker: Speaker, beside: Speaker | None, questions: Sequence[str], system: str) -> None:
+    if questions:
+        ask(speaker, questions, beside, system)
+    else:
+        chat(speaker, beside, system)
+
+
+def serve_verb(args: Sequence[str]) -> int:
+    """Serve until interrupted."""
+    parser = _model_options("serve", "Serve the finished model with an OpenAI-compatible API.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the default is this machine only")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key-env", help="name of the environment variable with the key that callers must send")
+    parsed = parser.parse_args(list(args))
+    from cai.serving import api_key_from, make_app, serve
+
+    key = api_key_from(parsed.api_key_env)
+    sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
+    plan = read_plan(find_run(parsed.run) / "plan.json")
+    with _speaker(plan, _model_step(plan, parsed.step), sampling, parsed.seed) as speaker:
+        app = make_app(replace(speaker, name=plan.experiment), api_key=key)
+        serve(app, parsed.host, parsed.port)
+    return 0
+
+
+def _model_step(plan: Plan, name: str | None) -> Step:
+    makers = [step.name for step in plan.steps if step.makes == "model"]
+    if name is None:
+        name = plan.outputs.get("model")
+        if name is None:
+            raise SpecError(Problem(plan.experiment, "this run makes no model", "give another run"))
+    if name not in makers:
+        raise SpecError(Problem("--step", f"'{name}' makes no model", did_you_mean(name, makers)))
+    return plan.step(name)
+
+
+def _base_step(plan: Plan, step: Step) -> Step:
+    """The fetched model that a model was trained from."""
+    while step.kind != "fetch":
+        source = step.inputs["model"]
+        assert isinstance(source, str)
+        step = plan.step(source)
+    return step
+
+
+def _template(plan: Plan, step: Step) -> tuple[str, str]:
+    for other in (step, *reversed(plan.steps)):
+        if "template" in other.resources:
+            return other.resources["template"]["name"], other.resources["template"]["text"]
+    raise SpecError(Problem(plan.experiment, "has no chat template", "give `template=NAME` in the experiment"))
+
+
+@contextmanager
+def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[Speaker]:
+    from cai.chat import ChatTemplate
+    from cai.engines import make_engine
+    from cai.executor import default_store
+
+    stored = default_store().find(step.kind, step.key)
+    if stored is None:
+        again = f"run `python -m cai experiment={plan.experiment}` first"
+        raise SpecError(Problem(f"{plan.experiment}: {step.name}", "the model has not been made yet", again))
+    name, text = _template(plan, step)
+    template = ChatTemplate.from_text(name, text, name)
+    print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)
+    client = make_engine(plan.engine).client(stored.path)
+    try:
+        yield Speaker(client, template, step.name, sampling, seed, _context(stored.path))
+    finally:
+        client.close()
+
+
+def _context(model: Path) -> int | None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    found = config.get("max_position_embeddings")
+    return int(found) if found else None

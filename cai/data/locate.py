@@ -1,0 +1,103 @@
+"""Locating: from the paths of a data source to files: in the user's folders, in this package, or on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
+
+SHIPPED = "shipped:"
+HUB = "hf:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a data set on the Hugging Face hub, at a commit."""
+
+    name: str
+    revision: str
+    file: str
+
+
+def hub_file(path: str, revision: str | None = None) -> HubFile:
+    """Read ``hf:NAME@REVISION:FILE``; the revision may also come from the source's ``revision`` field.
+
+    Raises:
+        SpecError: when it is no such path, or the revision is not the 40 digits of a commit.
+    """
+    found = _HUB_PATH.fullmatch(path)
+    if found is None:
+        raise SpecError(Problem("path", f"'{path}' is no hub path", "write hf:NAME@COMMIT:FILE"))
+    at = found["revision"] or revision
+    if at is None or not _COMMIT.fullmatch(at):
+        what = f"'{path}' is not pinned: " + (f"'{at}' can move" if at else "it has no revision")
+        raise SpecError(Problem("path", what, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
+    return HubFile(found["name"], at, found["file"])
+
+
+def download(wanted: HubFile) -> Path:
+    """The file in the hub's local cache, fetched where it is not there yet.
+
+    Raises:
+        PrerequisiteError: when it can be neither found nor fetched.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise PrerequisiteError(f"hf:{wanted.name}: needs the package 'huggingface_hub'; install it") from error
+    where = f"hf:{wanted.name}@{wanted.revision}:{wanted.file}"
+    try:
+        return Path(hf_hub_download(wanted.name, wanted.file, repo_type="dataset", revision=wanted.revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PrerequisiteError(
+            f"{where}: cannot be fetched ({reason}); download it where there is a network and give its path instead"
+        ) from error
+
+
+def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """The files that a local path names: a file, a folder's files with a known suffix, or a glob; sorted by name.
+
+    Raises:
+        SpecError: naming the folders tried, with the nearest name among the siblings.
+    """
+    if path.startswith(SHIPPED):
+        name = path.removeprefix(SHIPPED)
+        roots, shown = (Path(str(resources.files("cai.data"))),), "the shipped data"
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise SpecError(Problem("path", f"'{path}' leaves the shipped data", "name a file in it"))
+    else:
+        name, shown = str(Path(path).expanduser()), ", ".join(str(r) for r in roots)
+    if Path(name).is_absolute():
+        roots, shown = (Path("/"),), str(Path(name).parent)
+    for root in roots:
+        if files := _matches(root, name, suffixes):
+            return files
+    raise SpecError(Problem("path", f"'{path}' is not in {shown}", _nearest(roots, name, suffixes)))
+
+
+def _matches(root: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
+    whole = root / name
+    if whole.is_file():
+        return [whole]
+    if whole.is_dir():
+        return sorted(p for p in whole.iterdir() if p.is_file() and p.name.endswith(tuple(suffixes)))
+    if _GLOB.search(name):
+        return sorted(p for p in root.glob(name.removeprefix("/")) if p.is_file())
+    return []
+
+
+def _nearest(roots: Sequence[Path], name: str, suffixes: Sequence[str]) -> str:
+    folders = [(root / name) if (root / name).is_dir() else (root / name).parent for root in roots]
+    if any(f == root / name for f, root in zip(folders, roots, strict=True)):
+        return f"that folder has no {' or '.join(suffixes)} files"
+    siblings = [p.name for f in folders if f.is_dir() for p in f.iterdir() if p.name.endswith(tuple(suffixes))]
+    return did_you_mean(Path(name).name, siblings) or "check the path"

@@ -1,0 +1,70 @@
+"""Anthropic's hh-rlhf files, whose rows are transcripts: turns that begin with ``Human:`` or ``Assistant:``.
+
+Source: https://github.com/anthropics/hh-rlhf. Both layouts of the red-team file are read, and both spellings of its
+score (the published key has a letter missing).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cai.chat import Message
+from cai.data.readers.shape import Odd, clean, one, pair, text_of
+from cai.data.rows import Row
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_ROLE = {"Human": "user", "Assistant": "assistant"}
+SCORE_KEYS = ("task_description_harmlessness_score", "task_descripton_harmlessness_score")
+
+
+def turns(text: str, merge: bool = False) -> tuple[Message, ...]:
+    """The messages of a transcript; with ``merge``, neighbouring turns of one speaker become one."""
+    pieces = _TURN.split(text)
+    if pieces[0].strip():
+        raise Odd("text_before_turns")
+    found: list[Message] = []
+    for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True):
+        turn = Message(_ROLE[speaker], words.strip())
+        if merge and found and found[-1].role == turn.role:
+            turn = Message(turn.role, f"{found.pop().content}\n\n{turn.content}".strip())
+        found.append(turn)
+    return tuple(found)
+
+
+def hh_rlhf(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
+    """``{"chosen", "rejected"}``, two whole transcripts; ``merge_turns: true`` mends those that do not alternate."""
+    merge = bool(options.get("merge_turns"))
+    chosen = turns(text_of(raw, "chosen"), merge)
+    if makes == "comparisons":
+        return pair(chosen, turns(text_of(raw, "rejected"), merge))
+    return one(makes, chosen)
+
+
+def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
+    """A red-team attempt: its first human turn as a prompt, or the whole transcript as a conversation.
+
+    Options ``min_rating`` and ``max_rating`` (0 to 4, how well the attack went), ``max_score`` (the harmlessness
+    score of the task description; lower is worse) and ``exclude_tags`` choose among the attempts.
+    """
+    rating, tags = raw.get("rating"), raw.get("tags") or []
+    score = next((raw[k] for k in SCORE_KEYS if raw.get(k) is not None), None)
+    if not isinstance(tags, list):
+        raise Odd("wrong_type")
+    names = [clean(t) for t in tags]
+    inside = _at_least(rating, options.get("min_rating")) and _at_most(rating, options.get("max_rating"))
+    if not inside or not _at_most(score, options.get("max_score")) or set(names) & set(options.get("exclude_tags", ())):
+        raise Odd("filtered")
+    messages = turns(text_of(raw, "transcript"), bool(options.get("merge_turns")))
+    meta = {"rating": rating, "score": score, "tags": ", ".join(names) or None}
+    topic = names[0] if names else ""
+    return one(makes, messages[:1] if makes == "prompts" else messages, topic, meta)
+
+
+def _at_least(value: Any, limit: float | None) -> bool:
+    return limit is None or (isinstance(value, int | float) and value >= limit)
+
+
+def _at_most(value: Any, limit: float | None) -> bool:
+    return limit is None or (isinstance(value, int | float) and value <= limit)

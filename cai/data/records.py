@@ -1,0 +1,115 @@
+"""Records: JSON objects streamed out of files as people really keep them: JSONL or one array, gzipped or not.
+
+Memory is bounded by the largest record, never by the file. A line that cannot be used is counted, a damaged file
+(cut off in the middle) is an error, because what it lost cannot be counted.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cai.errors import PrerequisiteError
+
+MAX_RECORD = 64 << 20
+"""Bytes; a larger record is counted as ``too_large``, in an array it is an error."""
+_BLOCK = 1 << 16
+_SPACE = " \t\r\n"
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked when it is gzipped (told by its first two bytes, not by its name)."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file or of one JSON array, in order; odd ones are counted in ``tally`` by reason.
+
+    Raises:
+        PrerequisiteError: when the file cannot be read or is damaged.
+    """
+    try:
+        with open_bytes(path) as file:
+            values = _array(file, path) if _starts_array(file) else _lines(file, tally)
+            for value in values:
+                if isinstance(value, dict):
+                    yield value
+                else:
+                    tally["not_object"] += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise PrerequisiteError(f"{path}: damaged ({error}); fetch the file again") from error
+    except OSError as error:
+        raise PrerequisiteError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _starts_array(file: IO[bytes]) -> bool:
+    head = b""
+    while not (head := head.removeprefix(codecs.BOM_UTF8).lstrip()):
+        if not (head := file.read(_BLOCK)):
+            break
+    file.seek(0)
+    return head.startswith(b"[")
+
+
+def _lines(file: IO[bytes], tally: Counter[str]) -> Iterator[Any]:
+    first = True
+    while line := file.readline(MAX_RECORD):
+        if len(line) >= MAX_RECORD and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_RECORD)) and not rest.endswith(b"\n"):
+                pass
+            tally["too_large"] += 1
+            continue
+        if first:
+            line, first = line.removeprefix(codecs.BOM_UTF8), False
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line.decode())
+        except UnicodeDecodeError:
+            tally["not_utf8"] += 1
+        except (ValueError, RecursionError):
+            tally["not_json"] += 1
+
+
+def _array(file: IO[bytes], path: Path) -> Iterator[Any]:
+    """Elements of an array, by decoding over a buffer that grows only while an element is incomplete."""
+    # Bytes that are no UTF-8 become lone surrogates, which the row builder finds and counts.
+    decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+    decoder = json.JSONDecoder()
+    buffer, at, ended, begun, after_value = "", 0, False, False, False
+
+    while True:
+        while at < len(buffer) and (buffer[at] in _SPACE or (buffer[at] == "," and after_value)):
+            after_value = after_value and buffer[at] != ","
+            at += 1
+        if at < len(buffer) and not begun:
+            at, begun = at + 1, True
+            continue
+        if at < len(buffer) and buffer[at] == "]":
+            return
+        if at < len(buffer):
+            try:
+                value, end = decoder.raw_decode(buffer, at)
+                # A number that touches the end of the buffer may go on in the next block.
+                if end < len(buffer) or ended:
+                    yield value
+                    at, after_value = end, True
+                    continue
+            except RecursionError as error:
+                raise PrerequisiteError(f"{path}: an element is nested too deeply to be read") from error
+            except ValueError:
+                pass
+        if ended or len(buffer) - at > MAX_RECORD:
+            raise PrerequisiteError(f"{path}: damaged: the JSON array cannot be read on; fetch the file again")
+        # Doubling keeps the work linear in the size of an element.
+        block = file.read(max(_BLOCK, len(buffer) - at))
+        ended = not block
+        buffer, at = buffer[at:] + decode(block, final=ended), 0

@@ -1,0 +1,176 @@
+"""A data source: what an experiment says about its data, the identity of that data, and its rows by part.
+
+The source itself is data and opens nothing. A local source's identity is its files' bytes, whatever they are called;
+a hub source's is its commit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cai.data.locate import HUB, download, hub_file, local_files
+from cai.data.readers import READERS
+from cai.data.records import open_bytes
+from cai.data.rows import Row
+from cai.data.splits import split_rows
+from cai.errors import Problem, SpecError, did_you_mean
+from cai.identity import file_digest
+
+_SMALL = 2 << 20
+"""Bytes of files that planning reads whole, to know the rows exactly."""
+
+
+class DataSource(BaseModel):
+    """Files and how to read them. ``splits`` names the parts and their shares; one part needs no name in use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    path: Annotated[str | tuple[str, ...], Field(description="file, folder, glob, shipped:NAME or hf:NAME@COMMIT:FILE")]
+    reader: Annotated[str, Field(description=f"the format: {', '.join(READERS)}")] = "jsonl"
+    makes: Literal["prompts", "conversations", "comparisons"] | None = None
+    splits: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"all": 1.0}
+    split_by: Literal["topic", "prompt"] = "prompt"
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, description="rows kept, drawn by hash, before the split")] | None = None
+    revision: Annotated[str, Field(description="commit of a hub data set, where the path has none")] | None = None
+    options: dict[str, bool | int | float | str | list[str] | dict[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _reader_fits(self) -> DataSource:
+        reader = READERS.get(self.reader)
+        if reader is None:
+            raise ValueError(f"unknown reader '{self.reader}'; {did_you_mean(self.reader, READERS)}")
+        if self.makes is None and reader.default is None:
+            raise ValueError(f"reader '{self.reader}' can make {', '.join(reader.makes)}; say which under `makes`")
+        if self.makes is not None and self.makes not in reader.makes:
+            raise ValueError(f"reader '{self.reader}' makes {' or '.join(reader.makes)}, not {self.makes}")
+        for name, value in self.options.items():
+            if name not in reader.options:
+                known = did_you_mean(name, reader.options) or "it has none"
+                raise ValueError(f"reader '{self.reader}' has no option '{name}'; {known}")
+            types = reader.options[name]
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ValueError(f"option '{name}' must be {' or '.join(t.__name__ for t in types)}")
+        if not self.paths:
+            raise ValueError("path names no file")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths, one or several."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+def part_makes(source: DataSource) -> str:
+    """The kind of rows that the source gives."""
+    return source.makes or READERS[source.reader].default or ""
+
+
+def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, Any]:
+    """What decides the rows: digests of the local files or commits on the hub, the reader, and the split.
+
+    ``roots`` are the folders in which a relative path is looked up, the first that has it wins; by default the
+    folder where the user stands. The names of local files do not count.
+
+    Raises:
+        SpecError: with every path that is missing or not pinned.
+    """
+    digests: list[str] = []
+    hub: list[dict[str, str]] = []
+    problems: list[Problem] = []
+    for path in source.paths:
+        try:
+            if path.startswith(HUB):
+                at = hub_file(path, source.revision)
+                hub.append({"name": at.name, "revision": at.revision, "file": at.file})
+            else:
+                digests += [file_digest(f) for f in _local(source, path, roots)]
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    identity = source.model_dump(
+        mode="json", include={"reader", "splits", "split_by", "split_seed", "limit", "options"}
+    )
+    # The order of the parts decides which hash falls into which, so it counts.
+    identity["splits"] = [[name, share] for name, share in source.splits.items()]
+    return {**identity, "makes": part_makes(source), "sha256": sorted(set(digests)), "hub": hub}
+
+
+def part_rows(
+    source: DataSource, part: str, tally: Counter[str] | None = None, roots: Sequence[Path] = ()
+) -> Iterator[Row]:
+    """The rows of one part, streamed; rows that are left out are counted in ``tally`` by reason, whole source.
+
+    Raises:
+        SpecError: when there is no such part, a path is missing, or a part would get no topic.
+        PrerequisiteError: when a file cannot be fetched or read.
+    """
+    if part not in source.splits:
+        raise SpecError(Problem("splits", f"no part '{part}'", did_you_mean(part, source.splits)))
+    tally = Counter() if tally is None else tally
+    files = _files(source, roots)
+    reader, makes = READERS[source.reader], part_makes(source)
+    counts: list[Counter[str]] = []
+
+    def rows() -> Iterator[Row]:
+        counts.append(Counter())
+        return reader.read(files, makes, source.options, counts[-1])
+
+    yield from split_rows(rows, part, source.splits, source.split_by, source.split_seed, source.limit, tally)
+    tally.update(counts[-1])
+
+
+def data_estimate(source: DataSource, part: str, roots: Sequence[Path] = ()) -> int | None:
+    """Rows expected in a part: exact for small local files, lines times share for larger ones, else None.
+
+    Raises:
+        SpecError: when a path is missing or a part would get no topic.
+    """
+    share = source.splits[part] / sum(source.splits.values())
+    if any(p.startswith(HUB) for p in source.paths):
+        return None
+    files = _local_files(source, roots)
+    if sum(f.stat().st_size for f in files) <= _SMALL:
+        return sum(1 for _ in part_rows(source, part, roots=roots))
+    total = 0
+    for file in files:
+        count = count_rows(file)
+        if count is None:
+            return None
+        total += count
+    return round(min(total, source.limit or total) * share)
+
+
+def count_rows(path: Path) -> int | None:
+    """The lines of a JSONL file, quickly; None for what is packed, an array, or a table."""
+    if path.suffix not in (".jsonl", ".json"):
+        return None
+    lines, last = 0, b"\n"
+    with open_bytes(path) as file:
+        while block := file.read(1 << 20):
+            if lines == 0 and last == b"\n" and block.lstrip().startswith(b"["):
+                return None
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def _local(source: DataSource, path: str, roots: Sequence[Path]) -> list[Path]:
+    return local_files(path, roots or (Path.cwd(),), READERS[source.reader].suffixes)
+
+
+def _local_files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
+    files = [f for p in source.paths if not p.startswith(HUB) for f in _local(source, p, roots)]
+    # By digest, as the identity has it: renaming a file must not move its rows.
+    return list(dict(sorted((file_digest(f), f) for f in files)).values())
+
+
+def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
+    hub = [download(hub_file(p, source.revision)) for p in source.paths if p.startswith(HUB)]
+    return _local_files(source, roots) + hub
