@@ -230,24 +230,12 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
             raise SpecError(Problem(missing, "no such config", f"groups: {', '.join(GROUPS)}")) from error
         if isinstance(error, HydraException | OmegaConfBaseException):
             first, *rest = str(error).strip().splitlines()
-            reason = next((line.strip() for line in rest if line.strip() and "full_key" not in line), "")
-            where = next((o for o in self._overrides if o.partition("=")[0] in first), "") or _unreadable(self._overrides)
+            reason = next((line.strip() for line in rest if line.strip() and not line.startswith(("    full_key", "See "))), "")
+            named = (o for o in self._overrides if o.partition("=")[0] in first)
+            where = str(getattr(error, "override", "") or next(named, "command line"))
             if "Could not override" in first:
                 reason = "no such field; put + before it to add one (stages and data take new names that way)"
             raise SpecError(Problem(where, first.rstrip("."), reason)) from error
-
-
-def _unreadable(overrides: Sequence[str]) -> str:
-    """The override that Hydra's grammar refuses, where it is one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    for override in overrides:
-        try:
-            OverridesParser.create().parse_override(override)
-        except OverrideParseException:
-            return override
-    return "command line"
 
 
 def multirun(overrides: Sequence[str], task: Callable[[dict[str, Any], Sequence[str]], Any]) -> None:
@@ -265,7 +253,11 @@ def multirun(overrides: Sequence[str], task: Callable[[dict[str, Any], Sequence[
         return task(to_plain(config), list(HydraConfig.get().overrides.task))
 
     quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.sweep.dir=runs/multirun"]
-    sys.argv = [sys.argv[0], *[o for o in quiet if o.partition("=")[0] not in " ".join(overrides)], *overrides]
+    flags = [o for o in overrides if o.startswith("-")]
+    fields = [o for o in overrides if not o.startswith("-")]
+    quiet = [o for o in quiet if not any(f.startswith(o.partition("=")[0]) for f in fields)]
+    # Flags first: Hydra's parser takes one unbroken list of overrides.
+    sys.argv = [sys.argv[0], *flags, *quiet, *fields]
     logging.getLogger("hydra").setLevel(logging.WARNING)
     with _hydra_errors(overrides, library):
         hydra.main(config_path=None, config_name=ROOT_CONFIG, version_base="1.3")(run)()

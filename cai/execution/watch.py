@@ -92,5 +92,5 @@ class Recorded:
 
     def note(self, event: str, **fields: Any) -> None:
         """Write an event to the log and tell the watcher."""
-        self._log.write(event, self._step.name, **fields)
+        self._log.write(event, self._step.name, data=fields)
         self._inner.note(event, **fields)
