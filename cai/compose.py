@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.library import GROUPS, Library
+from cai.library import FIELDS, GROUPS, Library
 from cai.yaml_lines import load as load_yaml
 
 ROOT_CONFIG = "cai"
@@ -86,8 +86,15 @@ class GroupSource(ConfigSource):
         return self._result(data, "_global_" if group == "experiment" else group)
 
     def _result(self, data: dict[str, Any], package: str) -> ConfigResult:
+        config = OmegaConf.create(data)
+        for node in config.values() if package == "_global_" else ():
+            if OmegaConf.is_dict(node):
+                # Fields that the file leaves at their defaults can be overridden too; the typed schema finds typos.
+                OmegaConf.set_struct(node, False)
+        if package != "_global_":
+            OmegaConf.set_struct(config, False)
         return ConfigResult(
-            config=OmegaConf.create(data),
+            config=config,
             path=f"{SCHEME}://{self.path}",
             provider=self.provider,
             header={"package": package},
@@ -151,7 +158,7 @@ class Composed:
         """``experiments/x.yaml:12: stages.sft.epochs`` for a field; the command line where it was overridden."""
         for override in self.overrides:
             name = override.lstrip("+~").partition("=")[0]
-            if name and (path == name or path.startswith((f"{name}.", f"{name}["))):
+            if name and (path == name or path.startswith((f"{name}.", f"{name}[")) or name.startswith(f"{path}.")):
                 return f"command line: {path}"
         tried = path
         while True:
@@ -234,7 +241,8 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
             named = (o for o in self._overrides if o.partition("=")[0] in first)
             where = str(getattr(error, "override", "") or next(named, "command line"))
             if "Could not override" in first:
-                reason = "no such field; put + before it to add one (stages and data take new names that way)"
+                field = where.lstrip("+~").partition("=")[0].partition(".")[0]
+                first, reason = f"no field '{field}'", did_you_mean(field, FIELDS)
             raise SpecError(Problem(where, first.rstrip("."), reason)) from error
 
 

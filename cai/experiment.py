@@ -16,6 +16,7 @@ from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.engines.base import Settings
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.library import FIELDS
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
 
@@ -48,7 +49,6 @@ class Experiment:
     raw: Mapping[str, Any]
 
 
-FIELDS = ("name", "description", "seed", "engine", "constitution", "template", "models", "data", "stages")
 Where = Callable[[str], str]
 
 

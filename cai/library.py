@@ -15,6 +15,9 @@ from cai.errors import Problem, SpecError, did_you_mean
 GROUPS = {"experiment": "experiments", "constitution": "constitutions", "template": "prompt_templates"}
 """Hydra group -> folder."""
 
+FIELDS = ("name", "description", "seed", "engine", "constitution", "template", "models", "data", "stages")
+"""What an experiment has, at its top."""
+
 SUFFIXES = {"experiments": (".yaml",), "constitutions": (".yaml",), "prompt_templates": (".jinja", ".yaml")}
 
 

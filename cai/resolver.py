@@ -41,6 +41,7 @@ class _Work:
     template: tuple[str, str] | None = None
     engine_identity: Mapping[str, Any] = field(default_factory=dict)
     parts: dict[str, SpecParts] = field(default_factory=dict)
+    linted: set[tuple[str, str]] = field(default_factory=set)
 
     def wrong(self, path: str, what: str, hint: str = "") -> None:
         self.problems.append(Problem(self.where(path), what, hint))
@@ -60,12 +61,14 @@ def resolve(experiment: Experiment, library: Library | None = None, where: Where
     settings = kind.settings.model_validate({k: v for k, v in experiment.engine.items() if k != "kind"})
     described = dict(kind.describe(settings))
     work.engine_identity = {"kind": experiment.engine["kind"], **kind.identity(settings)}
-    _load_texts(work)
+    texts = load_texts(experiment.constitution, experiment.template, work.library, where)
+    work.constitution, work.template = texts.constitution, texts.template
+    work.problems += texts.problems
     work.parts = {name: take_apart(spec) for name, spec in experiment.stages.items()}
     for name in _order(work):
         _stage_step(work, name, experiment.stages[name])
     if work.problems:
-        raise PlanError(work.problems)
+        raise PlanError(dict.fromkeys(work.problems))
     return Plan(
         experiment=experiment.name,
         seed=experiment.seed,
@@ -91,29 +94,43 @@ def _outputs(work: _Work) -> dict[str, str]:
     return found
 
 
-def _load_texts(work: _Work) -> None:
-    experiment = work.experiment
-    if experiment.constitution is not None:
-        origin = work.where("constitution")
+@dataclass(frozen=True)
+class Texts:
+    """The constitution and the chat template of an experiment, and what is wrong with them."""
 
-        def find(name: str) -> Mapping[str, Any]:
-            path = work.library.find("constitutions", name, f"{origin}.extends")
-            return load_mapping(path, work.library.shown(path))
+    constitution: Constitution | None
+    template: tuple[str, str] | None
+    problems: tuple[Problem, ...]
 
+
+def load_texts(
+    constitution: Mapping[str, Any] | None, template: str, library: Library, where: Where = str
+) -> Texts:
+    """Resolve the constitution and read the chat template; problems are gathered, not raised."""
+    resolved: Constitution | None = None
+    read: tuple[str, str] | None = None
+    problems: list[Problem] = []
+
+    def find(name: str) -> Mapping[str, Any]:
+        path = library.find("constitutions", name, f"{where('constitution')}.extends")
+        return load_mapping(path, library.shown(path))
+
+    if constitution is not None:
         try:
-            work.constitution = resolve_constitution(
-                experiment.constitution, find, "constitution", lambda f: work.where(f"constitution.{f}")
+            resolved = resolve_constitution(
+                constitution, find, "constitution", lambda f: where(f"constitution.{f}" if f else "constitution")
             )
         except SpecError as error:
-            work.gather(error)
-    if experiment.template:
+            problems += error.problems
+    if template:
         try:
-            path = work.library.find("prompt_templates", experiment.template, work.where("template"))
+            path = library.find("prompt_templates", template, where("template"))
             text = path.read_text(encoding="utf-8")
-            ChatTemplate.from_text(experiment.template, text, work.library.shown(path))
-            work.template = (experiment.template, text)
+            ChatTemplate.from_text(template, text, library.shown(path))
+            read = (template, text)
         except SpecError as error:
-            work.gather(error)
+            problems += error.problems
+    return Texts(resolved, read, tuple(problems))
 
 
 def _order(work: _Work) -> list[str]:
@@ -213,7 +230,7 @@ def _path_digest(path: Path) -> str:
 
 
 def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | None:
-    roots = (Path.cwd(), *work.library.roots)
+    roots = tuple(dict.fromkeys((Path.cwd(), *work.library.roots)))
     try:
         identity = source_identity(source, roots)
         rows = data_estimate(source, part, roots)
@@ -304,10 +321,10 @@ def _add_constitution(
             work.wrong(path, "needs a constitution", "give `constitution=NAME`")
         return
     for finding in lint(work.constitution, tuple(f for f in spec.PRINCIPLE_FIELDS if f in TEXTS)):
-        if finding.level == "error":
-            problem = Problem(work.where(finding.where), f"{finding.what} ('{path}' needs it)", finding.next)
-            if problem not in work.problems:
-                work.problems.append(problem)
+        if finding.level == "error" and (finding.where, finding.what) not in work.linted:
+            work.linted.add((finding.where, finding.what))
+            what = f"{finding.what} ('{path}' reads it)"
+            work.problems.append(Problem(work.where(f"constitution: {finding.where}"), what, finding.next))
     resources["constitution"] = work.constitution.to_json()
     ingredients["constitution"] = {"principles": work.constitution.identity(spec.PRINCIPLE_FIELDS)}
 

@@ -12,7 +12,7 @@ from cai.errors import CaiError, SpecError
 from cai.experiment import parse
 from cai.library import Library
 from cai.plan import Plan
-from cai.resolver import resolve
+from cai.resolver import load_texts, resolve
 
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
@@ -22,8 +22,19 @@ def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Pl
 
 
 def plan_of(composed: Composed, library: Library) -> Plan:
-    """Composed data -> plan."""
-    return resolve(parse(composed.data, composed.where), library, composed.where)
+    """Composed data -> plan; problems of the fields and of the texts are told together."""
+    try:
+        experiment = parse(composed.data, composed.where)
+    except SpecError as error:
+        constitution, template = composed.data.get("constitution"), composed.data.get("template")
+        texts = load_texts(
+            constitution if isinstance(constitution, dict) else None,
+            str(template.get("name", "")) if isinstance(template, dict) else "",
+            library,
+            composed.where,
+        )
+        raise SpecError([*error.problems, *texts.problems]) from None
+    return resolve(experiment, library, composed.where)
 
 
 def plan_verb(args: Sequence[str]) -> int:

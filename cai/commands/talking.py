@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cai.chatting import CHAT_SAMPLING, Speaker, ask, chat
+from cai.chatting import CHAT_SAMPLING, Speaker, ask, chat, estimate_tokens
 from cai.clients.base import Sampling
 from cai.commands.common import Options, find_run, options, read_plan
 from cai.errors import Problem, SpecError, did_you_mean
@@ -20,8 +20,6 @@ def _model_options(verb: str, description: str) -> Options:
     parser = options(verb, description)
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     parser.add_argument("--step", help="a step that makes a model; by default the run's last one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--system", default="", help="a system message")
     parser.add_argument("--max-tokens", type=int, default=CHAT_SAMPLING.max_tokens)
     parser.add_argument("--temperature", type=float, default=CHAT_SAMPLING.temperature)
     return parser
@@ -30,6 +28,8 @@ def _model_options(verb: str, description: str) -> Options:
 def chat_verb(args: Sequence[str]) -> int:
     """Talk, or answer ``--message``."""
     parser = _model_options("chat", "Talk to the finished model.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", default="", help="a system message")
     parser.add_argument("--message", action="append", default=[], help="answer this and leave; can be given again")
     parser.add_argument("--compare", action="store_true", help="show the base model's answers beside")
     parsed = parser.parse_args(list(args))
@@ -64,7 +64,7 @@ def serve_verb(args: Sequence[str]) -> int:
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
     plan = read_plan(find_run(parsed.run) / "plan.json")
-    with _speaker(plan, _model_step(plan, parsed.step), sampling, parsed.seed) as speaker:
+    with _speaker(plan, _model_step(plan, parsed.step), sampling, seed=0) as speaker:
         app = make_app(replace(speaker, name=plan.experiment), api_key=key)
         serve(app, parsed.host, parsed.port)
     return 0
@@ -112,9 +112,21 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[
     print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)
     client = make_engine(plan.engine).client(stored.path)
     try:
-        yield Speaker(client, template, step.name, sampling, seed, _context(stored.path))
+        count = _token_counter(stored.path)
+        yield Speaker(client, template, step.name, sampling, seed, _context(stored.path), count)
     finally:
         client.close()
+
+
+def _token_counter(model: Path) -> Callable[[str], int]:
+    """Counts tokens with the model's own tokenizer; a rough count where it has no ``tokenizer.json``."""
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        return estimate_tokens
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _context(model: Path) -> int | None:
