@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
+from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -28,6 +29,9 @@ from cai.yaml_lines import load as load_yaml
 ROOT_CONFIG = "cai"
 DEFAULT_EXPERIMENT = "quickstart"
 SCHEME = "cai"
+
+_BARE = [f"~hydra/{part}" for part in ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_logging", "env")]
+"""Hydra's own settings, which composing alone does not need."""
 
 _library: list[Library] = []
 _loaded: list[tuple[str, str, dict[str, int]]] = []
@@ -182,7 +186,8 @@ def compose(overrides: Sequence[str], library: Library | None = None) -> Compose
         SpecError: for an unknown group member, a bad override, or YAML that cannot be read.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
 
     library = library or Library.here()
@@ -191,8 +196,11 @@ def compose(overrides: Sequence[str], library: Library | None = None) -> Compose
     _register()
     GlobalHydra.instance().clear()
     try:
-        with _hydra_errors(overrides, library), initialize(config_path=None, version_base="1.3"):
-            config = hydra_compose(ROOT_CONFIG, overrides=list(overrides))
+        with _hydra_errors(overrides, library):
+            # What hydra.initialize() does, without its search through the call stack for a config folder.
+            version.setbase("1.3")
+            Hydra.create_main_hydra2("cai", create_config_search_path(None))
+            config = hydra_compose(ROOT_CONFIG, overrides=[*_BARE, *overrides])
             data = to_plain(config)
     finally:
         _library.pop()

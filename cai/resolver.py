@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.chat import ChatTemplate, PromptTemplate
 from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
-from cai.data.source import DataSource, data_estimate, part_makes, source_identity
+from cai.data.source import DataSource, part_counts, part_makes, source_identity
 from cai.engines import ENGINES
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment import Experiment, ModelSpec
@@ -41,6 +41,7 @@ class _Work:
     template: tuple[str, str] | None = None
     engine_identity: Mapping[str, Any] = field(default_factory=dict)
     parts: dict[str, SpecParts] = field(default_factory=dict)
+    sources: dict[str, tuple[dict[str, Any], dict[str, int | None]]] = field(default_factory=dict)
     linted: set[tuple[str, str]] = field(default_factory=set)
 
     def wrong(self, path: str, what: str, hint: str = "") -> None:
@@ -232,8 +233,9 @@ def _path_digest(path: Path) -> str:
 def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | None:
     roots = tuple(dict.fromkeys((Path.cwd(), *work.library.roots)))
     try:
-        identity = source_identity(source, roots)
-        rows = data_estimate(source, part, roots)
+        if name not in work.sources:
+            work.sources[name] = (source_identity(source, roots), part_counts(source, roots))
+        identity, counts = work.sources[name]
     except SpecError as error:
         work.problems += [Problem(work.where(f"data.{name}"), p.what, p.next) for p in error.problems]
         return None
@@ -241,7 +243,7 @@ def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | N
         {"kind": "read", "source": source.model_dump(), "part": part, "identity": identity}
     )
     step = name if len(source.splits) == 1 else f"{name}.{part}"
-    work.rows[step] = rows
+    rows = work.rows[step] = counts[part]
     ingredients = {"data": identity, "part": part}
     _add(work, step, spec, ingredients, {}, {}, Estimate(rows), part_makes(source))
     return step

@@ -73,7 +73,7 @@ def test_where_names_file_line_or_the_command_line(project):
     [
         (["experiment=smal"], ["experiments/", "did you mean 'small'"]),
         (["experiment=small", "constitution=generl"], ["constitutions/", "did you mean 'general'"]),
-        (["experiment=small", "stages.respond.modle=x"], ["stages.respond.modle"]),
+        (["experiment=small", "sed=3"], ["sed=3", "did you mean 'seed'"]),
         (["experiment=small", "seed=["], ["seed=["]),
         (["experiment=small", "name=${nothing.here}"], ["nothing.here"]),
     ],

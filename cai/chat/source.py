@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
@@ -93,18 +93,28 @@ class Body:
     """
 
     def __init__(self, text: str, where: str) -> None:
-        self.where, self._size = where, len(text)
+        self.where, self._text, self._size = where, text, len(text)
         if len(text) > MAX_SOURCE:
             raise SpecError(Problem(where, f"template of {len(text):,} characters; at most {MAX_SOURCE:,}"))
         try:
             self._template = _compile(text)
-            tree = Parser(SANDBOX, text).parse()  # as the author wrote it, without the sandbox's meters
         except jinja2.TemplateSyntaxError as error:
             raise SpecError(Problem(f"{where}:{error.lineno}", error.message or "not Jinja")) from error
         except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError, jinja2.TemplateError) as error:
             raise SpecError(Problem(where, f"cannot be compiled ({error})")) from error
-        self.variables = _variables(tree)
-        self.alters = _alters(tree)
+
+    @cached_property
+    def variables(self) -> Variables:
+        """The names that the body reads; found when first asked for, which planning never does."""
+        return _variables(self._tree())
+
+    @cached_property
+    def alters(self) -> bool:
+        """Whether the body may cut, join or change texts."""
+        return _alters(self._tree())
+
+    def _tree(self) -> nodes.Template:
+        return Parser(SANDBOX, self._text).parse()  # as the author wrote it, without the sandbox's meters
 
     def render(self, values: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where ``generation`` blocks lie in it (start, end).
@@ -143,6 +153,7 @@ class Body:
 
 
 _FILENAME = "<cai template>"
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @lru_cache(maxsize=256)
@@ -190,7 +201,7 @@ def read_header(text: str, where: str) -> Header:
         raise SpecError(Problem(f"{where}:1", "no front matter", "open the file with {#--- and YAML, closed by ---#}"))
     offset = text[: match.start(1)].count("\n")
     try:
-        raw = yaml.safe_load(match.group(1))
+        raw = yaml.load(match.group(1), Loader=_Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = offset + (mark.line + 1 if mark is not None else 1)

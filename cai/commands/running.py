@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def carry_out(plan: Plan, runs: Path = RUNS) -> int:
     from cai.executor import default_store, run
     from cai.summary import print_summary
 
+    gc.enable()
     previous = previous_plan(runs, plan.experiment)
     folder = new_run_folder(runs, plan.experiment)
     with ConsoleWatcher() as watcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,7 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[
     from cai.engines import make_engine
     from cai.executor import default_store
 
+    gc.enable()
     stored = default_store().find(step.kind, step.key)
     if stored is None:
         again = f"run `python -m cai experiment={plan.experiment}` first"

@@ -3,9 +3,10 @@
 ``load_constitution(path)`` reads one; ``resolve_constitution(raw, find)`` is the same without touching the disk.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from cai.constitution.lint import Finding, Level, lint
 from cai.constitution.model import TEXTS, Constitution, Principle
-from cai.constitution.readers import dump_yaml, import_files, read_few_shots
 from cai.constitution.resolve import (
     SCHEMA_PATH,
     ConstitutionFile,
@@ -13,7 +14,10 @@ from cai.constitution.resolve import (
     load_constitution,
     resolve_constitution,
 )
-from cai.constitution.shapes import READERS
+
+if TYPE_CHECKING:
+    from cai.constitution.readers import dump_yaml, import_files, read_few_shots
+    from cai.constitution.shapes import READERS
 
 __all__ = [
     "READERS",
@@ -32,3 +36,16 @@ __all__ = [
     "read_few_shots",
     "resolve_constitution",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The readers of published formats, loaded when they are first asked for: planning never needs them."""
+    if name == "READERS":
+        from cai.constitution.shapes import READERS
+
+        return READERS
+    if name in ("dump_yaml", "import_files", "read_few_shots"):
+        from cai.constitution import readers
+
+        return getattr(readers, name)
+    raise AttributeError(name)

@@ -126,25 +126,27 @@ def part_rows(
     tally.update(counts[-1])
 
 
-def data_estimate(source: DataSource, part: str, roots: Sequence[Path] = ()) -> int | None:
-    """Rows expected in a part: exact for small local files, lines times share for larger ones, else None.
+def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int | None]:
+    """Rows expected in every part: exact for small local files, lines times share for larger ones, else None.
 
     Raises:
         SpecError: when a path is missing or a part would get no topic.
     """
-    share = source.splits[part] / sum(source.splits.values())
+    unknown: dict[str, int | None] = dict.fromkeys(source.splits)
     if any(p.startswith(HUB) for p in source.paths):
-        return None
+        return unknown
     files = _local_files(source, roots)
     if sum(f.stat().st_size for f in files) <= _SMALL:
-        return sum(1 for _ in part_rows(source, part, roots=roots))
-    total = 0
-    for file in files:
-        count = count_rows(file)
-        if count is None:
-            return None
-        total += count
-    return round(min(total, source.limit or total) * share)
+        reader, makes = READERS[source.reader], part_makes(source)
+        rows = list(reader.read(files, makes, source.options, Counter()))
+        settings = (source.splits, source.split_by, source.split_seed, source.limit)
+        return {part: sum(1 for _ in split_rows(lambda: iter(rows), part, *settings)) for part in source.splits}
+    counts = [count_rows(file) for file in files]
+    if any(count is None for count in counts):
+        return unknown
+    total = sum(count for count in counts if count is not None)
+    shares = sum(source.splits.values())
+    return {part: round(min(total, source.limit or total) * share / shares) for part, share in source.splits.items()}
 
 
 def count_rows(path: Path) -> int | None:

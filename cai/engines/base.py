@@ -21,7 +21,7 @@ from cai.identity import RUNTIME
 class Settings(BaseModel):
     """Base of every typed setting: unknown keys fail, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Precision(str, Enum):
