@@ -1,0 +1,1 @@
+"""The embedded engine: torch, transformers and openvino-genai on this machine."""

@@ -1,0 +1,54 @@
+"""Checkpoints of training: one file, replaced whole, so that a kill at any moment leaves the last one intact."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cai.engines.base import Settings
+from cai.identity import RUNTIME, key_of
+
+
+def fingerprint(settings: Settings, seed: int, examples: Sequence[object], *more: str) -> str:
+    """What a checkpoint belongs to: the settings that decide results, the seed, and every training example."""
+    fields = type(settings).model_fields
+    runtime = {name for name, field in fields.items() if RUNTIME in field.metadata}
+    plain = settings.model_dump(mode="json", exclude=runtime)
+    return key_of({"settings": plain, "seed": seed, "examples": [repr(x) for x in examples], "more": list(more)})
+
+
+def save(path: Path, belongs: str, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: a temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save({"belongs": belongs, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, belongs: str) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, None when there is none or it belongs to other settings or data."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state if state.pop("belongs", None) == belongs else None
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON object a line, the file replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,201 @@
+"""The embedded engine: fetches, serves and trains models in this process, on the CPU or one GPU.
+
+Everything heavy is imported when it is first needed; opening the engine costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai.clients.base import Client, Completion, Request, Score, ScoreRequest
+from cai.engines.base import (
+    ModelSource,
+    PairText,
+    Progress,
+    PromptText,
+    RewardScorer,
+    RewardSettings,
+    RlSettings,
+    SftSettings,
+    Trained,
+    TrainText,
+)
+from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, choose, installed
+
+
+class _Generates(Protocol):
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]: ...
+
+    def close(self) -> None: ...
+
+
+class _Scores(Protocol):
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]: ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddedClient:
+    """One model in this process: a generator and a scorer, each loaded when it is first asked.
+
+    ``generate(requests)`` and ``score(requests)`` are pure functions of the model, the settings and the list: the
+    same list gives the same results in any process, whatever was asked before.
+    """
+
+    def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
+        self._model, self._settings = model, settings
+        self._chosen: Chosen = choose(settings)
+        self._generator: _Generates | None = None
+        self._scorer: _Scores | None = None
+
+    @property
+    def name(self) -> str:
+        """The generator, its version and precision: ``openvino-genai 2026.4.1 float32``."""
+        package = "openvino-genai" if self._chosen.generator is Generator.OPENVINO else "transformers"
+        return f"{package} {installed(package)} {self._chosen.precision.value}"
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Complete every request; each draw depends on its request's seed."""
+        if not requests:
+            return
+        if self._generator is None:
+            self._generator = self._open_generator()
+        yield from self._generator.generate(requests)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-likelihoods of continuations in float32."""
+        if not requests:
+            return
+        if self._scorer is None:
+            from cai.engines.embedded.scoring import TorchScorer
+
+            self._scorer = TorchScorer(self._model, self._settings)
+        yield from self._scorer.score(requests)
+
+    def close(self) -> None:
+        """Release both models' memory; a later call loads them again."""
+        for part in (self._generator, self._scorer):
+            if part is not None:
+                part.close()
+        self._generator = self._scorer = None
+
+    def _open_generator(self) -> _Generates:
+        if self._chosen.generator is Generator.OPENVINO:
+            from cai.engines.embedded.openvino_client import OpenVinoGenerator
+
+            return OpenVinoGenerator(self._model, self._settings)
+        from cai.engines.embedded.torch_client import TorchGenerator
+
+        return TorchGenerator(self._model, self._settings)
+
+
+class EmbeddedEngine:
+    """Torch, transformers and openvino-genai on this machine (see ``cai.engines.base.Engine``)."""
+
+    def __init__(self, settings: EmbeddedSettings | None = None) -> None:
+        self.settings = settings or EmbeddedSettings()
+
+    @property
+    def _chosen(self) -> Chosen:
+        return choose(self.settings)
+
+    def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
+        """Bring a model into ``dest`` as a Hugging Face folder; returns what it is."""
+        from cai.engines.embedded.sources import fetch
+
+        return fetch(source, dest, progress)
+
+    def client(self, model: Path) -> Client:
+        """Serve a model in this process."""
+        return EmbeddedClient(model, self.settings)
+
+    def sft(
+        self,
+        model: Path,
+        train: Sequence[TrainText],
+        val: Sequence[TrainText],
+        settings: SftSettings,
+        seed: int,
+        dest: Path,
+        work: Path,
+        progress: Progress,
+    ) -> Trained:
+        """Fine-tune ``model`` and write the result to ``dest``."""
+        from cai.engines.embedded.sft import train_sft
+
+        return train_sft(
+            model=model,
+            train=train,
+            val=val,
+            settings=settings,
+            seed=seed,
+            dest=dest,
+            work=work,
+            progress=progress,
+            device=self._chosen.device.value,
+            threads=self.settings.threads,
+        )
+
+    def reward(
+        self,
+        model: Path,
+        train: Sequence[PairText],
+        val: Sequence[PairText],
+        settings: RewardSettings,
+        seed: int,
+        dest: Path,
+        work: Path,
+        progress: Progress,
+    ) -> Trained:
+        """Train a reward model from ``model`` and write it to ``dest``."""
+        from cai.engines.embedded.reward import train_reward
+
+        return train_reward(
+            model=model,
+            train=train,
+            val=val,
+            settings=settings,
+            seed=seed,
+            dest=dest,
+            work=work,
+            progress=progress,
+            device=self._chosen.device.value,
+            threads=self.settings.threads,
+        )
+
+    def reward_scorer(self, model: Path) -> RewardScorer:
+        """Open a finished reward model."""
+        from cai.engines.embedded.reward import EmbeddedRewardScorer
+
+        return EmbeddedRewardScorer(model, device=self._chosen.device.value, threads=self.settings.threads)
+
+    def rl(
+        self,
+        policy: Path,
+        reward: Path,
+        prompts: Sequence[PromptText],
+        stop: tuple[str, ...],
+        settings: RlSettings,
+        seed: int,
+        dest: Path,
+        work: Path,
+        progress: Progress,
+    ) -> Trained:
+        """Improve ``policy`` by PPO against ``reward`` and write the result to ``dest``."""
+        from cai.engines.embedded.ppo import train_ppo
+
+        return train_ppo(
+            policy=policy,
+            reward=reward,
+            prompts=prompts,
+            stop=stop,
+            settings=settings,
+            seed=seed,
+            dest=dest,
+            work=work,
+            progress=progress,
+            device=self._chosen.device.value,
+            threads=self.settings.threads,
+        )

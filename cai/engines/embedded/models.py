@@ -1,0 +1,135 @@
+"""Model folders on disk: where caches live, how a folder becomes a torch model and a tokenizer, and what it weighs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cai.errors import PrerequisiteError
+from cai.identity import file_digest
+
+# What makes a folder a model: weights, configuration, tokenizer. Pickled weights (*.bin, *.pt) can run code: refused.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of ``MODEL_FILES`` that are in the folder, sorted by name, each once."""
+    return sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def folder_digest(folder: Path, pattern: str = "*") -> str:
+    """SHA-256 over the names and digests of the folder's model files that match ``pattern``; 64 hexadecimal digits."""
+    lines = [f"{file_digest(path)}  {path.name}\n" for path in model_files(folder) if path.match(pattern)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_folder(folder: Path, source: str) -> None:
+    """Make sure that a folder holds a model that can be loaded without running foreign code.
+
+    Raises:
+        PrerequisiteError: naming what is missing.
+    """
+    if not folder.is_dir():
+        raise PrerequisiteError(f"{source}: {folder} is no folder; name a Hugging Face model folder")
+    names = {path.name for path in model_files(folder)}
+    missing = [what for what in ("config.json",) if what not in names]
+    missing += [] if any(n.endswith(".safetensors") for n in names) else ["*.safetensors"]
+    missing += [] if names & {"tokenizer.json", "tokenizer.model", "vocab.json"} else ["tokenizer.json"]
+    if missing:
+        raise PrerequisiteError(
+            f"{source}: {folder} has no {', '.join(missing)}; save the model with save_pretrained(safe_serialization)"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off the terminal; errors still show."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's fast tokenizer, with a padding token (the end token where it has none of its own)."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Any:
+    """The folder's causal language model in evaluation mode, attention by scaled_dot_product_attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+        )
+    return model.to(device).eval()
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of rendered texts: control tokens are read as such, and nothing is added before or after."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, control tokens left out, spaces as they are."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer, from generation_config.json, config.json and the tokenizer."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        found += value if isinstance(value, list) else [value] if value is not None else []
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(token) for token in found))
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]], least: int = 16) -> int:
+    """How many tokens all prompts begin with, short of the shortest's last; 0 where fewer than ``least``."""
+    if len(prompts) < 2:
+        return 0
+    # Whatever the smallest and the largest in sorted order share, all between them share too.
+    ordered = sorted(list(prompt) for prompt in prompts)
+    low, high = ordered[0], ordered[-1]
+    limit = min(len(prompt) for prompt in prompts) - 1
+    count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), limit)
+    return min(count, limit) if min(count, limit) >= least else 0

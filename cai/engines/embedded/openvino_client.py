@@ -1,0 +1,154 @@
+"""Bulk generation on the CPU by openvino-genai: paged attention, continuous batching, bfloat16 where the CPU has it.
+
+Our tokenizer makes and reads the token ids; openvino-genai sees numbers only. A result is a function of its request
+alone. Draws come from the request's own seed; and a row's arithmetic does not depend on its neighbours as long as
+there is one, because only a lone row runs through another kernel (matrix by vector). So a companion row, whose text
+nobody reads, always runs along. Kept prefixes change nothing either: their keys and values are the same bits.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.clients.base import Completion, Request
+from cai.engines.embedded.gguf_export import cached_gguf
+from cai.engines.embedded.models import encode, end_tokens, load_tokenizer, shared_prefix
+from cai.engines.embedded.settings import EmbeddedSettings, GenerationPrecision, choose
+from cai.engines.embedded.stopping import completion, visible_stops
+from cai.errors import StepFailed
+
+# A companion runs for this many tokens, then another takes its place.
+_COMPANION_TOKENS = 1024
+# Prompt tokens computed in one step; bounds the memory of activations.
+_STEP_TOKENS = 1024
+# Keys and values are kept in blocks of 32 tokens; a shorter common beginning cannot be reused.
+_BLOCK = 32
+
+
+class OpenVinoGenerator:
+    """Completes requests with openvino-genai; at most ``generation_batch`` rows run side by side."""
+
+    def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
+        import openvino_genai
+
+        self._tokenizer = load_tokenizer(model)
+        self._ends = end_tokens(model, self._tokenizer)
+        self._kv_cache_gb = settings.kv_cache_gb
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = settings.kv_cache_gb
+        scheduler.max_num_seqs = settings.generation_batch + 1  # and the companion
+        scheduler.max_num_batched_tokens = _STEP_TOKENS
+        scheduler.enable_prefix_caching = True
+        exact = choose(settings).precision is GenerationPrecision.FLOAT32
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32" if exact else "bf16"}
+        properties["KV_CACHE_PRECISION"] = "f32" if exact else "f16"
+        if settings.threads:
+            properties["INFERENCE_NUM_THREADS"] = settings.threads
+        self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+            str(cached_gguf(model)), scheduler, "CPU", properties
+        )
+        self._number = 0
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Complete the requests, each yielded when it is done.
+
+        Raises:
+            ValueError: for an empty prompt.
+            StepFailed: for a prompt that does not fit the cache of keys and values.
+        """
+        prompts = encode(self._tokenizer, [request.prompt for request in requests])
+        if not all(prompts):
+            raise ValueError("a prompt has no tokens; render it with the chat template first")
+        self._keep_prefix(prompts)
+        yield from self._run([(r, p, self._config(r)) for r, p in zip(requests, prompts, strict=True)])
+
+    def close(self) -> None:
+        """Release the model's memory."""
+        self._pipeline = None
+        gc.collect()
+
+    def _keep_prefix(self, prompts: list[list[int]]) -> None:
+        """Compute what all prompts begin with once, before they start side by side and each computes it."""
+        shared = shared_prefix(prompts, _BLOCK)
+        if shared:
+            request = Request("prefix", "")
+            for _ in self._run([(request, prompts[0][:shared], self._plain(1))]):
+                pass
+
+    def _run(self, work: list[tuple[Request, list[int], Any]]) -> Iterator[Completion]:
+        companion = self._companion()
+        waiting = {i: self._add(ids, config) for i, (_, ids, config) in enumerate(work)}
+        try:
+            while waiting:
+                if not _runs(companion):
+                    companion = self._companion()
+                self._pipeline.step()
+                for i in [i for i, handle in waiting.items() if not _runs(handle)]:
+                    request, ids, _ = work[i]
+                    made = self._made(request, ids, waiting.pop(i))
+                    yield completion(self._tokenizer, self._ends, request, len(ids), made)
+        finally:
+            # Also when the caller leaves early: nothing of this list may run along with the next.
+            for handle in (companion, *waiting.values()):
+                handle.cancel()
+            while self._pipeline is not None and self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+
+    def _made(self, request: Request, ids: list[int], handle: Any) -> list[int]:
+        import openvino_genai
+
+        if handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+            raise StepFailed(
+                f"{request.id}: a prompt of {len(ids)} tokens and {request.sampling.max_tokens} more do not fit "
+                f"{self._kv_cache_gb} GiB of keys and values; raise engine.kv_cache_gb or shorten the prompt"
+            )
+        return [int(token) for token in handle.read_all()[0].generated_ids]
+
+    def _add(self, ids: list[int], config: Any) -> Any:
+        import numpy as np
+        import openvino
+
+        self._number += 1
+        return self._pipeline.add_request(self._number, openvino.Tensor(np.asarray([ids], dtype=np.int64)), config)
+
+    def _companion(self) -> Any:
+        config = self._plain(_COMPANION_TOKENS)
+        config.ignore_eos = True
+        return self._add([self._ends[0]] * 2, config)
+
+    def _plain(self, tokens: int) -> Any:
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        config.apply_chat_template = False
+        config.max_new_tokens = tokens
+        config.eos_token_id = self._ends[0]
+        return config
+
+    def _config(self, request: Request) -> Any:
+        sampling = request.sampling
+        config = self._plain(sampling.max_tokens)
+        config.min_new_tokens = sampling.min_tokens
+        config.stop_token_ids = set(self._ends)
+        config.repetition_penalty = sampling.repetition_penalty
+        stops = visible_stops(self._tokenizer, self._ends, sampling.stop)
+        if stops:
+            config.stop_strings = set(stops)
+            config.include_stop_str_in_output = True
+        if sampling.temperature > 0:
+            config.do_sample = True
+            config.rng_seed = request.seed
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            if sampling.top_k:
+                config.top_k = sampling.top_k
+        return config
+
+
+def _runs(handle: Any) -> bool:
+    import openvino_genai
+
+    return bool(handle.get_status() == openvino_genai.GenerationStatus.RUNNING)

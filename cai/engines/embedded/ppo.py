@@ -1,0 +1,329 @@
+"""Proximal policy optimisation with a KL penalty to the starting policy.
+
+Written here because no library does it at this size without a second model: the reference is the policy's own trunk
+with its adapters off, the value function a head on the policy's trunk (or a critic that starts from the reward model),
+and rollouts come from the very layers that learn. One iteration: sample, score, believe, learn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cai.engines import base
+from cai.engines.base import Progress, PromptText, RlSettings, Trained
+from cai.engines.embedded import checkpoints
+from cai.engines.embedded.advantages import (
+    distinct,
+    explained_variance,
+    generalised_advantages,
+    kl_estimates,
+    token_rewards,
+    whitened,
+)
+from cai.engines.embedded.batches import epoch_order
+from cai.engines.embedded.functions import without_gradient
+from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
+from cai.engines.embedded.optim import Optimizer
+from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
+from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
+from cai.engines.embedded.rollouts import Answer, Asked, Ends, sample
+from cai.engines.embedded.trunk import Trunk
+from cai.errors import Problem, SpecError, StepFailed
+from cai.identity import file_digest
+
+_SHOWN = 4
+
+Score = Callable[[Sequence[tuple[str, str]]], list[float]]
+
+
+def train_ppo(
+    policy: Path,
+    reward: Path,
+    prompts: Sequence[PromptText],
+    stop: tuple[str, ...],
+    settings: RlSettings,
+    seed: int,
+    dest: Path,
+    work: Path,
+    progress: Progress,
+    device: str = "cpu",
+    threads: int = 0,
+    score: Score | None = None,
+) -> Trained:
+    """Improve ``policy`` and write a Hugging Face folder with metrics.jsonl and samples.jsonl to ``dest``.
+
+    ``score`` replaces the reward model's scores (rewards of (prompt, answer) texts). KL is in nats per answer. With
+    ``kl_limit`` each iterate is measured on fresh rollouts, the last one too; the first beyond the limit is
+    discarded and the one before it is the result.
+
+    Raises:
+        SpecError: when a separate critic reads other tokens than the policy.
+        StepFailed: when no prompt is short enough, or the gradient stops being finite.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    scorer = None if score is not None else EmbeddedRewardScorer(reward, device, threads, settings.precision)
+    try:
+        run = _Run(policy, reward, prompts, stop, settings, seed, device, score or scorer.score)  # type: ignore[union-attr]
+        return run.to_end(dest, work, progress)
+    finally:
+        if scorer is not None:
+            scorer.close()
+
+
+class _Run:
+    """Everything that lives through the iterations."""
+
+    def __init__(
+        self,
+        policy: Path,
+        reward: Path,
+        prompts: Sequence[PromptText],
+        stop: tuple[str, ...],
+        settings: RlSettings,
+        seed: int,
+        device: str,
+        score: Score,
+    ) -> None:
+        self.settings, self.seed, self.device, self.score = settings, seed, device, score
+        self.policy = _trainable(policy, settings, seed, device)
+        self.reference = self.policy if settings.lora is not None else Trunk(policy, settings.precision, device)
+        self.tokenizer = load_tokenizer(policy)
+        self.ends = Ends(self.tokenizer, end_tokens(policy, self.tokenizer), stop)
+        self.critic = _critic(policy, reward, settings, seed, device, self.policy.hidden)
+        limit = min(settings.max_prompt_tokens, self.policy.longest - settings.max_tokens)
+        ids = encode(self.tokenizer, [p.prompt for p in prompts])
+        self.prompts = [(p, tuple(i)) for p, i in zip(prompts, ids, strict=True) if 0 < len(i) <= limit]
+        self.dropped = {"prompt too long": len(prompts) - len(self.prompts)} if len(self.prompts) < len(prompts) else {}
+        if not self.prompts:
+            raise StepFailed(f"rl: none of {len(prompts)} prompts has at most {limit} tokens; raise max_prompt_tokens")
+        self.optimizer = Optimizer(
+            [
+                (self.policy.parameters(), settings.learning_rate),
+                (self.critic.parameters(), settings.critic_learning_rate),
+            ],
+            weight_decay=0.0,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        self.belongs = checkpoints.fingerprint(settings, seed, prompts, *stop, str(self.policy.dtype))
+        self.rows: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.scale: tuple[float, float] | None = None
+        self.safe: dict[str, Tensor] = {}
+        self.stopped = False
+
+    def to_end(self, dest: Path, work: Path, progress: Progress) -> Trained:
+        """Run the iterations that are left, then write the result."""
+        path, settings = work / "checkpoint.pt", self.settings
+        start = self._restore(path)
+        progress.expect(rows=settings.iterations * settings.rollouts)
+        progress.advance(rows=start * settings.rollouts, tokens=int(sum(r["tokens"] for r in self.rows)))
+        if start:
+            progress.note("rl.resumed", iteration=start)
+        # With a limit on the KL the last iterate is measured as well, on rollouts that train nothing.
+        measured = settings.iterations + (1 if settings.kl_limit is not None else 0)
+        for iteration in range(start, measured):
+            if self.stopped:
+                break
+            self._iterate(iteration, training=iteration < settings.iterations)
+            progress.note("rl.iteration", iterations=settings.iterations, **self.rows[-1])
+            if iteration < settings.iterations:
+                progress.advance(rows=settings.rollouts, tokens=self.rows[-1]["tokens"])
+            if self.stopped or iteration + 1 == measured or (iteration + 1) % settings.checkpoint_every == 0:
+                checkpoints.save(path, self.belongs, self._state(iteration + 1))
+                self._tell(dest)
+        self._tell(dest)
+        self.policy.save(dest)
+        return Trained(self._metrics(), dict(self.dropped))
+
+    def _restore(self, path: Path) -> int:
+        state = checkpoints.load(path, self.belongs)
+        if state is not None:
+            self.optimizer.restore(state["optimizer"])
+            self.rows, self.samples, self.scale = state["rows"], state["samples"], state["scale"]
+            self.safe, self.stopped = state["safe"], state["stopped"]
+        self._refresh()
+        return 0 if state is None else int(state["iteration"])
+
+    def _state(self, iteration: int) -> dict[str, Any]:
+        return {
+            "iteration": iteration,
+            "optimizer": self.optimizer.state(),
+            "rows": self.rows,
+            "samples": self.samples,
+            "scale": self.scale,
+            "safe": self.safe,
+            "stopped": self.stopped,
+        }
+
+    def _refresh(self) -> None:
+        self.policy.refresh()
+        if self.critic.trunk is not None:
+            self.critic.trunk.refresh()
+
+    def _tell(self, dest: Path) -> None:
+        checkpoints.write_rows(dest / "metrics.jsonl", self.rows)
+        checkpoints.write_rows(dest / "samples.jsonl", self.samples)
+
+    def _drawn(self, iteration: int) -> list[tuple[PromptText, Asked]]:
+        """The prompts of an iteration: without replacement, in each cycle through all of them in another order."""
+        found: list[tuple[PromptText, Asked]] = []
+        ids = [p.id for p, _ in self.prompts]
+        orders: dict[int, list[int]] = {}
+        for place in range(iteration * self.settings.rollouts, (iteration + 1) * self.settings.rollouts):
+            cycle, at = divmod(place, len(ids))
+            order = orders.setdefault(cycle, epoch_order(ids, self.seed, f"cycle {cycle}"))
+            prompt, tokens = self.prompts[order[at]]
+            found.append((prompt, Asked(f"{prompt.id} {cycle}", tokens)))
+        return found
+
+    def _iterate(self, iteration: int, training: bool) -> None:
+        settings = self.settings
+        began = time.perf_counter()
+        drawn = self._drawn(iteration)
+        asked = [a for _, a in drawn]
+        answers = sample(
+            self.policy, asked, self.ends, settings.max_tokens, settings.temperature, self.seed, f"rollout {iteration}"
+        )
+        sampled = time.perf_counter()
+        texts = [self.tokenizer.decode(a.ids, skip_special_tokens=False) for a in answers]
+        scores = torch.tensor(self.score([(p.prompt, t) for (p, _), t in zip(drawn, texts, strict=True)]))
+        scored = time.perf_counter()
+        if self.scale is None:
+            self._set_scale(scores)
+        micros = micros_of([a.ids for a in asked], [a.ids for a in answers], settings.micro_batch_size, self.device)
+        believed = believe(self.policy, self.reference, self.critic, micros, settings.temperature)
+        k1, k3 = kl_estimates(believed.logprobs, believed.reference, believed.valid)
+        objective = self._objective(scores, answers)
+        row: dict[str, Any] = {
+            "iteration": iteration,
+            "training": training,
+            "reward": float(scores.mean()),
+            "reward_std": float(scores.std(correction=0)),
+            "objective": float(objective.mean()) - settings.kl_coefficient * k1,
+            "kl": k3,
+            "kl_k1": k1,
+            "length": sum(len(a.ids) for a in answers) / len(answers),
+            "ended": sum(a.ended for a in answers) / len(answers),
+            "entropy": float(believed.entropies[believed.valid].mean()),
+            "distinct_2": distinct([a.ids for a in answers]),
+            "tokens": sum(len(a.ids) for a in answers),
+        }
+        self.samples += [
+            {"iteration": iteration, "id": p.id, "prompt": p.prompt, "answer": t, "reward": s}
+            for (p, _), t, s in list(zip(drawn, texts, scores.tolist(), strict=True))[:_SHOWN]
+        ]
+        if settings.kl_limit is not None and k3 > settings.kl_limit:
+            self._go_back()
+            row |= {"training": False, "discarded": True}
+        elif training:
+            self.safe = (
+                {n: t.detach().clone() for n, t in self.policy.parameters().items()} if settings.kl_limit else {}
+            )
+            rewards = token_rewards(
+                objective.to(self.device),
+                believed.logprobs,
+                believed.reference,
+                believed.valid,
+                settings.kl_coefficient,
+            )
+            advantages, returns = generalised_advantages(
+                rewards, believed.values, believed.valid, settings.gamma, settings.gae_lambda
+            )
+            known = believed.values[believed.valid], returns[believed.valid]
+            row["explained_variance"] = explained_variance(*known)
+            if settings.whiten_advantages:
+                advantages = whitened(advantages, believed.valid)
+            row |= learn(
+                self.policy,
+                self.critic,
+                self.optimizer,
+                micros,
+                believed,
+                advantages,
+                returns,
+                settings,
+                self.seed,
+                iteration,
+            )
+        ended = time.perf_counter()
+        row["seconds"] = {"rollout": sampled - began, "scoring": scored - sampled, "update": ended - scored}
+        self.rows.append(row)
+
+    def _set_scale(self, scores: Tensor) -> None:
+        """What one unit of reward is, from the start policy's rollouts; a critic from the reward model follows."""
+        spread = float(scores.std(correction=0))
+        usable = self.settings.normalize_reward and spread > 1e-6
+        self.scale = (float(scores.mean()), spread) if usable else (0.0, 1.0)
+        if self.critic.trunk is not None:
+            with torch.no_grad():
+                self.critic.weight.div_(self.scale[1])
+                self.critic.bias.fill_(-self.scale[0] / self.scale[1])
+
+    def _objective(self, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+        mean, spread = self.scale or (0.0, 1.0)
+        cut = torch.tensor([not a.ended for a in answers], dtype=torch.float32)
+        return (scores - mean) / spread - self.settings.missing_end_penalty * cut
+
+    @without_gradient
+    def _go_back(self) -> None:
+        """Put back the last iterate whose KL was within the limit, and train no more."""
+        for name, tensor in self.policy.parameters().items():
+            if name in self.safe:
+                tensor.copy_(self.safe[name])
+        self.policy.refresh()
+        self.stopped = True
+
+    def _metrics(self) -> dict[str, Any]:
+        kept = [r for r in self.rows if not r.get("discarded")]
+        seconds = {k: sum(r["seconds"][k] for r in self.rows) for k in ("rollout", "scoring", "update")}
+        return {
+            "iterations": sum(bool(r["training"]) for r in self.rows),
+            "prompts": len(self.prompts),
+            "tokens": sum(r["tokens"] for r in self.rows),
+            "stopped_by_kl": self.stopped,
+            "reward_before": kept[0]["reward"],
+            "reward": kept[-1]["reward"],
+            "kl": kept[-1]["kl"],
+            "entropy": kept[-1]["entropy"],
+            "ended": kept[-1]["ended"],
+            "seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "precision": str(self.policy.dtype).removeprefix("torch."),
+        }
+
+
+def _trainable(folder: Path, settings: RlSettings, seed: int, device: str) -> Trunk:
+    trunk = Trunk(folder, settings.precision, device)
+    if settings.lora is None:
+        trunk.train_all()
+    else:
+        trunk.adapt(settings.lora, seed)
+    return trunk
+
+
+def _critic(policy: Path, reward: Path, settings: RlSettings, seed: int, device: str, hidden: int) -> Critic:
+    bias = torch.zeros((), device=device, requires_grad=True)
+    if settings.critic is base.Critic.POLICY:
+        return Critic(torch.zeros(hidden, device=device, requires_grad=True), bias, None)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    same = [
+        file_digest(policy / n) == file_digest(reward / n)
+        for n in names
+        if (policy / n).exists() and (reward / n).exists()
+    ]
+    if not same or not all(same):
+        raise SpecError(
+            Problem("rl.critic", "the reward model reads other tokens than the policy", "set critic: policy")
+        )
+    trunk = Trunk(reward, settings.precision, device)
+    if settings.lora is None:
+        trunk.train_all(head=False)
+    else:
+        trunk.adapt(settings.lora, seed)
+    return Critic(load_head(reward, device).requires_grad_(), bias, trunk)

@@ -1,0 +1,185 @@
+"""Answers of the policy while it trains: one batch, keys and values kept, finished rows leave.
+
+The sampler runs the very layers that are trained, adapters included, so there is no second copy of the model and no
+export between updates. Each row's draws are counted: they depend on the seed, the prompt and the iteration alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cai.engines.embedded.batches import Branches, pack
+from cai.engines.embedded.functions import without_gradient
+from cai.engines.embedded.models import encode
+from cai.engines.embedded.trunk import Trunk
+from cai.identity import sampling_seed
+
+# Prompt tokens read at once, and the share of rows that must have finished before the caches are rewritten.
+_PREFILL_TOKENS = 4096
+_COMPACT_AT = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt to answer: ``key`` names its random draws."""
+
+    key: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Sampled tokens, the end of turn included when the answer came to it."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+class Ends:
+    """When an answer is over: end tokens, and stop strings (single-token ones become end tokens)."""
+
+    def __init__(self, tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> None:
+        pieces = dict(zip(stops, encode(tokenizer, stops), strict=True))
+        single = {ids[0] for ids in pieces.values() if len(ids) == 1}
+        self.tokens = frozenset(tokens) | single
+        self._strings = [s for s, ids in pieces.items() if len(ids) != 1 and s]
+        # A token covers at least one byte, so a stop string's tail lies within as many tokens as it has bytes.
+        self._tail = max((len(s.encode()) for s in self._strings), default=0) + 1
+        self._tokenizer = tokenizer
+
+    def over(self, ids: Sequence[int]) -> bool:
+        """Whether the answer so far is complete."""
+        if ids[-1] in self.tokens:
+            return True
+        if not self._strings:
+            return False
+        tail = self._tokenizer.decode(ids[-self._tail :], skip_special_tokens=False)
+        return any(s in tail for s in self._strings)
+
+
+class _Cache:
+    """Keys and values of every layer: two tensors [layers, rows, kv_heads, width, head_dim] in the compute type."""
+
+    def __init__(self, trunk: Trunk, rows: int, width: int) -> None:
+        shape = (len(trunk.layers), rows, trunk.kv_heads, width, trunk.head_dim)
+        self.keys = torch.zeros(shape, dtype=trunk.dtype, device=trunk.device)
+        self.values = torch.zeros_like(self.keys)
+
+    def put(self, layer: int, rows: Tensor, places: Tensor, qkv: Tensor, heads: int) -> None:
+        kv = self.keys.shape[2]
+        self.keys[layer, rows, :, places] = qkv[:, heads : heads + kv]
+        self.values[layer, rows, :, places] = qkv[:, heads + kv :]
+
+    def keep(self, rows: Tensor) -> None:
+        self.keys = self.keys.index_select(1, rows)
+        self.values = self.values.index_select(1, rows)
+
+
+@without_gradient
+def sample(
+    trunk: Trunk,
+    asked: Sequence[Asked],
+    ends: Ends,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    purpose: str,
+) -> list[Answer]:
+    """One answer to each prompt, in order; drawn from softmax(logits / temperature) by inverting its distribution."""
+    device = trunk.device
+    width = max(len(a.ids) for a in asked) + max_tokens
+    cache = _Cache(trunk, len(asked), width)
+    states = _prefill(trunk, cache, asked)
+    draws = torch.stack([_uniforms(seed, a.key, purpose, max_tokens) for a in asked]).to(device)
+    lengths = torch.tensor([len(a.ids) for a in asked], device=device)
+    rows = list(range(len(asked)))
+    alive = torch.ones(len(asked), dtype=torch.bool)
+    answers: list[list[int]] = [[] for _ in asked]
+    ended = [False] * len(asked)
+    for step in range(max_tokens):
+        tokens = _draw(functional.linear(states, trunk.head), temperature, draws[:, step])
+        for at, token in enumerate(tokens.tolist()):
+            if not alive[at]:
+                continue
+            answer = answers[rows[at]]
+            answer.append(token)
+            if ends.over(answer):
+                ended[rows[at]] = True
+                alive[at] = False
+        if step + 1 == max_tokens or not bool(alive.any()):
+            break
+        if int(alive.sum()) <= _COMPACT_AT * len(rows):
+            kept = alive.nonzero()[:, 0]
+            rows = [rows[i] for i in kept.tolist()]
+            alive = alive[kept]
+            kept = kept.to(device)
+            cache.keep(kept)
+            draws, lengths, tokens = draws[kept], lengths[kept], tokens[kept]
+        states = _step(trunk, cache, tokens, lengths, max(len(asked[i].ids) for i in rows) + step + 1)
+        lengths = lengths + 1
+    return [Answer(tuple(ids), end) for ids, end in zip(answers, ended, strict=True)]
+
+
+def _uniforms(seed: int, key: str, purpose: str, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sampling_seed(seed, key, purpose))
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """Tokens [B]: the first whose cumulative probability exceeds the row's uniform number."""
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
+    aims = (uniforms * cumulative[:, -1]).float()[:, None]
+    return torch.searchsorted(cumulative, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
+def _prefill(trunk: Trunk, cache: _Cache, asked: Sequence[Asked]) -> Tensor:
+    """Read the prompts; the final state [rows, hidden] of each one's last token."""
+    finals = torch.empty((len(asked), trunk.hidden), dtype=trunk.dtype, device=trunk.device)
+    group: list[int] = []
+    filled = 0
+    for at in sorted(range(len(asked)), key=lambda i: (-len(asked[i].ids), i)):
+        if group and filled + len(asked[at].ids) > _PREFILL_TOKENS:
+            _read(trunk, cache, asked, group, finals)
+            group, filled = [], 0
+        group.append(at)
+        filled += len(asked[at].ids)
+    _read(trunk, cache, asked, group, finals)
+    return finals
+
+
+def _read(trunk: Trunk, cache: _Cache, asked: Sequence[Asked], group: list[int], finals: Tensor) -> None:
+    batch = pack([Branches((), (asked[i].ids,)) for i in group], trunk.device)
+    which = torch.tensor(group, device=trunk.device)
+    rows = which.repeat_interleave(torch.tensor([len(asked[i].ids) for i in group], device=trunk.device))
+
+    def seen(layer: int, qkv: Tensor) -> Tensor:
+        cache.put(layer, rows, batch.positions_N, qkv, trunk.heads)
+        return trunk.attend(qkv, batch)
+
+    states = trunk.through(functional.embedding(batch.ids_N, trunk.embedding), trunk.rope(batch.positions_N), seen)
+    finals[which] = states.index_select(0, batch.last_B)
+
+
+def _step(trunk: Trunk, cache: _Cache, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Read one token a row at place ``lengths``, all below ``width``; final states [rows, hidden]."""
+    count = tokens.shape[0]
+    kv, per, dim = trunk.kv_heads, trunk.heads // trunk.kv_heads, trunk.head_dim
+    rows = torch.arange(count, device=tokens.device)
+    unseen = torch.arange(width, device=tokens.device)[None] > lengths[:, None]
+    bias = torch.zeros((count, 1, 1, width), dtype=trunk.dtype, device=tokens.device)
+    bias.masked_fill_(unseen[:, None, None], -torch.inf)
+
+    def seen(layer: int, qkv: Tensor) -> Tensor:
+        cache.put(layer, rows, lengths, qkv, trunk.heads)
+        keys, values = cache.keys[layer, :, :, :width], cache.values[layer, :, :, :width]
+        queries = qkv[:, : trunk.heads].reshape(count, kv, per, dim) * dim**-0.5
+        weights = torch.softmax(torch.matmul(queries, keys.transpose(2, 3)) + bias, dim=-1)
+        return torch.matmul(weights, values).reshape(count, -1)
+
+    return trunk.through(functional.embedding(tokens, trunk.embedding), trunk.rope(lengths), seen)

@@ -1,0 +1,126 @@
+"""log p(continuation | prompt) by torch in float32: what judges read.
+
+Token boundary: prompt and continuation are tokenised apart and their ids joined, so that a continuation's tokens do
+not depend on the prompt, and "A" and "B" after the same prompt are compared on equal terms.
+
+The last token of a continuation is never an input, so one-token options of the same prompt (the judge's usual case)
+are one row of the batch. What all rows begin with is computed once. Logits exist only where a token is scored.
+Batches are formed from the list alone; against a batch of one, sums differ by rounding only (within 1e-3 nats).
+"""
+
+# ruff: noqa: N806 - arrays carry their axes: B rows, T tokens, V vocabulary, D width, K kept, N reads
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cai.clients.base import Score, ScoreRequest
+from cai.engines.embedded.models import encode, load_model, load_tokenizer, shared_prefix
+from cai.engines.embedded.settings import EmbeddedSettings, choose
+from cai.engines.embedded.torch_client import prefix_cache
+
+# Logits of this many positions exist at once: 256 x 49,152 x 4 bytes = 50 MB.
+_POSITIONS = 256
+
+
+@dataclass
+class _Row:
+    """One input of the model and who reads from it: (request index, position of the first read, tokens)."""
+
+    ids: tuple[int, ...]
+    readers: list[tuple[int, int, list[int]]] = field(default_factory=list)
+
+
+class TorchScorer:
+    """Scores continuations with a transformers model in float32 on the chosen device."""
+
+    def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._budget = settings.scoring_batch_tokens
+        self._tokenizer = load_tokenizer(model)
+        self._model: Any = load_model(model, "float32", choose(settings).device.value)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Score every request, in order; an empty continuation has log-probability 0.
+
+        Raises:
+            ValueError: for an empty prompt, before which nothing can be conditioned on.
+        """
+        prompts = encode(self._tokenizer, [request.prompt for request in requests])
+        tails = encode(self._tokenizer, [request.continuation for request in requests])
+        for request, prompt in zip(requests, prompts, strict=True):
+            if not prompt:
+                raise ValueError(f"{request.id}: a score needs a prompt of at least one token")
+        sums = score_ids(self._model, prompts, tails, self._budget)
+        for request, tail, total in zip(requests, tails, sums, strict=True):
+            yield Score(request.id, total, len(tail))
+
+    def close(self) -> None:
+        """Release the model's memory."""
+        self._model = None
+        gc.collect()
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def score_ids(
+    model: Any, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]], budget: int = 4096
+) -> list[float]:
+    """Sums of log-probabilities (nats) of each tail after its prompt; ``budget`` tokens, padding included, a batch."""
+    rows: dict[tuple[int, ...], _Row] = {}
+    for index, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+        if tail:
+            ids = (*prompt, *tail[:-1])
+            rows.setdefault(ids, _Row(ids)).readers.append((index, len(prompt) - 1, list(tail)))
+    sums = [0.0] * len(prompts)
+    shared = shared_prefix(list(rows))
+    order = sorted(rows.values(), key=lambda row: (len(row.ids), row.readers[0][0]))
+    batch: list[_Row] = []
+    for row in order:
+        if batch and (len(batch) + 1) * len(row.ids) > budget:
+            _score_batch(model, batch, shared, sums)
+            batch = []
+        batch.append(row)
+    if batch:
+        _score_batch(model, batch, shared, sums)
+    return sums
+
+
+def _score_batch(model: Any, rows: list[_Row], shared: int, sums: list[float]) -> None:
+    # A tail's first token is read at its prompt's last position, which must not lie in the shared part.
+    shared = min([shared, *(place for row in rows for _, place, _ in row.readers)])
+    width = max(len(row.ids) for row in rows) - shared
+    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    mask_BT = torch.zeros(len(rows), shared + width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids_BT[i, : len(row.ids) - shared] = torch.tensor(row.ids[shared:])
+        mask_BT[i, : len(row.ids)] = 1
+    place_1T = torch.arange(shared, shared + width, device=model.device)[None]
+    hidden_BTD = model.base_model(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        position_ids=place_1T,
+        past_key_values=prefix_cache(model, rows[0].ids[:shared], len(rows)),
+        use_cache=True,
+    ).last_hidden_state
+    reads = [
+        (index, i, place - shared + offset, token)
+        for i, row in enumerate(rows)
+        for index, place, tail in row.readers
+        for offset, token in enumerate(tail)
+    ]
+    head = model.get_output_embeddings()
+    for start in range(0, len(reads), _POSITIONS):
+        part = reads[start : start + _POSITIONS]
+        hidden_ND = hidden_BTD[[i for _, i, _, _ in part], [at for _, _, at, _ in part]]
+        logits_NV = head(hidden_ND).float()
+        tokens_N = torch.tensor([token for *_, token in part], device=logits_NV.device)
+        found_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+        for (index, *_), value in zip(part, found_N.tolist(), strict=True):
+            sums[index] += value

@@ -1,0 +1,171 @@
+"""Supervised fine-tuning on the loss spans of conversations.
+
+Our own loop instead of TRL's trainer because no token is wasted: logits exist only where loss is taken, tokens after
+the last of them are not computed, and nothing is padded. ``python -m benchmarks.training`` measures both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cai.engines.base import Progress, SftSettings, Trained, Training, TrainText
+from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
+from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.functions import token_logprobs, without_gradient
+from cai.engines.embedded.lower import LowerStates
+from cai.engines.embedded.models import load_tokenizer
+from cai.engines.embedded.optim import Work, fit, rate_of
+from cai.engines.embedded.trunk import Trunk
+from cai.errors import StepFailed
+from cai.identity import sampling_seed
+
+
+class Example:
+    """Token ids to read, and where loss is taken: the state at place ``at[i]`` predicts ``targets[i]``."""
+
+    __slots__ = ("at", "branches", "id", "targets")
+
+    def __init__(self, id: str, ids: Sequence[int], loss: Sequence[bool]) -> None:
+        self.id = id
+        where = [t for t in range(1, len(ids)) if loss[t]]
+        # The last target is predicted, never read; what follows it has no part in the loss.
+        self.branches = Branches((), (tuple(ids[: where[-1]]),)) if where else Branches((), ((),))
+        self.at = [t - 1 for t in where]
+        self.targets = [ids[t] for t in where]
+
+
+def tokenized(tokenizer: Any, text: TrainText) -> tuple[list[int], list[bool]]:
+    """Ids of the whole text, and for each token whether its first character lies in a loss span."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for span in text.spans:
+        if span.loss and span.text:
+            spans.append((at, at + len(span.text)))
+        at += len(span.text)
+    whole = "".join(span.text for span in text.spans)
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    loss = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), loss
+
+
+def examples_of(tokenizer: Any, texts: Sequence[TrainText], max_length: int, dropped: Counter[str]) -> list[Example]:
+    """Tokenise; what is too long or has nothing to learn is left out and counted by reason."""
+    examples = []
+    for text in texts:
+        ids, loss = tokenized(tokenizer, text)
+        if len(ids) > max_length:
+            dropped["too long"] += 1
+        elif not any(loss[1:]):
+            dropped["nothing to learn"] += 1
+        else:
+            examples.append(Example(text.id, ids, loss))
+    return examples
+
+
+def prepared(model: Path, settings: Training, seed: int, device: str, threads: int, head: bool = True) -> Trunk:
+    """The model, ready to be trained as the settings say."""
+    if threads:
+        torch.set_num_threads(threads)
+    trunk = Trunk(model, settings.precision, device)
+    if settings.lora is None:
+        trunk.train_all(head)
+    else:
+        trunk.adapt(settings.lora, seed)
+    return trunk
+
+
+def dropout_generator(settings: Training, seed: int, step: int, micro: int, device: str) -> torch.Generator | None:
+    """Random numbers of one micro-batch's dropout, counted; None when there is no dropout."""
+    if settings.lora is None or not settings.lora.dropout:
+        return None
+    return torch.Generator(device).manual_seed(sampling_seed(seed, f"{step}.{micro}", "dropout"))
+
+
+def _packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
+    batch = pack([e.branches for e in examples], device)
+    at = [start + p for start, e in zip(batch.starts_B.tolist(), examples, strict=True) for p in e.at]
+    targets = [t for e in examples for t in e.targets]
+    return batch, torch.tensor(at, device=device), torch.tensor(targets, device=device)
+
+
+def train_sft(
+    model: Path,
+    train: Sequence[TrainText],
+    val: Sequence[TrainText],
+    settings: SftSettings,
+    seed: int,
+    dest: Path,
+    work: Path,
+    progress: Progress,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Trained:
+    """Fine-tune ``model`` on ``train`` and write a Hugging Face folder with metrics.jsonl to ``dest``.
+
+    Loss is the mean over the batch's loss tokens of their negative log-probability, in nats.
+
+    Raises:
+        StepFailed: when no example is left, or the gradient stops being finite.
+    """
+    trunk = prepared(model, settings, seed, device, threads)
+    tokenizer = load_tokenizer(model)
+    dropped: Counter[str] = Counter()
+    limit = min(settings.max_length, trunk.longest)
+    learn_from = examples_of(tokenizer, train, limit, dropped)
+    held_out = examples_of(tokenizer, val, limit, Counter())
+    if not learn_from:
+        raise StepFailed(f"sft: none of {len(train)} examples can be used ({dict(dropped)}); raise max_length")
+    ids = [e.id for e in learn_from]
+    batches = batches_of(ids, settings.batch_size, settings.epochs, seed)
+    steps = len(batches)
+    train_states = LowerStates(trunk, [e.branches for e in learn_from], settings.epochs)
+    val_states = LowerStates(trunk, [e.branches for e in held_out], 2)
+    progress.expect(rows=sum(map(len, batches)), tokens=sum(learn_from[i].branches.tokens for b in batches for i in b))
+
+    def learn(step: int) -> dict[str, float]:
+        total = sum(len(learn_from[i].targets) for i in batches[step])
+        loss, tokens = torch.zeros((), device=device), 0
+        micros = by_length(batches[step], settings.micro_batch_size, lambda i: learn_from[i].branches.tokens)
+        for number, micro in enumerate(micros):
+            batch, at, targets = _packed([learn_from[i] for i in micro], device)
+            generator = dropout_generator(settings, seed, step, number, device)
+            states = trunk.above(train_states(micro, batch), batch, generator=generator)
+            logprobs = token_logprobs(states.index_select(0, at), trunk.head, targets, master=trunk.head_master)
+            part = logprobs.sum() / -total
+            part.backward()
+            loss += part.detach()
+            tokens += batch.tokens
+        return {"loss": float(loss), "tokens": tokens, "loss_tokens": total, "rows": len(batches[step])}
+
+    @without_gradient
+    def validate() -> dict[str, float]:
+        total, count = 0.0, 0
+        for micro in by_length(range(len(held_out)), 8, lambda i: held_out[i].branches.tokens):
+            batch, at, targets = _packed([held_out[i] for i in micro], device)
+            states = trunk.above(val_states(micro, batch), batch)
+            total -= float(token_logprobs(states.index_select(0, at), trunk.head, targets).sum())
+            count += len(targets)
+        return {"val_loss": total / count} if count else {}
+
+    belongs = fingerprint(settings, seed, train, str(trunk.dtype))
+    jobs = Work(steps, trunk.parameters(), trunk.refresh, learn, validate, belongs, "sft")
+    rows = fit(jobs, settings, dest, work, progress)
+    trunk.save(dest)
+    metrics: dict[str, Any] = {
+        "examples": len(learn_from),
+        "steps": steps,
+        "tokens": int(sum(r.get("tokens", 0) for r in rows)),
+        "tokens_per_s": round(rate_of(rows), 1),
+        "first_loss": rows[1]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "precision": str(trunk.dtype).removeprefix("torch."),
+    }
+    if "val_loss" in rows[-1]:
+        metrics |= {"val_loss_before": rows[0]["val_loss"], "val_loss": rows[-1]["val_loss"]}
+    return Trained(metrics, dict(dropped))

@@ -1,0 +1,38 @@
+"""Where an answer ends: at an end token or before the first stop string, whichever generator made the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cai.clients.base import Completion, Finish, Request
+from cai.engines.embedded.models import decode
+
+
+def cut(text: str, stops: Sequence[str]) -> str | None:
+    """The text before the stop string that begins first; None where there is none."""
+    found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
+    return text[: min(found)] if found else None
+
+
+def visible_stops(tokenizer: Any, ends: Sequence[int], stops: Sequence[str]) -> tuple[str, ...]:
+    """The stop strings that are not simply the text of an end token, and so must be looked for in the text."""
+    hidden = {tokenizer.convert_ids_to_tokens(end) for end in ends}
+    return tuple(stop for stop in stops if stop and stop not in hidden)
+
+
+def completion(tokenizer: Any, ends: Sequence[int], request: Request, prompt_tokens: int, ids: list[int]) -> Completion:
+    """What a request is answered with, from its generated token ids (the end token included where there is one).
+
+    ``tokens`` counts every token generated, also the end token and the tokens of a stop string.
+    """
+    last = next((at for at, token in enumerate(ids) if token in ends and at >= request.sampling.min_tokens), None)
+    ids = ids if last is None else ids[: last + 1]
+    raw = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before = cut(raw, request.sampling.stop)
+    ended = last is not None or before is not None
+    if before is None:
+        text = decode(tokenizer, ids)
+    else:
+        text = decode(tokenizer, tokenizer(before, add_special_tokens=False)["input_ids"])
+    return Completion(request.id, text, prompt_tokens, len(ids), Finish.STOP if ended else Finish.LENGTH)

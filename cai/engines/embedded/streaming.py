@@ -1,0 +1,82 @@
+"""Answers shown while they are made: what may be seen of growing token ids, and a thread that makes them meanwhile.
+
+Held back are the bytes of an unfinished character and the beginning of what may become a stop string, so that the
+pieces joined are always the text that the finished completion has.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
+
+from cai.clients.base import Completion
+
+Told = Callable[[Sequence[int]], bool]
+"""Called with all ids made so far; true says that nobody wants more."""
+
+
+class Growing:
+    """The part of a growing answer that can no longer change."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+        """``decode`` gives the visible text of all ids so far; ``stops`` are the stop strings of the request."""
+        self._decode, self._stops = decode, tuple(stop for stop in stops if stop)
+        self.shown = ""
+
+    def more(self, ids: Sequence[int]) -> str:
+        """What has become certain since the last call."""
+        # An unfinished character decodes to a replacement character; what it will be is not known yet.
+        text = self._decode(ids).rstrip("\ufffd")
+        certain = min([len(text), *(_before(text, stop) for stop in self._stops)])
+        new = text[len(self.shown) : certain] if text.startswith(self.shown) else ""
+        self.shown += new
+        return new
+
+
+def _before(text: str, stop: str) -> int:
+    """Where the stop string begins in the text, or may be beginning at its end."""
+    found = text.find(stop)
+    if found >= 0:
+        return found
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return len(text) - length
+    return len(text)
+
+
+def streamed(work: Callable[[Told], Completion], growing: Growing) -> Generator[str, None, Completion]:
+    """Run ``work`` in a thread and yield its text as it grows; the return value is the completion.
+
+    ``work`` calls what it is given after every token and ends soon when that returns true. Closing the generator does
+    this and waits.
+    """
+    told: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
+    unwanted = threading.Event()
+
+    def on_ids(ids: Sequence[int]) -> bool:
+        if not unwanted.is_set() and (piece := growing.more(ids)):
+            told.put(piece)
+        return unwanted.is_set()
+
+    def run() -> None:
+        try:
+            told.put(work(on_ids))
+        except BaseException as error:  # Raised again where the answer is read.
+            told.put(error)
+
+    thread = threading.Thread(target=run, name="generation", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = told.get()
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, Completion):
+                if item.text.startswith(growing.shown) and len(item.text) > len(growing.shown):
+                    yield item.text[len(growing.shown) :]
+                return item
+            yield item
+    finally:
+        unwanted.set()
+        thread.join()

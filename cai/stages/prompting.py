@@ -1,0 +1,76 @@
+"""Prompts that a stage asks a model: a template that users edit, filled in, as raw text or as a chat turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.chat import ChatTemplate, Message, PromptTemplate
+from cai.errors import Problem, SpecError, did_you_mean
+from cai.stages.base import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A prompt template ready to be filled in. A ``chat`` template's text becomes a user turn."""
+
+    template: PromptTemplate
+    chat: ChatTemplate | None
+    stops: tuple[str, ...]
+
+    def text(self, **variables: Any) -> str:
+        """What the model reads."""
+        filled = self.template.render(**variables)
+        return filled if self.chat is None else self.chat.prompt((Message("user", filled.strip()),))
+
+    def continuation(self, prompt: str, answer: str) -> str:
+        """An answer as it would go on from ``prompt``: after a word or a colon a space comes first."""
+        return answer if not prompt or prompt[-1].isspace() or self.chat is not None else f" {answer}"
+
+
+def asking(ctx: Context, name: str) -> Asking:
+    """The prompt template in the text file field ``name``."""
+    # Contents must not end a completion either: what stops one is broken in them like a control string.
+    guard = tuple(stop for stop in ctx.stops if len(stop) > 1)
+    template = PromptTemplate.from_text(name, ctx.texts[name], f"{ctx.name}.{name}", guard)
+    if template.format == "chat":
+        return Asking(template, ctx.chat, tuple(dict.fromkeys((*template.stops, *ctx.stops))))
+    return Asking(template, None, tuple(template.stops))
+
+
+def records(ctx: Context, name: str, section: str, fields: Sequence[str]) -> list[dict[str, str]]:
+    """The list ``section`` of the YAML in the text file field ``name``; each item has all ``fields`` as text.
+
+    Raises:
+        SpecError: with every problem, when the file holds anything else.
+    """
+    import yaml
+
+    where = f"{ctx.name}.{name}"
+    try:
+        raw = yaml.safe_load(ctx.texts[name])
+    except yaml.YAMLError as error:
+        raise SpecError(Problem(where, f"is no YAML ({' '.join(str(error).split())})")) from error
+    items = raw.get(section) if isinstance(raw, dict) else None
+    if not isinstance(items, list) or not items:
+        raise SpecError(Problem(where, f"has no list '{section}'", f"{section}: [{{{', '.join(fields)}}}]"))
+    problems = []
+    for i, item in enumerate(items):
+        place = f"{where}: {section}[{i}]"
+        if not isinstance(item, dict):
+            problems.append(Problem(place, "must be a mapping of fields"))
+            continue
+        problems += [
+            Problem(f"{place}.{key}", "unknown field", did_you_mean(str(key), fields))
+            for key in item
+            if key not in fields
+        ]
+        problems += [
+            Problem(f"{place}.{key}", "must be a text that is not empty")
+            for key in fields
+            if not isinstance(item.get(key), str) or not item[key].strip()
+        ]
+    if problems:
+        raise SpecError(problems)
+    return [{key: item[key].strip() for key in fields} for item in items]

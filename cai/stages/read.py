@@ -1,0 +1,49 @@
+"""Read: one part of a data source, as rows in the store; what could not be used is in the ledger by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cai.data.rows import write_rows
+from cai.data.source import DataSource, part_makes, part_rows, source_identity
+from cai.errors import Problem, SpecError
+from cai.identity import canonical
+from cai.library import Library
+from cai.stages.base import Context, Ledger, Outcome, StageSpec
+from cai.stages.generation import ROWS
+
+
+class ReadSpec(StageSpec):
+    """The part ``part`` of a data source; ``identity`` is what the source was when the plan was made."""
+
+    kind: Literal["read"] = "read"
+    source: DataSource
+    part: str
+    identity: Mapping[str, Any] = Field(default_factory=dict)
+
+    def makes(self, inputs: Mapping[str, str]) -> str:
+        """What the source's format holds."""
+        return part_makes(self.source)
+
+
+def run(spec: ReadSpec, ctx: Context) -> Outcome:
+    """Write the part's rows to ``rows.jsonl``, streamed.
+
+    Raises:
+        SpecError: when the files are no longer those that the plan was made for.
+    """
+    roots = (Path.cwd(), *Library.here().roots)
+    if spec.identity and canonical(source_identity(spec.source, roots)) != canonical(spec.identity):
+        what = "the data has changed since the plan was made"
+        raise SpecError(Problem(", ".join(spec.source.paths), what, "make the plan again"))
+    tally: Counter[str] = Counter()
+    rows = write_rows(ctx.out / ROWS, part_rows(spec.source, spec.part, tally, roots))
+    ctx.progress.expect(rows=rows)
+    ctx.progress.advance(rows=rows)
+    dropped = {reason: n for reason, n in sorted(tally.items()) if n}
+    return Outcome(Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows}))

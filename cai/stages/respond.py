@@ -1,0 +1,81 @@
+"""Respond: a helpful-only model answers the red-team prompts; its answers are what the revisions start from.
+
+No few-shots here: they would teach the answers that the revisions are meant to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cai.chat import Message
+from cai.clients.base import Client, Request
+from cai.data.rows import Conversation, Prompt
+from cai.identity import sampling_seed
+from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
+from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
+from cai.stages.generation import write_entries as write
+
+
+class RespondSpec(StageSpec):
+    """One answer of ``model`` to each of ``prompts``."""
+
+    MAKES: ClassVar[str] = "responses"
+    USES_TEMPLATE: ClassVar[bool] = True
+    USES_ENGINE: ClassVar[bool] = True
+    kind: Literal["respond"] = "respond"
+    model: Annotated[str, Wants("model")]
+    prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]
+    sampling: Sampled = Sampled()
+    system: Annotated[str, Field(description="system message put before each prompt that has none")] = ""
+    unfinished: Unfinished = Unfinished.TRIM
+    limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
+    chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """One call a prompt."""
+        n = limited(rows.get("prompts"), self.limit)
+        return Estimate(n, n or 0, (n or 0) * PROMPT_TOKENS, (n or 0) * self.sampling.max_tokens)
+
+
+def limited(rows: int | None, limit: int | None) -> int | None:
+    """How many rows remain under a limit."""
+    return rows if limit is None or rows is None else min(rows, limit)
+
+
+def with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    """The messages, opened by a system message where there is one to give and none yet."""
+    if not system or (messages and messages[0].role == "system"):
+        return messages
+    return (Message("system", system), *messages)
+
+
+def run(spec: RespondSpec, ctx: Context) -> Outcome:
+    """Answer every prompt; empty and (as the spec says) unfinished answers are dropped and counted."""
+    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
+
+    def work(client: Client, chunk: list[Prompt]) -> list[Entry]:
+        requests = [
+            Request(
+                row.id,
+                ctx.chat.prompt(with_system(row.messages, spec.system)),
+                spec.sampling.sampling(ctx.stops),
+                sampling_seed(ctx.seed, row.id, "respond"),
+            )
+            for row in chunk
+        ]
+        answers = complete(client, requests)
+        entries = []
+        for row in chunk:
+            answer = answers[row.id]
+            text, reason = settled(answer, spec.unfinished)
+            made = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
+            entries.append(
+                Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
+            )
+        return entries
+
+    tokens = len(prompts) * spec.sampling.max_tokens
+    return write(ctx, in_chunks(ctx, "model", prompts, spec.chunk, work, tokens), repeated)[0]

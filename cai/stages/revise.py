@@ -1,0 +1,272 @@
+"""Revise: rounds of critique and revision; every round of every row draws a principle of its own.
+
+Few-shot transcripts precede the critique and the revision only. All that was asked and answered on the way is kept in
+the row's ``meta``, so that a person can read why an answer became what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cai.chat import Message
+from cai.clients.base import Client, Completion, Request, Sampling
+from cai.constitution import Principle
+from cai.data.rows import Conversation
+from cai.identity import rendezvous_order, sampling_seed
+from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
+from cai.stages.generation import Entry, Unfinished, complete, distinct, in_chunks, rows_of, settled, transcript
+from cai.stages.generation import write_entries as write
+from cai.stages.prompting import Asking, asking, records
+from cai.stages.respond import limited
+
+SHOT_TOKENS, TURN_TOKENS = 100, 170
+SHOT_FIELDS = ("prompt", "response", "critique_request", "critique", "revision_request", "revision")
+
+
+class Failed(str, Enum):
+    """What becomes of a row whose round gave nothing usable: dropped and counted, or kept as it was before."""
+
+    DROP = "drop"
+    KEEP = "keep"
+
+
+class ReviseSpec(StageSpec):
+    """``rounds`` of critique and revision of ``responses`` by ``model``.
+
+    ``train_on`` decides what comes out: ``final``, ``all`` revisions, or those ``upto:N``. ``direct`` revises without
+    a critique. ``failed`` is about empty, garbled and copied texts, ``unchanged`` about revisions that change nothing.
+    """
+
+    MAKES: ClassVar[str] = "revisions"
+    USES_TEMPLATE: ClassVar[bool] = True
+    USES_ENGINE: ClassVar[bool] = True
+    PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("critique", "revision")
+    kind: Literal["revise"] = "revise"
+    model: Annotated[str, Wants("model")]
+    responses: Annotated[str, Wants("responses", "conversations")]
+    rounds: Annotated[int, Field(ge=1, le=16)] = 1
+    direct: bool = False
+    train_on: Annotated[str, Field(pattern=r"^(final|all|upto:[1-9][0-9]*)$")] = "final"
+    critique: Annotated[str, TextFile(), Field(description="prompt template of the critique")] = "critique.jinja"
+    revision: Annotated[str, TextFile(), Field(description="prompt template of the revision")] = "revision.jinja"
+    few_shots: Annotated[str | None, TextFile(), Field(description="worked examples; null for none")] = (
+        "few_shots/revision.yaml"
+    )
+    n_shots: Annotated[int, Field(ge=0, description="how many of the worked examples a row is shown")] = 4
+    draw_shots: Annotated[bool, Field(description="draw them for each row; otherwise always the first")] = True
+    critique_sampling: Sampled = Sampled()
+    revision_sampling: Sampled = Sampled()
+    unfinished: Unfinished = Unfinished.TRIM
+    failed: Failed = Failed.DROP
+    unchanged: Failed = Failed.DROP
+    markers: Annotated[tuple[str, ...], Field(description="a revision that holds one of these is garbled")] = (
+        "Critique request:",
+        "Critique:",
+        "Revision request:",
+        "Revision:",
+    )
+    limit: Annotated[int | None, Field(ge=1, description="only the first n responses")] = None
+    chunk: Annotated[int, Field(ge=1, description="rows asked together; decides the draws")] = 32
+
+    @model_validator(mode="after")
+    def _rounds_exist(self) -> ReviseSpec:
+        if self.train_on.startswith("upto:") and self.last > self.rounds:
+            raise ValueError(f"train_on is {self.train_on}, but there are only {self.rounds} rounds")
+        return self
+
+    @property
+    def last(self) -> int:
+        """The last round whose revision comes out."""
+        return int(self.train_on.partition(":")[2]) if self.train_on.startswith("upto:") else self.rounds
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """A critique and a revision for every row and round."""
+        n = limited(rows.get("responses"), self.limit)
+        turns = (n or 0) * self.rounds
+        shots = self.n_shots * SHOT_TOKENS if self.few_shots else 0
+        prompt = turns * (1 if self.direct else 2) * (shots + TURN_TOKENS)
+        made = self.revision_sampling.max_tokens + (0 if self.direct else self.critique_sampling.max_tokens)
+        out = None if n is None else n if self.train_on == "final" else n * self.last
+        return Estimate(out, turns * (1 if self.direct else 2), prompt, turns * made)
+
+
+@dataclass
+class _Chain:
+    """One row on its way through the rounds."""
+
+    row: Conversation
+    text: str
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    made: list[tuple[int, str]] = field(default_factory=list)
+    ended: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    tokens: int = 0
+
+    def took(self, completion: Completion) -> None:
+        self.calls += 1
+        self.tokens += completion.tokens
+
+    def fail(self, reason: str, failed: Failed) -> None:
+        """End the chain, or go on with the text as it is."""
+        if failed is Failed.DROP:
+            self.ended = reason
+        else:
+            self.counts[f"kept: {reason}"] += 1
+
+
+def run(spec: ReviseSpec, ctx: Context) -> Outcome:
+    """Critique and revise every response; a row in is a row out or dropped with a reason, for each round asked for."""
+    everything = [row for row in rows_of(ctx.one("responses")) if isinstance(row, Conversation)]
+    rows, repeated = distinct(everything[: spec.limit])
+    shots = records(ctx, "few_shots", "shots", SHOT_FIELDS) if spec.few_shots else []
+    critique, revision = asking(ctx, "critique"), asking(ctx, "revision")
+    copies = {part: {_plain(shot[part]) for shot in shots} for part in ("critique", "revision")}
+
+    def work(client: Client, chunk: list[Conversation]) -> list[Entry]:
+        chains = [_Chain(row, row.answer) for row in chunk]
+        for number in range(1, spec.rounds + 1):
+            going = [chain for chain in chains if not chain.ended]
+            principles = {c.row.id: ctx.principles.draw(ctx.seed, c.row.id, f"revise/{number}") for c in going}
+            turns = {
+                c.row.id: _variables(c, principles[c.row.id], shown(spec, ctx.seed, c.row.id, number, shots))
+                for c in going
+            }
+            if not spec.direct:
+                _critiques(spec, ctx, client, going, turns, number, critique, copies["critique"])
+                going = [chain for chain in going if not chain.ended]
+            _revisions(spec, ctx, client, going, turns, number, revision, principles, copies["revision"])
+        return [_entry(spec, chain) for chain in chains]
+
+    made = spec.revision_sampling.max_tokens + (0 if spec.direct else spec.critique_sampling.max_tokens)
+    tokens = len(rows) * spec.rounds * made
+    outcome, counts = write(ctx, in_chunks(ctx, "model", rows, spec.chunk, work, tokens), repeated)
+    return replace(outcome, metrics=dict(counts))
+
+
+def shown(spec: ReviseSpec, seed: int, row: str, number: int, shots: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The worked examples of one row and round: drawn without replacement, or the first ones."""
+    if not spec.draw_shots:
+        return shots[: spec.n_shots]
+    # A shot is drawn by what it asks, so that adding one to the file moves few rows.
+    order = rendezvous_order(seed, row, f"revise/{number}/shots", [(shot["prompt"], 1.0) for shot in shots])
+    named = {shot["prompt"]: shot for shot in shots}
+    return [named[name] for name in order[: spec.n_shots]]
+
+
+def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    return {
+        "shots": shots,
+        "messages": transcript((*chain.row.prompt, Message("assistant", chain.text))),
+        "prompt": chain.row.prompt[-1].content if chain.row.prompt else "",
+        "critique_request": principle.critique,
+        "revision_request": principle.revision,
+        "critique": "",
+    }
+
+
+def _requests(
+    ctx: Context, going: list[_Chain], turns: Mapping[str, dict[str, Any]], ask: Asking, drawn: Sampling, purpose: str
+) -> list[Request]:
+    return [
+        Request(c.row.id, ask.text(**turns[c.row.id]), drawn, sampling_seed(ctx.seed, c.row.id, purpose)) for c in going
+    ]
+
+
+def _critiques(
+    spec: ReviseSpec,
+    ctx: Context,
+    client: Client,
+    going: list[_Chain],
+    turns: Mapping[str, dict[str, Any]],
+    number: int,
+    ask: Asking,
+    copies: set[str],
+) -> None:
+    drawn = spec.critique_sampling.sampling(ask.stops)
+    found = complete(client, _requests(ctx, going, turns, ask, drawn, f"revise/{number}/critique"))
+    for chain in going:
+        completion = found[chain.row.id]
+        chain.took(completion)
+        text, reason = settled(completion, spec.unfinished)
+        reason = reason or _fault(spec, text, copies)
+        if reason:
+            chain.fail(f"critique: {reason}", spec.failed)
+        turns[chain.row.id]["critique"] = "" if reason else text
+
+
+def _revisions(
+    spec: ReviseSpec,
+    ctx: Context,
+    client: Client,
+    going: list[_Chain],
+    turns: Mapping[str, dict[str, Any]],
+    number: int,
+    ask: Asking,
+    principles: Mapping[str, Principle],
+    copies: set[str],
+) -> None:
+    drawn = spec.revision_sampling.sampling(ask.stops)
+    found = complete(client, _requests(ctx, going, turns, ask, drawn, f"revise/{number}/revision"))
+    for chain in going:
+        completion = found[chain.row.id]
+        chain.took(completion)
+        text, reason = settled(completion, spec.unfinished)
+        reason = reason or _fault(spec, text, copies)
+        asked = turns[chain.row.id]
+        record = {"round": number, "principle": principles[chain.row.id].id, "critique": asked["critique"]}
+        if reason:
+            chain.fail(f"revision: {reason}", spec.failed)
+            chain.rounds.append({**record, "revision": chain.text, "failed": reason})
+        else:
+            if _plain(text) == _plain(chain.row.answer):
+                chain.fail("revision: unchanged", spec.unchanged)
+            chain.text = text
+            chain.rounds.append({**record, "revision": text})
+        if not chain.ended:
+            chain.made.append((number, chain.text))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _fault(spec: ReviseSpec, text: str, originals: set[str]) -> str:
+    """Why a critique or revision is unusable, empty when it is not.
+
+    Small models run on into the next request, say a sentence twice, or repeat a worked example (here: give or take a
+    word in ten).
+    """
+    if any(marker in text for marker in spec.markers):
+        return "garbled"
+    sentences = [_plain(s) for s in re.split(r"(?<=[.!?])\s+", text) if len(s.split()) > 3]
+    if len(set(sentences)) < len(sentences):
+        return "repeats itself"
+    words = _plain(text).split()
+    if any(SequenceMatcher(None, words, other.split(), autojunk=False).ratio() >= 0.9 for other in originals):
+        return "copied from the few-shots"
+    return ""
+
+
+def _entry(spec: ReviseSpec, chain: _Chain) -> Entry:
+    """The revisions that ``train_on`` asks for; those a failed chain did not reach count as dropped."""
+    row = chain.row
+    wanted = [spec.rounds] if spec.train_on == "final" else list(range(1, spec.last + 1))
+    made = dict(chain.made)
+    rows = []
+    for number in wanted:
+        if number in made:
+            meta = {**row.meta, "response": row.answer, "rounds": chain.rounds[:number]}
+            name = row.id if spec.train_on == "final" else f"{row.id}/{number}"
+            rows.append(Conversation(name, (*row.prompt, Message("assistant", made[number])), row.topic, meta))
+    missing = len(wanted) - len(rows)
+    dropped = {chain.ended: missing} if missing else {}
+    return Entry(row.id, tuple(rows), dropped, dict(chain.counts), chain.calls, chain.tokens)

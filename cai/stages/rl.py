@@ -1,0 +1,48 @@
+"""RL: improve the policy by PPO against the reward model, with a KL penalty to where it started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cai.engines.base import PromptText, RlSettings
+from cai.stages.base import Context, Estimate, Outcome, StageSpec, Wants
+from cai.stages.generation import PROMPT_TOKENS, prompts_of
+from cai.stages.respond import limited
+from cai.stages.sft import trained_outcome
+
+
+class RlSpec(StageSpec):
+    """Start from ``model``, sample answers to ``prompts``, follow ``reward``."""
+
+    MAKES: ClassVar[str] = "model"
+    USES_TEMPLATE: ClassVar[bool] = True
+    USES_ENGINE: ClassVar[bool] = True
+    kind: Literal["rl"] = "rl"
+    model: Annotated[str, Wants("model")]
+    reward: Annotated[str, Wants("reward_model")]
+    prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]
+    training: RlSettings = RlSettings()
+    limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """``iterations`` times ``rollouts`` answers."""
+        calls = self.training.iterations * self.training.rollouts
+        n = limited(rows.get("prompts"), self.limit)
+        return Estimate(n, calls, calls * PROMPT_TOKENS, calls * self.training.max_tokens)
+
+
+def run(spec: RlSpec, ctx: Context) -> Outcome:
+    """Render the prompts and hand them to the engine."""
+    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
+    texts = [PromptText(row.id, ctx.chat.prompt(row.messages)) for row in prompts]
+    policy, reward = ctx.one("model").path, ctx.one("reward").path
+    trained = ctx.engine.rl(policy, reward, texts, ctx.stops, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress)
+    outcome = trained_outcome(trained, len(prompts))
+    ledger = outcome.ledger
+    if repeated:
+        dropped = {**ledger.dropped, "repeated id": repeated}
+        ledger = type(ledger)(ledger.rows_in + repeated, ledger.rows_out, dropped)
+    return Outcome(ledger, outcome.metrics)

@@ -1,0 +1,94 @@
+"""Sample: several answers to each prompt, which the judge then compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cai.clients.base import Client, Request
+from cai.data.rows import Candidates, Prompt
+from cai.identity import sampling_seed
+from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
+from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
+from cai.stages.generation import write_entries as write
+from cai.stages.respond import limited, with_system
+
+
+class SampleSpec(StageSpec):
+    """``n`` answers of ``model`` to each prompt, each with a seed of its own.
+
+    ``temperatures`` gives each candidate its own; empty means that all use ``sampling.temperature``.
+    """
+
+    MAKES: ClassVar[str] = "candidates"
+    USES_TEMPLATE: ClassVar[bool] = True
+    USES_ENGINE: ClassVar[bool] = True
+    kind: Literal["sample"] = "sample"
+    model: Annotated[str, Wants("model")]
+    prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]
+    n: Annotated[int, Field(ge=2, le=64, description="candidates for each prompt")] = 2
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    sampling: Sampled = Sampled()
+    system: str = ""
+    unfinished: Unfinished = Unfinished.TRIM
+    distinct: Annotated[bool, Field(description="leave out a candidate equal to an earlier one")] = True
+    limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
+    chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
+
+    @model_validator(mode="after")
+    def _temperatures_fit(self) -> SampleSpec:
+        if self.temperatures and len(self.temperatures) != self.n:
+            raise ValueError(
+                f"temperatures has {len(self.temperatures)} values for n={self.n} candidates; give n or none"
+            )
+        greedy = [t for t in self.temperatures or (self.sampling.temperature,) * self.n if t == 0]
+        if len(greedy) > 1:
+            raise ValueError(f"{len(greedy)} candidates would be greedy and so identical; use temperatures above 0")
+        return self
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """``n`` calls a prompt."""
+        n = limited(rows.get("prompts"), self.limit)
+        calls = (n or 0) * self.n
+        return Estimate(n, calls, calls * PROMPT_TOKENS, calls * self.sampling.max_tokens)
+
+
+def run(spec: SampleSpec, ctx: Context) -> Outcome:
+    """Draw the candidates; a prompt left with fewer than two usable ones is dropped and counted."""
+    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
+    sampling = spec.sampling.sampling(ctx.stops)
+    temperatures = spec.temperatures or (spec.sampling.temperature,) * spec.n
+
+    def work(client: Client, chunk: list[Prompt]) -> list[Entry]:
+        requests = [
+            Request(
+                f"{row.id}/{i}",
+                ctx.chat.prompt(with_system(row.messages, spec.system)),
+                replace(sampling, temperature=temperature),
+                sampling_seed(ctx.seed, row.id, f"sample/{i}"),
+            )
+            for row in chunk
+            for i, temperature in enumerate(temperatures)
+        ]
+        found = complete(client, requests)
+        return [entry(row, [found[f"{row.id}/{i}"] for i in range(spec.n)]) for row in chunk]
+
+    def entry(row: Prompt, completions: list) -> Entry:  # type: ignore[type-arg]
+        settle = [settled(completion, spec.unfinished) for completion in completions]
+        usable = [text for text, reason in settle if not reason]
+        answers = tuple(dict.fromkeys(usable)) if spec.distinct else tuple(usable)
+        counts = {
+            "unusable candidates": len(settle) - len(usable),
+            "identical candidates": len(usable) - len(set(usable)),
+        }
+        reason = "" if len(answers) > 1 else "identical" if len(usable) > 1 else "fewer than two usable"
+        made = Candidates(row.id, row.messages, answers, row.topic, row.meta)
+        tokens = sum(completion.tokens for completion in completions)
+        return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, counts, spec.n, tokens)
+
+    expected = len(prompts) * spec.n * spec.sampling.max_tokens
+    outcome, counts = write(ctx, in_chunks(ctx, "model", prompts, spec.chunk, work, expected), repeated)
+    return replace(outcome, metrics=dict(counts))

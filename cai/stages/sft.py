@@ -1,0 +1,53 @@
+"""SFT: fine-tune a model on conversations; loss is taken on the spans that the chat template marks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cai.data.rows import Conversation
+from cai.engines.base import SftSettings, Trained, TrainText
+from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants
+from cai.stages.generation import PROMPT_TOKENS, rows_of
+
+
+class SftSpec(StageSpec):
+    """Train ``model`` on ``data``; the data's part ``val``, where it has one, is only measured."""
+
+    MAKES: ClassVar[str] = "model"
+    USES_TEMPLATE: ClassVar[bool] = True
+    USES_ENGINE: ClassVar[bool] = True
+    kind: Literal["sft"] = "sft"
+    model: Annotated[str, Wants("model")]
+    data: Annotated[str, Wants("conversations")]
+    loss: Annotated[
+        Literal["last", "all"], Field(description="learn the last answer only, or every answer of the conversation")
+    ] = "last"
+    training: SftSettings = SftSettings()
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """Every row is read once an epoch."""
+        n = rows.get("data")
+        return Estimate(n, tokens=int((n or 0) * self.training.epochs * 2 * PROMPT_TOKENS))
+
+
+def run(spec: SftSpec, ctx: Context) -> Outcome:
+    """Render the conversations and hand them to the engine."""
+    train, val = (_texts(spec, ctx, ctx.one("data"), name) for name in ("train", "val"))
+    trained = ctx.engine.sft(
+        ctx.one("model").path, train, val, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress
+    )
+    return trained_outcome(trained, len(train) + len(val))
+
+
+def trained_outcome(trained: Trained, rows: int) -> Outcome:
+    """What training did with its rows, training and validation together."""
+    dropped = {reason: n for reason, n in trained.dropped.items() if n}
+    return Outcome(Ledger(rows, rows - sum(dropped.values()), dropped), trained.metrics)
+
+
+def _texts(spec: SftSpec, ctx: Context, data: Artifact, name: str) -> list[TrainText]:
+    rows = [row for row in rows_of(data, name) if isinstance(row, Conversation)]
+    return [TrainText(row.id, tuple(ctx.chat.spans(row.messages, spec.loss))) for row in rows]
