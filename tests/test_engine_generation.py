@@ -249,14 +249,16 @@ def test_openvino_answers_alike_in_another_process(smol, smollm2_folder):
 
 @needs_openvino
 @pytest.mark.long
-def test_openvino_kept_prefixes_change_nothing(smol):
+def test_openvino_earlier_requests_change_nothing(smol):
     shots = chat("What is the capital of France?") + "The capital of France is Paris.<|im_end|>\n" + chat("And Rome?")
     sampling = Sampling(max_tokens=12, temperature=1.0)
     asked = [Request(ask, shots * 3 + chat(ask), sampling, seed=i) for i, ask in enumerate(ASKS)]
-    cold = answers(smol, asked[:1])[asked[0].id]
-    warm = answers(smol, asked)
-    assert warm[asked[0].id] == cold
-    assert answers(smol, asked) == warm
+    first = answers(smol, asked[:1])[asked[0].id]
+    # What all of them begin with, asked for by itself: a cache of prefixes would keep it.
+    answers(smol, [Request("beginning", shots * 3, Sampling(max_tokens=1))])
+    together = answers(smol, asked)
+    assert together[asked[0].id] == first
+    assert answers(smol, asked[::-1]) == together
 
 
 @needs_openvino

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from cai.clients.base import Client
 from cai.data.rows import Candidates, Comparison
+from cai.identity import RUNTIME
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
 from cai.stages.generation import Entry, distinct, in_chunks, rows_of
 from cai.stages.generation import write_entries as write
@@ -96,6 +97,7 @@ class JudgeSpec(StageSpec):
     labels: Labels = Labels.SOFT
     limit: Annotated[int | None, Field(ge=1, description="only the first n rows")] = None
     chunk: Annotated[int, Field(ge=1, description="rows judged together; decides the draws")] = 32
+    max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from pydantic import Field
 from cai.chat import Message
 from cai.clients.base import Client, Request
 from cai.data.rows import Conversation, Prompt
-from cai.identity import sampling_seed
+from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
 from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
 from cai.stages.generation import write_entries as write
@@ -33,6 +33,7 @@ class RespondSpec(StageSpec):
     unfinished: Unfinished = Unfinished.TRIM
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
+    max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
         """One call a prompt."""

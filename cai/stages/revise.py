@@ -20,7 +20,7 @@ from cai.chat import Message
 from cai.clients.base import Client, Completion, Request, Sampling
 from cai.constitution import Principle
 from cai.data.rows import Conversation
-from cai.identity import rendezvous_order, sampling_seed
+from cai.identity import RUNTIME, rendezvous_order, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
 from cai.stages.generation import Entry, Unfinished, complete, distinct, in_chunks, rows_of, settled, transcript
 from cai.stages.generation import write_entries as write
@@ -75,6 +75,7 @@ class ReviseSpec(StageSpec):
     )
     limit: Annotated[int | None, Field(ge=1, description="only the first n responses")] = None
     chunk: Annotated[int, Field(ge=1, description="rows asked together; decides the draws")] = 32
+    max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
 
     @model_validator(mode="after")
     def _rounds_exist(self) -> ReviseSpec:

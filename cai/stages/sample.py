@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from cai.clients.base import Client, Request
 from cai.data.rows import Candidates, Prompt
-from cai.identity import sampling_seed
+from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
 from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
 from cai.stages.generation import write_entries as write
@@ -37,6 +37,7 @@ class SampleSpec(StageSpec):
     distinct: Annotated[bool, Field(description="leave out a candidate equal to an earlier one")] = True
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
+    max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
 
     @model_validator(mode="after")
     def _temperatures_fit(self) -> SampleSpec:
