@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import version
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
-from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -245,7 +245,9 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
             raise SpecError(Problem(missing, "no such config", f"groups: {', '.join(GROUPS)}")) from error
         if isinstance(error, HydraException | OmegaConfBaseException):
             first, *rest = str(error).strip().splitlines()
-            reason = next((line.strip() for line in rest if line.strip() and not line.startswith(("    full_key", "See "))), "")
+            reason = next(
+                (line.strip() for line in rest if line.strip() and not line.startswith(("    full_key", "See "))), ""
+            )
             named = (o for o in self._overrides if o.partition("=")[0] in first)
             where = str(getattr(error, "override", "") or next(named, "command line"))
             if "Could not override" in first:

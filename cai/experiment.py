@@ -172,9 +172,7 @@ def _table(
     return found
 
 
-def validate(
-    model: type[Any], value: Mapping[str, Any], path: str, where: Where, problems: list[Problem]
-) -> Any:
+def validate(model: type[Any], value: Mapping[str, Any], path: str, where: Where, problems: list[Problem]) -> Any:
     """``model.model_validate(value)``, or None with every error turned into a ``Problem``."""
     try:
         return model.model_validate(value)
@@ -187,7 +185,9 @@ def validate(
 def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Problem:
     full, here = path, model
     for part in item["loc"]:
-        if isinstance(part, str) and part.startswith(("function-", "constrained-", "literal[", "tuple", "list[", "str")):
+        if isinstance(part, str) and part.startswith(
+            ("function-", "constrained-", "literal[", "tuple", "list[", "str")
+        ):
             continue
         last, here = here, _field_model(here, part)
         full += f"[{part}]" if isinstance(part, int) else f".{part}"

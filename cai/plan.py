@@ -84,4 +84,6 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
         steps = tuple(Step(**s) for s in data.pop("steps"))
         return Plan(steps=steps, **data)
     except (ValueError, TypeError, KeyError) as error:
-        raise SpecError(Problem(where, f"cannot be read as a plan ({error})", "make one with `plan --out FILE`")) from error
+        raise SpecError(
+            Problem(where, f"cannot be read as a plan ({error})", "make one with `plan --out FILE`")
+        ) from error

@@ -112,7 +112,11 @@ def engine_line(engine: Mapping[str, Any]) -> str:
     """The engine in one line: its name, then what it is made of."""
     # What will be used here tells more than what was asked for (``auto``).
     told = engine.get("uses") or engine
-    flat = [f"{k} {v}" for k, v in told.items() if k not in ("name", "kind") and isinstance(v, str | int | float) and v != ""]
+    flat = [
+        f"{k} {v}"
+        for k, v in told.items()
+        if k not in ("name", "kind") and isinstance(v, str | int | float) and v != ""
+    ]
     name = engine.get("name") or engine.get("kind") or "engine"
     return one_line(f"{name}{': ' if flat else ''}{', '.join(flat)}", 300)
 

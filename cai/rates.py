@@ -40,10 +40,10 @@ def _timed(step: Step, records: list[Mapping[str, Any]]) -> Step:
 def _seconds(step: Step, records: list[Mapping[str, Any]]) -> float | None:
     rows = step.estimate.get("rows")
     if step.kind in _FIXED:
-        return median(r["seconds"] for r in records) if records else _FIXED[step.kind]
+        return float(median(float(r["seconds"]) for r in records)) if records else _FIXED[step.kind]
     per_row = [r["seconds"] / r["outcome"]["ledger"]["rows_in"] for r in records if r["outcome"]["ledger"]["rows_in"]]
     if per_row and rows:
-        return float(median(per_row) * rows)
+        return float(median(per_row)) * float(rows)
     written, read = _PER_SECOND.get(step.kind, (0.0, 0.0))
     if rows is None or not written:
         return None
@@ -54,7 +54,7 @@ def _measured(store: Store, kinds: set[str]) -> dict[str, list[Mapping[str, Any]
     found: dict[str, list[Mapping[str, Any]]] = {}
     for kind in kinds:
         records = sorted(store.root.glob(f"{kind}-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-        kept = []
+        kept: list[Mapping[str, Any]] = []
         for path in records[:RECENT]:
             try:
                 kept.append(read_record(path))

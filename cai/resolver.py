@@ -104,9 +104,7 @@ class Texts:
     problems: tuple[Problem, ...]
 
 
-def load_texts(
-    constitution: Mapping[str, Any] | None, template: str, library: Library, where: Where = str
-) -> Texts:
+def load_texts(constitution: Mapping[str, Any] | None, template: str, library: Library, where: Where = str) -> Texts:
     """Resolve the constitution and read the chat template; problems are gathered, not raised."""
     resolved: Constitution | None = None
     read: tuple[str, str] | None = None
@@ -280,8 +278,9 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
         makes = spec.makes(makes_by_role)
         estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
     except SpecError as error:
-        work.problems += [Problem(work.where(f"{path}.{p.where}" if p.where else path), p.what, p.next)
-                          for p in error.problems]
+        work.problems += [
+            Problem(work.where(f"{path}.{p.where}" if p.where else path), p.what, p.next) for p in error.problems
+        ]
         return
     work.rows[name] = estimate.rows
     inputs = _named(parts.inputs, names)
@@ -387,4 +386,3 @@ def _keys(work: _Work, value: Names) -> Any:
         # Pairs, not a mapping: the order of the labels decides what is compared with what.
         return [[label, work.steps[name].key] for label, name in value.items()]
     return [work.steps[name].key for name in value]
-

@@ -40,8 +40,9 @@ def test_groups_come_from_the_users_folder_first(project):
 
 
 def test_overrides_reach_every_field(project):
-    data = compose(["experiment=small", "seed=9", "stages.respond.model=other", "+stages.respond.limit=4"],
-                   library(project)).data
+    data = compose(
+        ["experiment=small", "seed=9", "stages.respond.model=other", "+stages.respond.limit=4"], library(project)
+    ).data
     assert data["seed"] == 9
     assert data["stages"]["respond"] == {"model": "other", "prompts": "asked", "limit": 4}
 

@@ -46,11 +46,16 @@ def test_the_shipped_experiments_have_the_plans_they_had(name):
 def test_planning_loads_no_torch_and_writes_nothing(tmp_path):
     script = (
         "import sys; from cai.cli import main; code = main(['plan']); "
-        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'openvino_genai', 'scipy', 'numpy') if m in sys.modules]; "
+        "names = ('torch', 'transformers', 'datasets', 'openvino_genai', 'scipy', 'numpy'); "
+        "heavy = [m for m in names if m in sys.modules]; "
         "print('HEAVY', heavy, code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={"PATH": "", "HOME": str(tmp_path), "CAI_HOME": str(tmp_path / "home")},
     )
     assert "HEAVY [] 0" in done.stdout, done.stdout + done.stderr
@@ -120,8 +125,9 @@ def test_the_schemas_in_docs_are_those_of_the_code():
     assert json.loads((folder / "constitution.schema.json").read_text()) == constitution_schema()
 
 
-@pytest.mark.parametrize("verb", ["", "plan", "apply", "validate", "list", "show", "schema", "rows", "store", "import",
-                                  "chat", "serve"])
+@pytest.mark.parametrize(
+    "verb", ["", "plan", "apply", "validate", "list", "show", "schema", "rows", "store", "import", "chat", "serve"]
+)
 def test_every_verb_has_help(tmp_path, verb):
     done = cai(*([verb] if verb else []), "-h", cwd=tmp_path)
     assert done.returncode == 0

@@ -201,7 +201,7 @@ def read_header(text: str, where: str) -> Header:
         raise SpecError(Problem(f"{where}:1", "no front matter", "open the file with {#--- and YAML, closed by ---#}"))
     offset = text[: match.start(1)].count("\n")
     try:
-        raw = yaml.load(match.group(1), Loader=_Loader)  # noqa: S506 - a safe loader
+        raw = yaml.load(match.group(1), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = offset + (mark.line + 1 if mark is not None else 1)

@@ -1,0 +1,1 @@
+"""Whoever answers prompts: one file a protocol."""

@@ -1,0 +1,1 @@
+"""One file for each family of verbs; ``cai.cli`` has the table."""

@@ -120,8 +120,8 @@ def rows_verb(args: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=10, help="rows to print (0: all)")
     parser.add_argument("--part", help="train, val ... for a step with parts")
     parsed = parser.parse_args(list(args))
-    from cai.listing import print_ledger
     from cai.ledger import iter_rows, ledger_table
+    from cai.listing import print_ledger
 
     run = find_run(parsed.run)
     plan = read_plan(run / "plan.json")
@@ -155,14 +155,16 @@ def store_verb(args: Sequence[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
     actions.add_parser("ls", help="what is there, its size, and which runs use it")
     verify = actions.add_parser("verify", help="recompute every digest")
-    verify.add_argument("--repair", action="store_true", help="set damaged artifacts aside, so that they are made again")
+    verify.add_argument(
+        "--repair", action="store_true", help="set damaged artifacts aside, so that they are made again"
+    )
     clean = actions.add_parser("gc", help="remove what no run refers to")
     clean.add_argument("--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what was unused for so long")
     parsed = parser.parse_args(list(args))
     from cai import upkeep
-    from cai.listing import print_removed, print_store
     from cai.executor import default_store
+    from cai.listing import print_removed, print_store
 
     store = default_store()
     if parsed.action == "ls":

@@ -49,8 +49,8 @@ def plan_verb(args: Sequence[str]) -> int:
 
         write_durably(parsed.out, plan.to_json())
         print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
-    from cai.plan_view import print_plan
     from cai.executor import default_store, statuses
+    from cai.plan_view import print_plan
     from cai.rates import with_times
 
     store = default_store()

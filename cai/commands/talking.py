@@ -112,7 +112,8 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[
     name, text = _template(plan, step)
     template = ChatTemplate.from_text(name, text, name)
     print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)
-    client = make_engine(plan.engine).client(stored.path)
+    # For one answer at a time transformers starts sooner than openvino-genai, and can show it word by word.
+    client = make_engine({**plan.engine, "generator": "transformers"}).client(stored.path)
     try:
         count = _token_counter(stored.path)
         yield Speaker(client, template, step.name, sampling, seed, _context(stored.path), count)

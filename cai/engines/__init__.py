@@ -23,8 +23,11 @@ class EngineKind:
 def _embedded_identity(settings: EmbeddedSettings) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
-    decided = {"device": chosen.device, "generator": chosen.generator, "generation_precision": chosen.precision}
-    return settings.model_dump(mode="json", exclude={"threads"}) | {k: v.value for k, v in decided.items()}
+    return settings.model_dump(mode="json", exclude={"threads"}) | {
+        "device": chosen.device.value,
+        "generator": chosen.generator.value,
+        "generation_precision": chosen.precision.value,
+    }
 
 
 def _embedded(settings: EmbeddedSettings) -> Engine:

@@ -127,7 +127,7 @@ class RlSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model comes from: ``hf:NAME_OR_FOLDER``, ``gguf:FILE`` or ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf``."""
+    """Where a model is: ``hf:NAME_OR_FOLDER``, ``gguf:FILE`` or ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf``."""
 
     source: str
     revision: str = ""

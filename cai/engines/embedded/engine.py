@@ -5,6 +5,7 @@ Everything heavy is imported when it is first needed; opening the engine costs n
 
 from __future__ import annotations
 
+from collections.abc import Generator as Iteration
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from cai.engines.base import (
     TrainText,
 )
 from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, choose, installed
+
+MANY, LONG, MOSTLY = 8, 400, 0.6
+"""Requests, mean characters of their prompts, and share of prompt tokens saved, from which sharing prefixes pays."""
 
 
 class _Generates(Protocol):
@@ -47,8 +51,21 @@ class EmbeddedClient:
     def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
         self._model, self._settings = model, settings
         self._chosen: Chosen = choose(settings)
-        self._generator: _Generates | None = None
+        self._generators: dict[Generator, _Generates] = {}
         self._scorer: _Scores | None = None
+        if self._chosen.generator is Generator.TRANSFORMERS:
+            # openvino-genai cannot be left in the middle of an answer in our way, so there is nothing to call then.
+            self.stream = self._stream
+
+    def _stream(self, request: Request) -> Iteration[str, None, Completion]:
+        """One answer piece by piece (see ``cai.chatting.StreamingClient``)."""
+        from cai.engines.embedded.torch_client import TorchGenerator
+
+        if Generator.TRANSFORMERS not in self._generators:
+            self._generators[Generator.TRANSFORMERS] = self._open(Generator.TRANSFORMERS)
+        generator = self._generators[Generator.TRANSFORMERS]
+        assert isinstance(generator, TorchGenerator)
+        return generator.stream(request)
 
     @property
     def name(self) -> str:
@@ -60,9 +77,10 @@ class EmbeddedClient:
         """Complete every request; each draw depends on its request's seed."""
         if not requests:
             return
-        if self._generator is None:
-            self._generator = self._open_generator()
-        yield from self._generator.generate(requests)
+        kind = self._suited(requests)
+        if kind not in self._generators:
+            self._generators[kind] = self._open(kind)
+        yield from self._generators[kind].generate(requests)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """Log-likelihoods of continuations in float32."""
@@ -76,13 +94,24 @@ class EmbeddedClient:
 
     def close(self) -> None:
         """Release both models' memory; a later call loads them again."""
-        for part in (self._generator, self._scorer):
+        for part in (*self._generators.values(), self._scorer):
             if part is not None:
                 part.close()
-        self._generator = self._scorer = None
+        self._generators, self._scorer = {}, None
 
-    def _open_generator(self) -> _Generates:
-        if self._chosen.generator is Generator.OPENVINO:
+    def _suited(self, requests: Sequence[Request]) -> Generator:
+        """Who completes this list; decided by the list alone, so that the same list always gives the same texts."""
+        if self._chosen.generator is not Generator.OPENVINO or not self._settings.share_prefixes:
+            return self._chosen.generator
+        if len(requests) < MANY or sum(len(r.prompt) for r in requests) < LONG * len(requests):
+            return Generator.OPENVINO
+        from cai.engines.embedded.models import encode, load_tokenizer, saved_by_sharing
+
+        prompts = encode(load_tokenizer(self._model), [request.prompt for request in requests])
+        return Generator.TRANSFORMERS if saved_by_sharing(prompts) >= MOSTLY else Generator.OPENVINO
+
+    def _open(self, kind: Generator) -> _Generates:
+        if kind is Generator.OPENVINO:
             from cai.engines.embedded.openvino_client import OpenVinoGenerator
 
             return OpenVinoGenerator(self._model, self._settings)
