@@ -47,7 +47,7 @@ def _seconds(step: Step, records: list[Mapping[str, Any]]) -> float | None:
     written, read = _PER_SECOND.get(step.kind, (0.0, 0.0))
     if rows is None or not written:
         return None
-    return _START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read
+    return float(_START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read)
 
 
 def _measured(store: Store, kinds: set[str]) -> dict[str, list[Mapping[str, Any]]]:

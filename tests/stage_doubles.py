@@ -32,7 +32,7 @@ TEMPLATE = ChatTemplate.from_text("chatml", CHATML)
 PROMPTS = Path(__file__).parents[1] / "prompt_templates"
 
 
-class Stopped(RuntimeError):  # noqa: N818 - what happened, not what went wrong
+class Stopped(RuntimeError):
     """The process was stopped in the middle of the work."""
 
 

@@ -285,3 +285,49 @@ def test_openvino_greedy_follows_transformers(smollm2_folder):
         EmbeddedClient(smollm2_folder, exact.model_copy(update={"generator": Generator.TRANSFORMERS})), asked
     )
     assert sum(theirs[request.id] == ours[request.id] for request in asked) >= 3
+
+
+def test_prompts_that_begin_alike_are_grouped_whatever_their_order():
+    from cai.engines.embedded.models import prefix_groups
+
+    one, other = list(range(100)), list(range(200, 300))
+    prompts = [[*one, 1], [*other, 2], [*one, 3, 4], [7] * 10, [*other, 5], [*one, 6]]
+    assert prefix_groups(prompts) == [[0, 2, 5], [1, 4], [3]]
+    turned = prompts[::-1]
+    assert sorted(sorted(map(tuple, (turned[i] for i in g))) for g in prefix_groups(turned)) == sorted(
+        sorted(map(tuple, (prompts[i] for i in g))) for g in prefix_groups(prompts)
+    )
+    assert prefix_groups([]) == []
+
+
+def test_sharing_a_beginning_changes_no_greedy_answer(tiny_model):
+    few_shots = "Person: hello there. Assistant: hello! " * 12
+    requests = [
+        Request(f"{kind}{i}", f"{few_shots}{kind} request {i}: ", Sampling(max_tokens=8, temperature=0))
+        for kind in ("first", "second")
+        for i in range(4)
+    ]
+    settings = EmbeddedSettings(device="cpu", generator="transformers", generation_precision="float32")
+    client = EmbeddedClient(tiny_model, settings)
+    together = {c.id: c.text for c in client.generate(requests)}
+    alone = {c.id: c.text for request in requests for c in client.generate([request])}
+    assert together == alone
+
+
+def test_streamed_pieces_join_to_the_whole_answer(tiny_model):
+    from cai.chatting import StreamingClient
+
+    settings = EmbeddedSettings(device="cpu", generator="transformers", generation_precision="float32")
+    client = EmbeddedClient(tiny_model, settings)
+    assert isinstance(client, StreamingClient)
+    request = Request("a", "What is", Sampling(max_tokens=12, temperature=1.0), seed=5)
+    [whole] = client.generate([request])
+    pieces, stream = [], client.stream(request)
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            done = end.value
+            break
+    assert "".join(pieces) == whole.text
+    assert done == whole

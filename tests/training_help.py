@@ -34,7 +34,7 @@ WORDS = [
 ]
 
 
-class Interrupted(Exception):  # noqa: N818 - stands for a signal, not for a mistake
+class Interrupted(Exception):
     """Stands for a kill."""
 
 

@@ -25,7 +25,7 @@ ROLE_NAMES = {
 }
 
 
-class Odd(Exception):  # noqa: N818 - a row that is odd, not a failure of the program
+class Odd(Exception):
     """This record makes no row; ``reason`` is what the ledger counts."""
 
     def __init__(self, reason: str) -> None:

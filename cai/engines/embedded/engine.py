@@ -25,9 +25,6 @@ from cai.engines.base import (
 )
 from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, choose, installed
 
-MANY, LONG, MOSTLY = 8, 400, 0.6
-"""Requests, mean characters of their prompts, and share of prompt tokens saved, from which sharing prefixes pays."""
-
 
 class _Generates(Protocol):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]: ...
@@ -77,7 +74,7 @@ class EmbeddedClient:
         """Complete every request; each draw depends on its request's seed."""
         if not requests:
             return
-        kind = self._suited(requests)
+        kind = self._chosen.generator
         if kind not in self._generators:
             self._generators[kind] = self._open(kind)
         yield from self._generators[kind].generate(requests)
@@ -98,17 +95,6 @@ class EmbeddedClient:
             if part is not None:
                 part.close()
         self._generators, self._scorer = {}, None
-
-    def _suited(self, requests: Sequence[Request]) -> Generator:
-        """Who completes this list; decided by the list alone, so that the same list always gives the same texts."""
-        if self._chosen.generator is not Generator.OPENVINO or not self._settings.share_prefixes:
-            return self._chosen.generator
-        if len(requests) < MANY or sum(len(r.prompt) for r in requests) < LONG * len(requests):
-            return Generator.OPENVINO
-        from cai.engines.embedded.models import encode, load_tokenizer, saved_by_sharing
-
-        prompts = encode(load_tokenizer(self._model), [request.prompt for request in requests])
-        return Generator.TRANSFORMERS if saved_by_sharing(prompts) >= MOSTLY else Generator.OPENVINO
 
     def _open(self, kind: Generator) -> _Generates:
         if kind is Generator.OPENVINO:

@@ -151,15 +151,6 @@ def prefix_groups(prompts: Sequence[Sequence[int]], least: int = 64) -> list[lis
     return sorted(sorted(group) for group in groups)
 
 
-def saved_by_sharing(prompts: Sequence[Sequence[int]]) -> float:
-    """The share of all prompt tokens, in [0, 1], that need not be computed when groups compute their prefix once."""
-    total = sum(map(len, prompts))
-    saved = 0
-    for group in prefix_groups(prompts):
-        saved += shared_prefix([prompts[i] for i in group]) * (len(group) - 1)
-    return saved / total if total else 0.0
-
-
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     limit = min(len(one), len(other))
     return next((i for i in range(limit) if one[i] != other[i]), limit)

@@ -3,8 +3,8 @@
 Our tokenizer makes and reads the token ids; openvino-genai sees numbers only. A result is a function of its request
 alone. Draws come from the request's own seed; and a row's arithmetic does not depend on its neighbours as long as
 there is one, because only a lone row runs through another kernel (matrix by vector). So a companion row, whose text
-nobody reads, always runs along. Prefix caching stays off: with openvino-genai 2026.4.1, prompts that began with a
-prefix kept from an earlier request got other answers than without it.
+nobody reads, always runs along. Prefix caching stays off: with openvino-genai 2026.4.1 it made few-shot prompts three
+times as fast, but two runs of the same list, each with an empty cache, gave different answers.
 """
 
 from __future__ import annotations

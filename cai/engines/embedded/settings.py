@@ -54,12 +54,6 @@ class EmbeddedSettings(Settings):
     generation_precision: GenerationPrecision = GenerationPrecision.AUTO
     generation_batch: Annotated[int, Field(ge=1, description="rows that generate side by side")] = 64
     scoring_batch_tokens: Annotated[int, Field(ge=256, description="tokens, padding included, scored at once")] = 4096
-    share_prefixes: Annotated[
-        bool,
-        Field(
-            description="on the CPU, let transformers complete prompts that mostly begin alike (few-shots), once each"
-        ),
-    ] = True
     kv_cache_gb: Annotated[int, Field(ge=1, description="GiB of keys and values that openvino-genai may hold")] = 1
     threads: Annotated[int, Field(ge=0, description="processor threads; 0 uses all"), RUNTIME] = 0
 
@@ -139,7 +133,6 @@ def describe(settings: EmbeddedSettings) -> dict[str, str]:
     package = "openvino-genai" if chosen.generator is Generator.OPENVINO else "transformers"
     return {
         "generator": f"{package} {installed(package)}",
-        **({"few_shots": "transformers"} if settings.share_prefixes and package != "transformers" else {}),
         "device": chosen.device.value,
         "precision": chosen.precision.value,
         "torch": installed("torch"),

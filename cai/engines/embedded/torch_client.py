@@ -1,8 +1,7 @@
 """Batched generation on transformers' models: a loop of our own, so that each row's draws depend on its seed alone.
 
 Prompts are padded on the left, sorted by length; what a group of prompts begins with is computed once; a finished row
-leaves its batch. Used on CUDA, on the CPU where openvino-genai is not installed, and there for few-shot prompts too:
-computing their long common beginning once is worth more than openvino's faster step.
+leaves its batch. Used on CUDA, on the CPU where openvino-genai is not installed, and for talking, word by word.
 """
 
 # ruff: noqa: N806 - arrays carry their axes: B rows, T tokens, V vocabulary, D width, K kept, N reads
