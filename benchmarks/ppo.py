@@ -60,7 +60,7 @@ def ours(model: Path, reward: Path, settings: RlSettings, folder: Path) -> list[
         ppo.train_ppo(model, reward, questions(64), (), settings, 0, folder / "o", folder / "w", Silent())
     finally:
         ppo.Ends = kept  # type: ignore[misc]
-    lines = (folder / "o" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "w" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["seconds"] for line in lines]
 
 

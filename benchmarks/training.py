@@ -68,7 +68,7 @@ def ours(kind: str, model: Path, rows: list[tuple[str, str, str]], lora: Lora, f
     else:
         pairs = [PairText(str(i), *row, 1.0) for i, row in enumerate(rows)]
         train_reward(model, pairs, [], RewardSettings(**common), *where)
-    lines = (folder / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "work" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["seconds"] for row in map(json.loads, lines) if "seconds" in row]
 
 

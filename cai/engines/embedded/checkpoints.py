@@ -46,6 +46,18 @@ def load(path: Path, belongs: str) -> dict[str, Any] | None:
     return state if state.pop("belongs", None) == belongs else None
 
 
+TIMES = ("seconds", "tokens_per_s")
+
+
+def write_metrics(dest: Path, work: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """``dest``/metrics.jsonl without what the clock says, so that the same work gives the same bytes.
+
+    ``work``/timings.jsonl has all of it.
+    """
+    write_rows(dest / "metrics.jsonl", [{k: v for k, v in row.items() if k not in TIMES} for row in rows])
+    write_rows(work / "timings.jsonl", rows)
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One JSON object a line, the file replaced whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -125,8 +125,8 @@ def fit(work: Work, settings: Training, dest: Path, folder: Path, progress: Prog
         progress.advance(rows=int(numbers["rows"]), tokens=int(numbers["tokens"]))
         if last or (step + 1) % settings.checkpoint_every == 0:
             checkpoints.save(path, work.belongs, {"optimizer": optimizer.state(), "step": step + 1, "rows": rows})
-            checkpoints.write_rows(dest / "metrics.jsonl", rows)
-    checkpoints.write_rows(dest / "metrics.jsonl", rows)
+            checkpoints.write_metrics(dest, folder, rows)
+    checkpoints.write_metrics(dest, folder, rows)
     return rows
 
 

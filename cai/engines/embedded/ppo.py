@@ -137,8 +137,8 @@ class _Run:
                 progress.advance(rows=settings.rollouts, tokens=self.rows[-1]["tokens"])
             if self.stopped or iteration + 1 == measured or (iteration + 1) % settings.checkpoint_every == 0:
                 checkpoints.save(path, self.belongs, self._state(iteration + 1))
-                self._tell(dest)
-        self._tell(dest)
+                self._tell(dest, work)
+        self._tell(dest, work)
         self.policy.save(dest)
         return Trained(self._metrics(), dict(self.dropped))
 
@@ -167,8 +167,8 @@ class _Run:
         if self.critic.trunk is not None:
             self.critic.trunk.refresh()
 
-    def _tell(self, dest: Path) -> None:
-        checkpoints.write_rows(dest / "metrics.jsonl", self.rows)
+    def _tell(self, dest: Path, work: Path) -> None:
+        checkpoints.write_metrics(dest, work, self.rows)
         checkpoints.write_rows(dest / "samples.jsonl", self.samples)
 
     def _drawn(self, iteration: int) -> list[tuple[PromptText, Asked]]:
