@@ -162,7 +162,12 @@ class Composed:
         """``experiments/x.yaml:12: stages.sft.epochs`` for a field; the command line where it was overridden."""
         for override in self.overrides:
             name = override.lstrip("+~").partition("=")[0]
-            if name and (path == name or path.startswith((f"{name}.", f"{name}[")) or name.startswith(f"{path}.")):
+            # ``constitution=mine`` chooses a file: what is wrong in it is in the file.
+            if (
+                name
+                and name not in GROUPS
+                and (path == name or path.startswith((f"{name}.", f"{name}[")) or name.startswith(f"{path}."))
+            ):
                 return f"command line: {path}"
         tried = path
         while True:
