@@ -34,6 +34,8 @@ __all__ = [
     "said",
 ]
 
+# Reasons in the ledger that are no fault of the row's.
+NOT_ASKED_FOR = {"other_part": "in other parts", "over_limit": "over the limit", "not chosen": "not chosen"}
 EVERY = 10.0  # Seconds between two lines of progress where there is no terminal.
 WINDOW = 60.0  # Seconds over which a rate is taken.
 
@@ -278,9 +280,13 @@ def record_line(record: Mapping[str, Any]) -> str:
     rows_in, rows_out, dropped = ledger.get("rows_in", 0), ledger.get("rows_out", 0), ledger.get("dropped") or {}
     if rows_in or rows_out:
         line = f"{count(rows_in)} -> {count(rows_out)} rows"
-        if dropped:
-            why = ", ".join(f"{reason} {count(n)}" for reason, n in dropped.items())
-            line += f" ({count(sum(dropped.values()))} dropped: {why})"
+        elsewhere = {reason: n for reason, n in dropped.items() if reason in NOT_ASKED_FOR}
+        lost = {reason: n for reason, n in dropped.items() if reason not in NOT_ASKED_FOR}
+        told = [f"{count(n)} {NOT_ASKED_FOR[reason]}" for reason, n in elsewhere.items()]
+        if lost:
+            why = ", ".join(f"{reason} {count(n)}" for reason, n in lost.items())
+            told.append(f"{count(sum(lost.values()))} dropped: {why}")
+        line += f" ({'; '.join(told)})" if told else ""
         parts.append(line)
     if seconds is not None:
         parts.append(duration(seconds))
