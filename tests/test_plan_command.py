@@ -13,7 +13,7 @@ from cai.library import Library, shipped_root
 from cai.plan import plan_from_json
 
 GOLDEN = Path(__file__).parent / "golden"
-PINNED = ["engine.generator=transformers", "engine.device=cpu"]
+PINNED = ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"]
 EXPERIMENTS = [name for name, _ in Library((shipped_root(),)).names("experiments")]
 
 

@@ -28,7 +28,7 @@ def raw(tmp_path, monkeypatch):
     return {
         "name": "small",
         "seed": 0,
-        "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu"},
+        "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu", "generation_precision": "float32"},
         "constitution": {"name": "own", "principles": [{"id": "a", **law}, {"id": "b", **kind}]},
         "template": {"name": "chatml"},
         "models": {"base": {"source": "pypi:package==1.0/model.gguf", "sha256": "0" * 64}},

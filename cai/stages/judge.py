@@ -69,7 +69,7 @@ class JudgeSpec(StageSpec):
     MAKES: ClassVar[str] = "comparisons"
     USES_TEMPLATE: ClassVar[bool] = True
     USES_ENGINE: ClassVar[bool] = True
-    PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "preamble")
+    PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "priority", "preamble")
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]
     candidates: Annotated[str, Wants("candidates")]
