@@ -69,7 +69,11 @@ class GroupSource(ConfigSource):
         if self._is_root(config_path):
             # Hydra's own run folder is not used: runs have their folder, and a plan must write nothing.
             data: dict[str, Any] = {
-                "defaults": [{"experiment": DEFAULT_EXPERIMENT}, "_self_"],
+                "defaults": ["_self_", {"experiment": DEFAULT_EXPERIMENT}],
+                # Here so that the command line can set what an experiment leaves out.
+                "description": "",
+                "seed": 0,
+                "engine": {"kind": "embedded"},
             }
             return self._result(data, "_global_")
         found = self._file(config_path)

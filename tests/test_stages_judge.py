@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cai.chat import Message
 from cai.clients.base import Completion, Finish, Request, Score, ScoreRequest
 from cai.data.rows import Candidates, Comparison, read_rows
 from cai.stages.judge import JudgeSpec, run
@@ -209,3 +210,14 @@ def test_bad_exemplars_name_every_problem(tmp_path: Path) -> None:
     assert "exemplars[0].baad: unknown field; did you mean 'bad'?" in str(caught.value)
     assert "exemplars[0].bad: must be a text" in str(caught.value)
     assert "exemplars[1]: must be a mapping" in str(caught.value)
+
+
+def test_a_revision_is_judged_against_the_first_answer():
+    from cai.data.rows import Conversation
+    from cai.stages.judge import _candidates
+
+    asked = (Message("user", "q"), Message("assistant", "kind"))
+    revised = Conversation("a", asked, "t", {"response": "rude", "rounds": [{"round": 1}]})
+    found = _candidates(revised)
+    assert (found.id, found.messages, found.answers, found.topic) == ("a", asked[:1], ("rude", "kind"), "t")
+    assert _candidates(Conversation("b", asked)) is None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.clients.base import Client
-from cai.data.rows import Candidates, Comparison
+from cai.data.rows import Candidates, Comparison, Conversation, Row
 from cai.identity import RUNTIME
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
 from cai.stages.generation import Entry, distinct, in_chunks, rows_of
@@ -72,7 +72,9 @@ class JudgeSpec(StageSpec):
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "priority", "preamble")
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]
-    candidates: Annotated[str, Wants("candidates")]
+    candidates: Annotated[
+        str, Wants("candidates", "revisions"), Field(description="answers; of revisions, the first answer and the last")
+    ]
     scoring: Scoring = Scoring.LOGPROB
     prompt: Annotated[str, TextFile(), Field(description="prompt template; empty takes the scoring's own")] = ""
     exemplars: Annotated[str | None, TextFile(), Field(description="good and bad answers, for contrast")] = None
@@ -139,7 +141,7 @@ class JudgeSpec(StageSpec):
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     """Judge every row; a row in is a pair looked at."""
-    everything = [row for row in rows_of(ctx.one("candidates")) if isinstance(row, Candidates)]
+    everything = [candidates for row in rows_of(ctx.one("candidates")) if (candidates := _candidates(row)) is not None]
     rows, repeated = distinct(everything[: spec.limit])
     score = SCORINGS[spec.scoring](spec, ctx)
     # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
@@ -154,6 +156,14 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
 
     outcome, counts = write(ctx, in_chunks(ctx, "model", rows, spec.chunk, work), repeated)
     return replace(outcome, metrics=_metrics(counts))
+
+
+def _candidates(row: Row) -> Candidates | None:
+    """The row itself; of a revised answer, what was first said and what became of it."""
+    if isinstance(row, Conversation) and "response" in row.meta:
+        meta = {k: v for k, v in row.meta.items() if k not in ("response", "rounds")}
+        return Candidates(row.id, row.prompt, (str(row.meta["response"]), row.answer), row.topic, meta)
+    return row if isinstance(row, Candidates) else None
 
 
 def _metrics(counts: Mapping[str, float]) -> dict[str, Any]:
