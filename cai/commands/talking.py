@@ -35,8 +35,7 @@ def chat_verb(args: Sequence[str]) -> int:
     parser.add_argument("--compare", action="store_true", help="show the base model's answers beside")
     parsed = parser.parse_args(list(args))
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
-    plan = read_plan(find_run(parsed.run) / "plan.json")
-    step = _model_step(plan, parsed.step)
+    plan, step = _finished(parsed.run, parsed.step)
     with _speaker(plan, step, sampling, parsed.seed) as speaker:
         if not parsed.compare:
             _talk(speaker, None, parsed.message, parsed.system)
@@ -64,11 +63,26 @@ def serve_verb(args: Sequence[str]) -> int:
 
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
-    plan = read_plan(find_run(parsed.run) / "plan.json")
-    with _speaker(plan, _model_step(plan, parsed.step), sampling, seed=0) as speaker:
+    plan, step = _finished(parsed.run, parsed.step)
+    with _speaker(plan, step, sampling, seed=0) as speaker:
         app = make_app(replace(speaker, name=plan.experiment), api_key=key)
         serve(app, parsed.host, parsed.port)
     return 0
+
+
+def _finished(run: str | None, step: str | None) -> tuple[Plan, Step]:
+    """The run that is meant and its model; of an experiment, the newest run whose model has been made."""
+    from cai.executor import default_store
+
+    named = find_run(run)
+    found = [(plan := read_plan(named / "plan.json"), _model_step(plan, step))]
+    if run is None or not Path(run).is_dir():
+        for folder in sorted((p for p in named.parent.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True):
+            if folder != named and (folder / "plan.json").is_file():
+                older = read_plan(folder / "plan.json")
+                found.append((older, _model_step(older, step)))
+    store = default_store()
+    return next((pair for pair in found if store.find(pair[1].kind, pair[1].key) is not None), found[0])
 
 
 def _model_step(plan: Plan, name: str | None) -> Step:
