@@ -250,3 +250,32 @@ def test_an_applied_plan_is_the_reviewed_one_whatever_was_edited_since(undisturb
         experiment.write_text(EXPERIMENT)
     assert done.returncode == 0, done.stderr
     assert "started" not in done.stdout
+
+
+def test_ctrl_c_says_so_and_the_same_command_goes_on(undisturbed, project, tmp_path):
+    home, _ = undisturbed
+    command = [sys.executable, "-m", "cai", "experiment=tiny"]
+    process = subprocess.Popen(
+        command, cwd=project, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "sft: started" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 130, shown + said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    done = cai(project, tmp_path, "experiment=tiny")
+    assert done.returncode == 0, done.stderr
+    assert artifacts(tmp_path) == artifacts(home)
+
+
+def test_a_sweep_runs_every_cell_and_shares_what_they_have_in_common(undisturbed, project):
+    home, _ = undisturbed
+    before = set(artifacts(home))
+    done = cai(project, home, "-m", "experiment=tiny", "stages.rl.training.gamma=1.0,0.9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {name.partition("-")[0] for name in set(artifacts(home)) - before}
+    assert made == {"rl", "evaluate"}

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def _finished(run: str | None, step: str | None) -> tuple[Plan, Step]:
         for folder in sorted((p for p in named.parent.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True):
             if folder != named and (folder / "plan.json").is_file():
                 older = read_plan(folder / "plan.json")
-                found.append((older, _model_step(older, step)))
+                with suppress(SpecError):  # an older run may have been of another shape, without such a step
+                    found.append((older, _model_step(older, step)))
     store = default_store()
     return next((pair for pair in found if store.find(pair[1].kind, pair[1].key) is not None), found[0])
 
