@@ -1,0 +1,310 @@
+"""NeMo-Aligner's data files, written so that upstream reads every line of them as it was meant.
+
+Upstream never says that it lost a row: it replaces, masks, cuts or crashes. So each rule it has is applied here first,
+and what breaks one is left out and counted by reason. Facts, read in NeMo-Aligner v0.7.0 and NeMo v2.1.0, and tried
+against their real classes by tests/test_nemo_real.py; those of conversations are in cai/data/nemo_chat.py:
+
+- Comparisons (``RewardModelDataset``): lines 2i and 2i + 1 are the chosen and the rejected text of pair i. A pair with
+  a side longer than the sequence is replaced by the pair two places on, which then counts twice; at the end of the file
+  that is an IndexError. The reward is read at a text's last token, so both sides must end alike.
+- Prompts (``RLHFDataset``): a prompt longer than sequence - max_length is replaced by the next one, with its loss
+  multiplied by 0; when all are, it is an error.
+- ``FILE.idx.npy`` and ``FILE.idx.info``, which the chat data set leaves beside its file, are never checked against it:
+  a file written anew is read by the old line ends. They are removed here.
+- Samplers drop the last partial batch; fewer rows than one global batch (for PPO: than ``num_rollout_samples``) end in
+  a division by zero.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+from cai.chat import Message, Span
+from cai.data.nemo_chat import (
+    ANSWER_END,
+    ANSWER_HEADER,
+    CHAT_TOKENS,
+    CONTROL,
+    SYSTEM_START,
+    TURN_START,
+    chat_record,
+    chat_spans,
+    folded,
+    header_text,
+    joined,
+    matches_nemo_chat,
+    turn_text,
+)
+from cai.durable import disk_space, sync_folder
+from cai.errors import Problem, SpecError
+
+__all__ = [
+    "CHAT_TOKENS",
+    "CONTROL",
+    "MAX_LINE",
+    "ChatText",
+    "Count",
+    "HardPair",
+    "PromptLike",
+    "Written",
+    "chat_spans",
+    "matches_nemo_chat",
+    "write_chat",
+    "write_pairs",
+    "write_prompts",
+]
+
+MAX_LINE = 4 << 20
+"""Bytes; a longer line is left out before its tokens are counted."""
+
+Count = Callable[[str], int]
+"""Tokens of a text as the model's own tokenizer makes them from text alone: no BOS, no EOS."""
+
+_Item = TypeVar("_Item")
+_Lines = tuple[list[bytes], list[int]]
+
+
+class ChatText(Protocol):
+    """A conversation: as rendered spans, which say what is learnt, and as the turns they were rendered from."""
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """The rendered text in pieces."""
+        ...
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The turns, made harmless as text."""
+        ...
+
+
+class PromptLike(Protocol):
+    """A rendered prompt, ending with the assistant header."""
+
+    @property
+    def prompt(self) -> str:
+        """The text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HardPair:
+    """A rendered prompt, the answer that counts as better and the other one; ``replica`` above 0 repeats a row."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    replica: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is in a file: ``rows`` of the data, ``samples`` that upstream sees (replicas each), and what was left out.
+
+    ``dropped`` counts rows by reason. ``tokens`` of all texts in the file, ``longest`` of one of them.
+    """
+
+    path: Path
+    rows: int
+    samples: int
+    dropped: dict[str, int]
+    tokens: int
+    longest: int
+
+
+class _Dropped(Exception):
+    """This row is left out; the message is the reason that the ledger counts."""
+
+
+def write_chat(
+    path: Path, texts: Iterable[ChatText], count: Count, max_length: int, at_least: int = 1, dataset: str = "cai"
+) -> Written:
+    """SFT conversations, one JSON object a line; ``max_length`` is ``max_seq_length`` (tokens), as upstream counts.
+
+    Where the spans learn the last answer alone, the turns before it are folded into the first user turn, which renders
+    the same text and is never learnt: upstream has no other way to say it.
+
+    Raises:
+        SpecError: fewer conversations than ``at_least`` are left; ``path`` is then as it was.
+    """
+
+    nul = count("\0")
+
+    def alone(text: str) -> int:
+        return count("\0" + text) - nul
+
+    end_of_last, name_tokens = alone(TURN_START), alone(ANSWER_HEADER)
+    header_tokens = lru_cache(maxsize=256)(lambda system: count(header_text(system)))
+
+    def lines(text: ChatText) -> _Lines:
+        record = _checked(text, dataset)
+        line = _line(record)
+        turns = [turn_text(turn["from"], turn["value"]) for turn in record["conversations"]]
+        tokens = count(header_text(record["system"]) + "".join(turns) + TURN_START)
+        if tokens > max_length + 1:
+            raise _Dropped("too long")
+        # As upstream counts to place the loss; where the parts are not the whole, the mask is shifted.
+        parts = [alone(turn) for turn in turns]
+        if header_tokens(record["system"]) + sum(parts) + end_of_last != tokens:
+            raise _Dropped("tokens merge across turns")
+        for turn, part in zip(record["conversations"], parts, strict=True):
+            if turn["from"] == "Assistant" and name_tokens + alone(turn["value"] + "\n") != part:
+                raise _Dropped("tokens merge across turns")
+        return [line], [tokens]
+
+    return _write(path, ((text, True) for text in texts), lines, at_least, "conversations")
+
+
+def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length: int, at_least: int = 1) -> Written:
+    """Comparisons, two lines each: the chosen text, then the rejected one. ``max_length`` tokens per text.
+
+    Raises:
+        SpecError: fewer pairs, replicas included, than ``at_least`` are left; ``path`` is then as it was.
+    """
+
+    counted = lru_cache(maxsize=2)(count)  # replicas come one after another
+
+    def lines_of(pair: HardPair) -> _Lines:
+        _check_prompt(pair.prompt)
+        for answer in (pair.chosen, pair.rejected):
+            if not answer.endswith(ANSWER_END):
+                raise _Dropped("answer without end of turn")
+            if not (said := answer.removesuffix(ANSWER_END)).strip():
+                raise _Dropped("empty answer")
+            _no_control(said)
+        if pair.chosen == pair.rejected:
+            raise _Dropped("identical answers")
+        texts = [pair.prompt + answer for answer in (pair.chosen, pair.rejected)]
+        lines = [_line({"text": text}) for text in texts]
+        tokens = [counted(text) for text in texts]
+        if max(tokens) > max_length:
+            raise _Dropped("too long")
+        return lines, tokens
+
+    return _write(path, ((pair, pair.replica == 0) for pair in pairs), lines_of, at_least, "pairs")
+
+
+def write_prompts(
+    path: Path, prompts: Iterable[PromptLike], count: Count, max_length: int, at_least: int = 1
+) -> Written:
+    """PPO's prompts, one a line. ``max_length`` is the sequence length minus the answer's ``length_params.max_length``.
+
+    Raises:
+        SpecError: fewer prompts than ``at_least`` are left; ``path`` is then as it was.
+    """
+
+    def lines(prompt: PromptLike) -> _Lines:
+        _check_prompt(prompt.prompt)
+        line, tokens = _line({"text": prompt.prompt}), count(prompt.prompt)
+        if tokens > max_length:
+            raise _Dropped("too long")
+        return [line], [tokens]
+
+    return _write(path, ((prompt, True) for prompt in prompts), lines, at_least, "prompts")
+
+
+def _checked(text: ChatText, dataset: str) -> dict[str, Any]:
+    messages = tuple(text.messages)
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if any(turn.role == "system" for turn in turns):
+        raise _Dropped("system turn not first")
+    if not any(turn.role == "user" for turn in turns):
+        raise _Dropped("no user turn")
+    if any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
+        raise _Dropped("roles out of order")
+    if turns[-1].role != "assistant":
+        raise _Dropped("ends with a user turn")
+    if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
+        raise _Dropped("empty answer")
+    for message in messages:
+        _no_control(message.content)
+    meant = joined(text.spans)
+    record = chat_record(messages, dataset)
+    if chat_spans(record) != meant:
+        record = folded(record)
+    if chat_spans(record) != meant:
+        raise _Dropped("rendered otherwise than NeMo does")
+    return record
+
+
+def _check_prompt(prompt: str) -> None:
+    """A system header, then turns that alternate from the user's, the assistant's last one only begun."""
+    system, *turns = prompt.split(TURN_START)
+    if not turns or turns[-1] != "Assistant\n":
+        raise _Dropped("prompt without assistant header")
+    if not system.startswith(f"{SYSTEM_START}System\n"):
+        raise _Dropped("prompt without system header")
+    if not "".join(turn.partition("\n")[2] for turn in turns).strip():
+        raise _Dropped("empty prompt")
+    names = [turn.partition("\n")[0] for turn in turns]
+    if len(turns) % 2 or names != ["User", "Assistant"] * (len(turns) // 2):
+        raise _Dropped("roles out of order")
+    for part in (system.removeprefix(SYSTEM_START), *turns):
+        _no_control(part)
+
+
+def _no_control(text: str) -> None:
+    if "<extra_id_" in text and any(control in text for control in CONTROL):
+        raise _Dropped("control token in text")
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    try:
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise _Dropped("not utf-8") from error
+    if len(line) > MAX_LINE:
+        raise _Dropped("line too large")
+    return line
+
+
+def _write(
+    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], _Lines], at_least: int, what: str
+) -> Written:
+    """Write all items; each comes with whether it opens a row. Replicas share their row's fate: the same two texts."""
+    dropped: Counter[str] = Counter()
+    rows = samples = tokens = longest = 0
+    with _whole_file(path) as file:
+        for item, first in items:
+            try:
+                lines, counts = lines_of(item)
+            except _Dropped as reason:
+                dropped[str(reason)] += first
+                continue
+            file.writelines(lines)
+            rows, samples, tokens = rows + first, samples + 1, tokens + sum(counts)
+            longest = max(longest, *counts)
+        if samples < at_least or not samples:
+            why = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items())) or "none left out"
+            problem = f"{samples} {what} are left for a batch of {at_least} ({why}): upstream would train nothing"
+            raise SpecError(Problem(path.name, problem, "make the batch smaller, or give more data"))
+    return Written(path, rows, samples, dict(sorted(dropped.items())), tokens, longest)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that replaces ``path`` when the block ends well, flushed to the disk; upstream's indexes of the old go."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_space(path):
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            for suffix in (".idx.npy", ".idx.info"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            draft.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                draft.unlink()
+            raise
