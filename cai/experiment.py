@@ -6,17 +6,20 @@ its file, line and field. It decides nothing else: wiring between stages is the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cai.data.source import DataSource
 from cai.engines import ENGINES
-from cai.engines.base import Settings
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.identity import RUNTIME
 from cai.library import FIELDS
+from cai.settings import Settings
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
 
@@ -25,12 +28,65 @@ STEP_KINDS = ("fetch", "read")
 """Kinds the resolver makes itself from ``models`` and ``data``; they are not written as stages."""
 
 
+PASTED = ("api_key_env", "url")
+"""Fields of a model into which people paste keys: an error never repeats what they hold."""
+
+
 class ModelSpec(Settings):
-    """A model: ``hf:NAME_OR_FOLDER``, ``gguf:FILE`` or ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf``."""
+    """A model: ``hf:NAME_OR_FOLDER``, ``gguf:FILE``, ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf`` or ``api:NAME``.
+
+    An ``api:`` model is served elsewhere: ``url`` is its OpenAI-compatible address, which ends before
+    ``/chat/completions``, and ``api_key_env`` the name of the environment variable that holds the key. ``template`` is
+    the chat template in which this model is asked, where that is not the experiment's. ``parameters`` is the number of
+    its weights, for estimates of memory.
+    """
 
     source: str
     revision: str = ""
     sha256: str = ""
+    url: str = ""
+    api_key_env: str = ""
+    template: str = ""
+    parameters: Annotated[float | None, RUNTIME, Field(gt=0)] = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if not value:
+            return value
+        if any(c in value for c in "@?#"):
+            raise ValueError("holds a user, a password or a query; a key goes into the variable that api_key_env names")
+        try:
+            parts = urlsplit(value)
+            port, host = parts.port, parts.hostname
+        except ValueError:
+            raise ValueError("is no address; write https://HOST/v1") from None
+        if parts.scheme not in ("http", "https") or not host or port == 0 or any(c.isspace() for c in value):
+            raise ValueError("is no address; write https://HOST/v1")
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_variable(cls, value: str) -> str:
+        # A key of capitals and digits alone would pass for a name; names of that length have words in them.
+        solid = len(value) >= 20 and "_" not in value and any(c.isdigit() for c in value)
+        if value and (solid or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", value)):
+            raise ValueError(
+                "wants the NAME of an environment variable, e.g. NGC_API_KEY, in capitals; if this is the key itself, "
+                "take it out of the file and export it under a name"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ModelSpec:
+        if self.source.startswith("api:"):
+            if not self.url:
+                raise ValueError("an api: model needs the `url` of its server, e.g. https://HOST/v1")
+            if self.sha256:
+                raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
+        elif self.url or self.api_key_env:
+            raise ValueError("url and api_key_env are of models served elsewhere; write source: api:NAME")
+        return self
 
 
 @dataclass(frozen=True)
@@ -197,7 +253,8 @@ def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Prob
     if item["type"] == "missing":
         return Problem(where(full), "is missing", "")
     got = item.get("input")
-    shown = "" if isinstance(got, Mapping | list) or got is None else f" (got {str(got)[:60]!r})"
+    hidden = model is ModelSpec and item["loc"][:1] != () and item["loc"][0] in PASTED
+    shown = "" if hidden or isinstance(got, Mapping | list) or got is None else f" (got {str(got)[:60]!r})"
     message = item["msg"].removeprefix("Value error, ")
     return Problem(where(full), message[:1].lower() + message[1:] + shown)
 

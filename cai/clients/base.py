@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from cai.chat import Message
+
 
 class Finish(str, Enum):
     """Why a completion ended."""
@@ -34,12 +36,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to complete. ``seed`` makes the draw a function of this request alone."""
+    """One prompt to complete. ``seed`` makes the draw a function of this request alone.
+
+    ``messages`` are the turns that ``prompt`` renders, for servers that apply a chat template of their own; empty
+    where the prompt is raw text.
+    """
 
     id: str
     prompt: str
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,14 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
 from cai.constitution import Constitution
-from cai.engines.base import Engine, Progress, Settings
+from cai.engines.base import Engine, Progress
 from cai.identity import RUNTIME
+from cai.settings import Settings
 
 T = TypeVar("T")
+
+ENDPOINT = "endpoint.json"
+"""The file of a model that is served elsewhere: {model, url, api_key_env}. Its folder holds no weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,12 @@ class Journal(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """All that a stage's work may touch."""
+    """All that a stage's work may touch.
+
+    ``templates`` are those of models that have their own, where a role has several models (by label). ``api_keys`` are
+    names of environment variables by role (``model``, ``models.LABEL``): the plan's, which a change of the name reaches
+    without a rerun.
+    """
 
     name: str
     seed: int
@@ -129,6 +138,8 @@ class Context:
     constitution: Constitution | None
     texts: Mapping[str, str]
     stops: tuple[str, ...] = ()
+    templates: Mapping[str, ChatTemplate] = field(default_factory=dict)
+    api_keys: Mapping[str, str] = field(default_factory=dict)
 
     def one(self, role: str) -> Artifact:
         """The artifact of a role that has exactly one."""
@@ -153,17 +164,26 @@ class Context:
 
     def client(self, role: str) -> AbstractContextManager[Client]:
         """The model of a role, served while the ``with`` block lasts."""
-        return serving(self.engine, self.one(role).path)
+        return serving(self.engine, self.one(role).path, self.api_keys.get(role))
 
 
 class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as client``
-    """A client that is closed at the end of the block."""
+    """A client that is closed at the end of the block: the engine's, or that of the endpoint the model is behind.
 
-    def __init__(self, engine: Engine, model: Path) -> None:
-        self._engine, self._model = engine, model
+    ``api_key_env`` names the variable with the endpoint's key; without it ``endpoint.json`` says.
+    """
+
+    def __init__(self, engine: Engine, model: Path, api_key_env: str | None = None) -> None:
+        self._engine, self._model, self._api_key_env = engine, model, api_key_env
 
     def __enter__(self) -> Client:
-        self._client = self._engine.client(self._model)
+        endpoint = self._model / ENDPOINT
+        if endpoint.is_file():
+            from cai.clients.openai_api import open_endpoint
+
+            self._client: Client = open_endpoint(endpoint, self._api_key_env)
+        else:
+            self._client = self._engine.client(self._model)
         return self._client
 
     def __exit__(self, *exc: object) -> None:

@@ -133,8 +133,9 @@ def _answer(
     spec: EvaluateSpec, ctx: Context, sets: Mapping[str, list[Prompt]], journal: Journal, scorer: RewardScorer | None
 ) -> None:
     """Every model answers every prompt, chunk by chunk; a model is served only when something is left for it."""
-    sampling = spec.sampling.sampling(ctx.stops)
     for model, artifact in _artifacts(ctx, "models").items():
+        own = ctx.templates.get(model)
+        chat, sampling = own or ctx.chat, spec.sampling.sampling(own.stops if own else ctx.stops)
         with ExitStack() as stack:
             client: Client | None = None
             for name, rows in sets.items():
@@ -143,18 +144,26 @@ def _answer(
                         ctx.progress.advance(rows=len(chunk))
                         continue
                     if client is None:
-                        client = stack.enter_context(serving(ctx.engine, artifact.path))
+                        client = stack.enter_context(
+                            serving(ctx.engine, artifact.path, ctx.api_keys.get(f"models.{model}"))
+                        )
                     # The same seed for every model: what differs between their answers is the model.
                     requests = [
-                        Request(r.id, ctx.chat.prompt(r.messages), sampling, sampling_seed(ctx.seed, r.id, "evaluate"))
+                        Request(r.id, chat.prompt(r.messages), sampling, seed, r.messages)
                         for r in chunk
+                        for seed in (sampling_seed(ctx.seed, r.id, "evaluate"),)
                     ]
                     found = complete(client, requests)
                     texts = [found[row.id].text.strip() for row in chunk]
                     rewards: Sequence[float | None] = [None] * len(chunk)
                     if scorer is not None:
-                        asked = zip(requests, chunk, texts, strict=True)
-                        rewards = scorer.score([(q.prompt, ctx.chat.answer(r.messages, t)) for q, r, t in asked])
+                        # Whatever the model reads, the reward model reads the experiment's template.
+                        rewards = scorer.score(
+                            [
+                                (ctx.chat.prompt(r.messages), ctx.chat.answer(r.messages, t))
+                                for r, t in zip(chunk, texts, strict=True)
+                            ]
+                        )
                     journal.append(
                         [
                             {

@@ -14,7 +14,7 @@ from enum import Enum
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from cai.clients.base import Client, Request, Score, ScoreRequest
+from cai.clients.base import Client, Score, ScoreRequest
 from cai.data.rows import Candidates
 from cai.identity import sampling_seed
 from cai.stages.base import Context
@@ -206,7 +206,7 @@ def _written(
     return complete(
         client,
         [
-            Request(t.id, ask.text(**{**t.values, "think": think}), sampling, sampling_seed(ctx.seed, t.id, "judge"))
+            ask.request(t.id, sampling, sampling_seed(ctx.seed, t.id, "judge"), **{**t.values, "think": think})
             for t in turns
         ],
     )

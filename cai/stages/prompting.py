@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.chat import ChatTemplate, Message, PromptTemplate
+from cai.chat.guard import BREAK
+from cai.clients.base import Request, Sampling
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.stages.base import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A prompt as a model reads it, and the turns that it renders; none where it is text to be completed."""
+
+    text: str
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +31,26 @@ class Asking:
 
     def text(self, **variables: Any) -> str:
         """What the model reads."""
+        return self.fill(**variables).text
+
+    def fill(self, **variables: Any) -> Filled:
+        """The rendered text, and the turns before this chat template had its say.
+
+        The turns hold the contents raw, without the breaks that keep them from forging a turn or ending an answer in
+        the rendered text: whoever takes them has a chat template of its own. The prompt's own control strings stay
+        broken.
+        """
         filled = self.template.render(**variables)
-        return filled if self.chat is None else self.chat.prompt((Message("user", filled.strip()),))
+        if self.chat is None:
+            return Filled(filled)
+        # Most contents hold nothing that was broken, and then both texts are the same.
+        raw = filled if BREAK not in filled else replace(self.template, guard=()).render(**variables)
+        return Filled(self.chat.prompt((Message("user", filled.strip()),)), (Message("user", raw.strip()),))
+
+    def request(self, id: str, sampling: Sampling, seed: int, /, **variables: Any) -> Request:
+        """The prompt as a request to any client."""
+        filled = self.fill(**variables)
+        return Request(id, filled.text, sampling, seed, filled.messages)
 
     def continuation(self, prompt: str, answer: str) -> str:
         """An answer as it would go on from ``prompt``: after a word or a colon a space comes first."""

@@ -61,11 +61,13 @@ def run(spec: RespondSpec, ctx: Context) -> Outcome:
         requests = [
             Request(
                 row.id,
-                ctx.chat.prompt(with_system(row.messages, spec.system)),
+                ctx.chat.prompt(messages),
                 spec.sampling.sampling(ctx.stops),
                 sampling_seed(ctx.seed, row.id, "respond"),
+                messages,
             )
             for row in chunk
+            for messages in (with_system(row.messages, spec.system),)
         ]
         answers = complete(client, requests)
         entries = []

@@ -177,9 +177,7 @@ def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str,
 def _requests(
     ctx: Context, going: list[_Chain], turns: Mapping[str, dict[str, Any]], ask: Asking, drawn: Sampling, purpose: str
 ) -> list[Request]:
-    return [
-        Request(c.row.id, ask.text(**turns[c.row.id]), drawn, sampling_seed(ctx.seed, c.row.id, purpose)) for c in going
-    ]
+    return [ask.request(c.row.id, drawn, sampling_seed(ctx.seed, c.row.id, purpose), **turns[c.row.id]) for c in going]
 
 
 def _critiques(

@@ -67,11 +67,13 @@ def run(spec: SampleSpec, ctx: Context) -> Outcome:
         requests = [
             Request(
                 f"{row.id}/{i}",
-                ctx.chat.prompt(with_system(row.messages, spec.system)),
+                ctx.chat.prompt(messages),
                 replace(sampling, temperature=temperature),
                 sampling_seed(ctx.seed, row.id, f"sample/{i}"),
+                messages,
             )
             for row in chunk
+            for messages in (with_system(row.messages, spec.system),)
             for i, temperature in enumerate(temperatures)
         ]
         found = complete(client, requests)
