@@ -14,11 +14,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.chat import ChatTemplate
+from cai.data.nemo_tokens import open_tokenizer
 from cai.data.rows import Comparison, Row, write_rows
 from cai.data.splits import prompt_key
-from cai.engines.base import Settings
 from cai.errors import PlanError, PrerequisiteError, Problem
 from cai.identity import row_id, uniform
+from cai.settings import Settings
 from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants, fits
 from cai.stages.generation import rows_of
 
@@ -181,21 +182,19 @@ class _Length:
 
     def __init__(self, chat: ChatTemplate, model: Path | None) -> None:
         self._chat = chat
-        self._encode = None
+        self._counts = None
         if model is not None:
-            from tokenizers import Tokenizer
-
-            file = model / "tokenizer.json"
-            if not file.exists():
-                raise PrerequisiteError(f"{file}: no such file, so tokens cannot be counted; use max_chars instead")
-            self._encode = Tokenizer.from_file(str(file)).encode_batch_fast
+            try:
+                self._counts = open_tokenizer(model).counts
+            except PrerequisiteError as error:
+                raise PrerequisiteError(f"{error}; or use max_chars instead") from error
 
     def of(self, row: Row) -> tuple[int, int | None]:
         """Characters and tokens of the longest text that training will read from this row."""
         texts = self._texts(row)
         tokens = None
-        if self._encode is not None:
-            tokens = max(len(e) for e in self._encode(texts, add_special_tokens=False))
+        if self._counts is not None:
+            tokens = max(self._counts(texts))
         return max(map(len, texts)), tokens
 
     def _texts(self, row: Row) -> list[str]:

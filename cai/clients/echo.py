@@ -1,0 +1,224 @@
+"""Where the prompt ends in the answer of a server that repeats it: by token ids, else by letters, never by length.
+
+Detokenisation changes white space, invisible characters and control tokens, and Unicode normalisation changes letters;
+the prompt's length in characters therefore says nothing. With the model's tokenizer the prompt's ids must begin the
+answer's ids, which is exact. Without it, or where a server tokenises in a way of its own, the letters of the prompt
+must all occur in the answer in their order, white space aside. What fits neither way is an error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+
+from cai.data.nemo_tokens import Pieces
+
+# Texts of end tokens, for answers whose tokenizer is not at hand.
+ENDS = frozenset({"</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<eos>", "<extra_id_1>"})
+_BEGINS = frozenset({"<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[BOS]"})
+_CONTROL = re.compile(r"<[|/]?[A-Za-z_][\w./-]*\|?>|\[/?[A-Z][A-Z_]+\]")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One row of a server's answer: the text with the prompt, and its tokens as pieces and as ids."""
+
+    sentence: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was written within the budget. ``ended``: at an end token, which ``tokens`` counts and ``text`` lacks."""
+
+    text: str
+    tokens: int
+    ended: bool
+    prompt_tokens: int
+
+
+class EchoNotFound(ValueError):
+    """The answer does not begin with its prompt."""
+
+    def __init__(self, prompt: str, answer: str) -> None:
+        super().__init__(f"the prompt goes on with {prompt[:60]!r} where the answer has {answer[:60]!r}")
+
+
+def made(answer: Answer, prompt: str, budget: int, pieces: Pieces | None, stops: Collection[str] = ()) -> Made:
+    """What was written after the prompt, at most ``budget`` tokens; stop strings that are tokens end it too.
+
+    Raises:
+        EchoNotFound: when the prompt is not found at the beginning of the answer.
+    """
+    found = _made_by_ids(answer, prompt, budget, pieces, stops) if pieces is not None else None
+    return found if found is not None else _made_by_letters(answer, prompt, budget, stops)
+
+
+def span(answer: Answer, prompt: str, continuation: str, pieces: Pieces | None) -> range:
+    """Which tokens of the answer to ``prompt + continuation`` are the continuation's.
+
+    They begin with the first token that the prompt alone does not have: a token that spans the border counts.
+
+    Raises:
+        EchoNotFound: when the two texts are not found at the beginning of the answer.
+    """
+    if pieces is not None:
+        whole = pieces.ids(prompt + continuation)
+        at = _offset(answer.ids, whole, pieces)
+        if at is not None:
+            alone = pieces.ids(prompt)
+            same = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+            return range(at + min(same, len(whole)), at + len(whole))
+    shown = _Shown(answer.tokens)
+    start, end = (_find(text, shown.text, whole=True) for text in (prompt, prompt + continuation))
+    return range(shown.holding(start), shown.after(end))
+
+
+def _offset(ids: Sequence[int], head: Sequence[int], pieces: Pieces) -> int | None:
+    """0 or, when the server put a BOS before it, 1, if ``ids`` begin with ``head``; else None."""
+    starts = (0, 1) if pieces.begin is not None and ids and ids[0] == pieces.begin else (0,)
+    return next((at for at in starts if head and tuple(ids[at : at + len(head)]) == tuple(head)), None)
+
+
+def _made_by_ids(answer: Answer, prompt: str, budget: int, pieces: Pieces, stops: Collection[str]) -> Made | None:
+    head = pieces.ids(prompt)
+    at = _offset(answer.ids, head, pieces)
+    if at is None or any(not 0 <= token < pieces.vocab for token in answer.ids):
+        return None
+    start = at + len(head)
+    new = answer.ids[start : start + budget]
+    known = {pieces.end} if pieces.end is not None else {pieces.token(name) for name in ENDS}
+    ends = known.union(pieces.token(stop) for stop in stops) - {None}
+    last = next((n for n, token in enumerate(new) if token in ends), None)
+    kept = len(new) if last is None else last
+    # Together with the prompt: alone, SentencePiece would drop the first token's space.
+    before, text = pieces.text(answer.ids[:start]), pieces.text(answer.ids[: start + kept])
+    if not text.startswith(before):
+        return None
+    text = text[len(before) :]
+    if last is None:
+        return Made(text.rstrip("\ufffd"), kept, False, start)  # the budget may end within a character
+    return Made(text, kept + 1, True, start)
+
+
+def _made_by_letters(answer: Answer, prompt: str, budget: int, stops: Collection[str]) -> Made:
+    shown = _Shown(answer.tokens)
+    begin = _find(prompt, answer.sentence)
+    start = shown.after(_find(prompt, shown.text, whole=True))
+    new = answer.tokens[start : start + budget]
+    ends = ENDS.union(stops)
+    last = next((n for n, token in enumerate(new) if token in ends), None)
+    kept = len(new) if last is None else last
+    end = len(answer.sentence)
+    if start + kept < len(answer.tokens):
+        end = max(begin, _find(shown.text[: shown.starts[start + kept]], answer.sentence))
+    text = answer.sentence[begin:end]
+    return Made(text, kept if last is None else kept + 1, last is not None, start)
+
+
+class _Shown:
+    """Pieces as text: ``starts[k]`` is where piece k begins in ``text``, and ``starts[-1]`` where the last one ends."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        shown: list[str] = []
+        byte_level = any(mark in token for token in tokens for mark in "ĠĊ") and not any("▁" in t for t in tokens)
+        for token in tokens:
+            byte = _BYTE.fullmatch(token)
+            if byte is not None:
+                shown.append(decoder.decode(bytes([int(byte[1], 16)])))
+            elif byte_level and not _CONTROL.fullmatch(token):
+                shown.append(decoder.decode(bytes(_gpt2_bytes().get(c, 0x3F) for c in token)))
+            else:
+                decoder.reset()
+                shown.append(token.replace("▁", " "))
+        self.text = "".join(shown)
+        self.starts = [0]
+        for part in shown:
+            self.starts.append(self.starts[-1] + len(part))
+
+    def after(self, at: int) -> int:
+        """The first piece that begins at ``at`` or later."""
+        return next((k for k, start in enumerate(self.starts) if start >= at), len(self.starts) - 1)
+
+    def holding(self, at: int) -> int:
+        """The piece that has the character at ``at``, or the first that begins there."""
+        k = self.after(at)
+        return k if self.starts[k] == at else k - 1
+
+
+@lru_cache(maxsize=1)
+def _gpt2_bytes() -> dict[str, int]:
+    """Byte-level BPE writes a byte as itself where it can be seen, and as the next free character from U+0100 on."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(seen)]
+    return {**{chr(b): b for b in seen}, **{chr(0x100 + n): b for n, b in enumerate(hidden)}}
+
+
+def _find(prompt: str, text: str, whole: bool = False) -> int:
+    """Where in ``text`` the prompt at its beginning ends: by letters alone, else with control strings optional.
+
+    ``whole``: none of the prompt's control strings may be missing; pieces show them all.
+    """
+    for lead in ("", " "):  # mostly it is there as it was, behind SentencePiece's first space
+        if text.startswith(lead + prompt):
+            return len(lead + prompt)
+    parted: tuple[int, int] | None = None
+    for control in (False, True):
+        wanted, there = _units(prompt, control), _units(text, control)
+        i = j = 0
+        while i < len(wanted):
+            want, have = wanted[i][0], there[j][0] if j < len(there) else ""
+            if want == have:
+                i, j = i + 1, j + 1
+            elif have in _BEGINS and all(len(unit) > 1 for unit, _, _ in there[:j]):
+                j += 1  # printed before the prompt
+            elif not whole and len(want) > 1 and (len(have) < 2 or have in _controls(wanted, i)):
+                i += 1  # left out; another one in its place would be a change
+            else:
+                break
+        if i == len(wanted):
+            return _past_spaces(prompt, text, there[j - 1][2] if j else 0)
+        parted = parted or (wanted[i][1], there[j][1] if j < len(there) else len(text))
+    assert parted is not None
+    raise EchoNotFound(prompt[parted[0] :], text[parted[1] :])
+
+
+def _controls(units: list[tuple[str, int, int]], at: int) -> list[str]:
+    """The control strings that follow one another from ``at`` on."""
+    return [unit for unit, _, _ in takewhile(lambda unit: len(unit[0]) > 1, units[at:])]
+
+
+def _past_spaces(prompt: str, text: str, at: int) -> int:
+    """Past as much white space, visible or not, as the prompt ends with; what more there is the model wrote."""
+    for _ in takewhile(lambda char: not _letters(char), reversed(prompt)):
+        if at < len(text) and not _letters(text[at]):
+            at += 1
+    return at
+
+
+def _units(text: str, control: bool) -> list[tuple[str, int, int]]:
+    """Letters, each with its place, as they compare: decomposed, no case, nothing invisible; control strings whole."""
+    units: list[tuple[str, int, int]] = []
+    at = 0
+    for match in [*(_CONTROL.finditer(text) if control else ()), None]:
+        upto = match.start() if match else len(text)
+        for n in range(at, upto):
+            units += [(letter, n, n + 1) for letter in _letters(text[n])]
+        if match:
+            units.append((match[0], match.start(), match.end()))
+            at = match.end()
+    return units
+
+
+@lru_cache(maxsize=4096)
+def _letters(char: str) -> str:
+    spread = unicodedata.normalize("NFKD", char.casefold())
+    return "".join(c for c in spread if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf", "Zs"))
