@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import numbers
@@ -33,7 +34,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         with disk_space(path):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self.close = weakref.finalize(self, os.close, self._fd)
 
     def write(self, event: str, step: str = "", **fields: Any) -> None:
@@ -45,15 +46,31 @@ class EventLog:
         head = {"t": round(time.time(), 3), "event": event} | ({"step": step} if step else {})
         line = json.dumps(plain_json({**fields, **head}), ensure_ascii=False, separators=(",", ":"))
         with disk_space(self.path):
-            write_whole(self._fd, line.encode("utf-8", "replace") + b"\n")
+            # Jobs on several nodes share a log, and appending is not atomic on every file system.
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                torn = b"" if self._ends_whole() else b"\n"
+                write_whole(self._fd, torn + line.encode("utf-8", "replace") + b"\n")
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _ends_whole(self) -> bool:
+        """Whether the last line has its end; a process that died may have left half of one."""
+        size = os.fstat(self._fd).st_size
+        return size == 0 or os.pread(self._fd, 1, size - 1) == b"\n"
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log; a last line that a dying process left half-written is skipped."""
+    """The events of a log; a line that a dying process left half-written is skipped."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n") and line.strip(b"\0\n"):
-                yield json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    yield event
 
 
 def new_run_folder(root: Path, experiment: str) -> Path:

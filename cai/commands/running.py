@@ -1,33 +1,70 @@
-"""``run`` and ``apply``: the plan is shown, then carried out."""
+"""``run`` and ``apply``: the plan is shown, then carried out here or as jobs of a cluster."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cai.commands.common import RUNS, options, read_plan
+from cai.errors import Problem, SpecError
 from cai.plan import Plan
+
+DETACH = "--detach"
 
 
 def run_verb(args: Sequence[str]) -> int:
-    """Compile and run one experiment, or with ``-m`` every cell of a Hydra sweep."""
+    """Compile and run one experiment, or with ``-m`` every cell of a Hydra sweep.
+
+    ``--detach`` submits the jobs of a cluster and returns.
+    """
+    detach = DETACH in args
+    args = [word for word in args if word != DETACH]
     if any(word in ("-m", "--multirun") or word.startswith("--") for word in args):
-        return _with_hydra(args)
+        return _with_hydra(args, detach)
     from cai.commands.planning import compile_plan
 
-    return carry_out(compile_plan(args))
+    return carry_out(compile_plan(args), detach=detach)
 
 
 def apply_verb(args: Sequence[str]) -> int:
     """Run a plan file as it stands, whatever has been edited since."""
     parser = options("apply", "Run exactly a plan written by `plan --out`.")
     parser.add_argument("plan", type=Path)
-    return carry_out(read_plan(parser.parse_args(list(args)).plan))
+    parser.add_argument(DETACH, action="store_true", help="submit the jobs of a cluster and return")
+    parsed = parser.parse_args(list(args))
+    return carry_out(read_plan(parsed.plan), detach=parsed.detach)
 
 
-def carry_out(plan: Plan, runs: Path = RUNS) -> int:
-    """Run a plan with everything a person sees of it; returns the exit code."""
+def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False) -> int:
+    """Run a plan with everything a person sees of it; returns the exit code.
+
+    Raises:
+        SpecError: when ``detach`` is asked for a plan that runs in this process.
+    """
+    from cai.events import new_run_folder
+    from cai.execution.jobs import launcher_of
+
+    if launcher_of(plan) is None:
+        return run_here(plan, None, runs, detach)
+    from cai.execution.status import previous_plan
+    from cai.executor import default_store, statuses
+    from cai.plan_view import print_plan
+    from cai.submission import submit
+
+    store = default_store()
+    found = statuses(plan, store, previous_plan(runs, plan.experiment))
+    if any(status.action != "reuse" for status in found):
+        print_plan(plan, found)
+        print(flush=True)
+    folder = new_run_folder(runs, plan.experiment)
+    submit(plan, store, folder)
+    return see_through(folder, detach)
+
+
+def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = False) -> int:
+    """Run a plan in this process; in ``folder``, or in a new one under ``runs``."""
     from cai.console import ConsoleWatcher
     from cai.engines import make_engine
     from cai.events import new_run_folder
@@ -35,27 +72,44 @@ def carry_out(plan: Plan, runs: Path = RUNS) -> int:
     from cai.executor import default_store, run
     from cai.summary import print_summary
 
+    if detach:
+        raise SpecError(
+            Problem(DETACH, "this run's steps are no jobs: they run in this process", "leave it out, or use `nohup`")
+        )
     gc.enable()
     previous = previous_plan(runs, plan.experiment)
-    folder = new_run_folder(runs, plan.experiment)
+    at = folder or new_run_folder(runs, plan.experiment)
+    engine = partial(make_engine, plan=plan, run_dir=at)
     with ConsoleWatcher() as watcher:
-        result = run(
-            plan, store=default_store(), run_dir=folder, make_engine=make_engine, watch=watcher, previous=previous
-        )
+        result = run(plan, store=default_store(), run_dir=at, make_engine=engine, watch=watcher, previous=previous)
     print_summary(result)
     return 0
 
 
-def _cell(data: dict[str, object], overrides: Sequence[str]) -> int:
+def see_through(folder: Path, detach: bool = False) -> int:
+    """Watch a submitted run to its end and show its summary; with ``detach`` say how to come back."""
+    from cai.submission import shown_run, watch
+    from cai.summary import print_summary
+    from cai.terminal import make_console
+
+    if detach:
+        shown = shown_run(folder)
+        print(f"the jobs of {shown} are submitted\n  python -m cai status {shown}\n  python -m cai resume {shown}")
+        return 0
+    print_summary(watch(folder, make_console()))
+    return 0
+
+
+def _cell(data: dict[str, object], overrides: Sequence[str], detach: bool = False) -> int:
     from cai.experiment import parse
     from cai.library import Library
     from cai.resolver import resolve
 
-    return carry_out(resolve(parse(data), Library.here()))
+    return carry_out(resolve(parse(data), Library.here()), detach=detach)
 
 
-def _with_hydra(args: Sequence[str]) -> int:
+def _with_hydra(args: Sequence[str], detach: bool) -> int:
     from cai.compose import multirun
 
-    multirun(args, _cell)
+    multirun(args, partial(_cell, detach=detach))
     return 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from cai.errors import Problem, SpecError, StepFailed, did_you_mean
+from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
 from cai.identity import key_of
 from cai.plan import Plan
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
@@ -54,6 +55,23 @@ def checked_specs(plan: Plan, kinds: Mapping[str, Kind]) -> dict[str, StageSpec]
     if problems:
         raise SpecError(problems)
     return specs
+
+
+def check_keys(plan: Plan, wanted: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Every key that the steps ``wanted`` ask an endpoint with is in the environment, before hours of other work.
+
+    Raises:
+        PrerequisiteError: naming the variables that are not set, never a value.
+    """
+    names = set(wanted)
+    asked: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for variable in step.resources.get("api_keys", {}).values():
+            if variable and step.name in names and not environment.get(variable):
+                asked.setdefault(variable, []).append(step.name)
+    if asked:
+        told = "; ".join(f"{variable} is not set, and {', '.join(steps)} needs it" for variable, steps in asked.items())
+        raise PrerequisiteError(f"{told}; export it and run the same command again")
 
 
 def check_ledger(spec: StageSpec, ledger: Ledger) -> None:

@@ -1,0 +1,145 @@
+"""A step's batch script, as text: a person can read it, change it, and submit it by hand. Pure; writes no file.
+
+The last line of the body replaces the shell (``exec``), so that Slurm's warning before the time limit, which goes to
+the batch shell alone (``--signal=B:USR1``), reaches this program: a shell would handle it only after its child ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cai.errors import Problem, SpecError
+from cai.launchers.base import Command, Resources
+from cai.launchers.settings import Slurm
+
+_PLAIN = re.compile(r"[\w@%+=:,./()!-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What one part of a (heterogeneous) job asks for; ``time`` is the limit of the whole job."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    tasks_per_node: int = 1
+    time: str = ""
+
+
+def components_of(settings: Slurm, commands: Sequence[Command]) -> tuple[Component, ...]:
+    """What a step's job must hold for all of its commands.
+
+    Servers of a turn on the same node run side by side, so what they need adds up; turns, and commands in the
+    foreground, follow each other.
+    A component in which nothing but this program runs is one node without GPUs.
+    """
+    placed = [command for command in commands if command.resources.nodes > 0]
+    gpus = any(command.resources.gpus_per_node for command in placed)
+    asked = [c.resources.time for c in commands if c.resources.time]
+    time = max(asked, key=_seconds, default="") or (settings.time if gpus else settings.cpu_time)
+    count = max((command.component for command in commands), default=0) + 1
+    return tuple(_component([c for c in placed if c.component == i], time) for i in range(count))
+
+
+def script(
+    settings: Slurm,
+    step_name: str,
+    components: Sequence[Component],
+    body: Sequence[str],
+    log: Path,
+    job_name: str,
+    folder: Path | None = None,
+) -> str:
+    """The text for ``sbatch``; standard output and error of the job are appended to ``log``.
+
+    ``folder`` is where the script begins; by default where it is submitted.
+
+    Raises:
+        SpecError: when a setting spans lines, which no ``#SBATCH`` line can.
+    """
+    lines = ["#!/bin/bash", f"# The job of step '{_one_line('step', step_name)}'."]
+    for index, component in enumerate(components):
+        if index:
+            lines.append("#SBATCH hetjob")
+        asked = _header(settings, component, job_name, None if index else log, folder)
+        lines += [f"#SBATCH --{option}" for option in asked]
+    lines += ["", "set -euo pipefail"]
+    lines += ["# A warning that comes before the program listens for it must not end the job.", "trap '' USR1"]
+    if settings.setup:
+        # Activation scripts (conda, modules) commonly read variables that are not set.
+        lines += ["set +u", *settings.setup, "set -u"]
+    return "\n".join([*lines, *body]) + "\n"
+
+
+def _header(
+    settings: Slurm, component: Component, job_name: str, log: Path | None, folder: Path | None
+) -> Iterable[str]:
+    """One component's options. What concerns the batch script is said once, in the first (``log`` given)."""
+    gpus = component.gpus_per_node > 0
+    asked = {
+        "job-name": job_name,
+        "account": settings.account,
+        "partition": settings.partition if gpus else settings.cpu_partition or settings.partition,
+        "qos": settings.qos,
+        "constraint": settings.constraint if gpus else "",
+        "time": component.time,
+        "nodes": str(component.nodes),
+        "ntasks-per-node": str(component.tasks_per_node),
+        "gpus-per-node": str(component.gpus_per_node) if gpus and settings.gpus else "",
+    }
+    if log is not None:
+        # In a file name of Slurm's, % begins a placeholder.
+        asked |= {"output": str(log).replace("%", "%%"), "open-mode": "append", "chdir": str(folder or "")}
+        asked |= {"signal": f"B:USR1@{settings.warn}"} if settings.warn else {}
+    yield from (f"{option}={_quoted(option, value)}" for option, value in asked.items() if value)
+    yield "requeue" if settings.requeue else "no-requeue"
+    yield from (_one_line("engine.launcher.options", option) for option in settings.options)
+
+
+def _component(commands: Sequence[Command], time: str) -> Component:
+    if not commands:
+        return Component(time=time)
+    nodes = max(command.relative + command.resources.nodes for command in commands)
+    needs = [_on_node(node, commands) for node in range(nodes)]
+    return Component(nodes, max(gpus for gpus, _ in needs), max(tasks for _, tasks in needs), time)
+
+
+def _on_node(node: int, commands: Sequence[Command]) -> tuple[int, int]:
+    """GPUs and tasks at once on one node."""
+    here = [c for c in commands if c.relative <= node < c.relative + c.resources.nodes]
+    others = [c.resources for c in here if not c.background]
+
+    def at_once(gpus: bool) -> int:
+        def of(resources: Resources) -> int:
+            return resources.gpus_per_node if gpus else resources.tasks_per_node
+
+        turns = {server.turn for server in here if server.background}
+        together = (sum(of(c.resources) for c in here if c.background and c.turn == turn) for turn in turns)
+        return max(together, default=0) + max(map(of, others), default=0)
+
+    return at_once(gpus=True), max(at_once(gpus=False), 1)
+
+
+def _seconds(limit: str) -> int:
+    """A time limit as Slurm reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, clock = limit.rpartition("-")
+    parts = [int(part or 0) for part in clock.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _quoted(option: str, value: str) -> str:
+    value = _one_line(option, value)
+    if _PLAIN.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _one_line(what: str, value: str) -> str:
+    if "\n" in value or "\r" in value:
+        raise SpecError(Problem(what, f"{value!r} spans lines", "an #SBATCH line holds one value on one line"))
+    return value
