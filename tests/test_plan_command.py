@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from cai.commands.planning import compile_plan
+from cai.engines import step_commands
+from cai.engines.base import Places
 from cai.library import Library, shipped_root
 from cai.plan import plan_from_json
 
 GOLDEN = Path(__file__).parent / "golden"
-PINNED = ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"]
+PINNED = {
+    "quickstart": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
+    "mistral_rl_cai": ["engine.program=python"],
+    "paper_rl_cai": ["engine.program=python"],
+}
 EXPERIMENTS = [name for name, _ in Library((shipped_root(),)).names("experiments")]
 
 
@@ -34,8 +41,11 @@ def test_the_shipped_experiments_have_the_plans_they_had(name):
 
     CAI_WRITE_GOLDEN=1 pytest tests/test_plan_command.py
     """
-    plan = compile_plan([f"experiment={name}", *PINNED], Library((shipped_root(),)))
+    plan = compile_plan([f"experiment={name}", *PINNED[name]], Library((shipped_root(),)))
     found = {s.name: {"kind": s.kind, "makes": s.makes, "inputs": s.inputs, "key": s.key} for s in plan.steps}
+    for step, commands in step_commands(plan, Places(Path("/store"))).items():
+        if commands:
+            found[step]["commands"] = [shlex.join(command.argv) for command in commands]
     path = GOLDEN / f"{name}.json"
     if os.environ.get("CAI_WRITE_GOLDEN"):
         GOLDEN.mkdir(exist_ok=True)

@@ -100,6 +100,14 @@ class ChatTemplate:
             raise TurnError(Problem(self.where, f"a prompt {last}", "end it with a user or system turn"))
         return self._safe(messages, True)[1]
 
+    def harmless(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages with every control string in a content broken, for programs that write the template themselves.
+
+        Raises:
+            TurnError: an unknown role, or an order of turns that the template does not take.
+        """
+        return tuple(Message(role, content) for role, content in self._safe(messages, False)[0])
+
     def answer(self, messages: Sequence[Message], text: str) -> str:
         """What follows ``prompt(messages)`` when the assistant answers ``text``, up to and including ``answer_end``.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cai.commands.common import options, split_overrides
 from cai.compose import Composed, compose
-from cai.errors import CaiError, SpecError
+from cai.errors import CaiError, Problem, SpecError
 from cai.experiment import parse
 from cai.library import Library
 from cai.plan import Plan
@@ -42,21 +42,41 @@ def plan_verb(args: Sequence[str]) -> int:
     parser = options("plan", "Compile an experiment and show what would run and why; starts nothing.", True)
     parser.add_argument("--out", type=Path, help="write the plan as JSON, for `apply`")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parser.add_argument("--script", type=Path, metavar="DIR", help="write the commands as shell or sbatch scripts")
     parsed = split_overrides(args, parser)
     plan = compile_plan(parsed.overrides)
     if parsed.out:
-        from cai.durable import write_durably
-
-        write_durably(parsed.out, plan.to_json())
+        _write(parsed.out, plan)
         print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
     from cai.executor import default_store, statuses
     from cai.plan_view import print_plan
     from cai.rates import with_times
 
     store = default_store()
+    if parsed.script:
+        from cai.scripts import write_scripts
+
+        first = write_scripts(plan, store, parsed.script)
+        print(f"scripts written; run them with: bash {first}", file=sys.stderr)
+    from cai.engines import step_commands
+    from cai.engines.base import Places
+
+    commands = step_commands(plan, Places(store.root, str(parsed.out.absolute()) if parsed.out else "plan.json"))
     plan = with_times(plan, store)
-    print_plan(plan, statuses(plan, store), parsed.format)
+    print_plan(plan, statuses(plan, store), parsed.format, commands=commands)
     return 0
+
+
+def _write(path: Path, plan: Plan) -> None:
+    from cai.durable import write_durably
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, plan.to_json())
+    except OSError as error:
+        raise SpecError(
+            Problem("--out", f"{path} cannot be written ({error.strerror})", "give another path")
+        ) from error
 
 
 def validate_verb(args: Sequence[str]) -> int:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from cai.chatting import CHAT_SAMPLING, Speaker, ask, chat, estimate_tokens
-from cai.clients.base import Sampling
+from cai.clients.base import Client, Sampling
 from cai.commands.common import Options, find_run, options, read_plan
-from cai.errors import Problem, SpecError, did_you_mean
+from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.plan import Plan, Step
 
 
@@ -23,6 +22,7 @@ def _model_options(verb: str, description: str) -> Options:
     parser.add_argument("--step", help="a step that makes a model; by default the run's last one")
     parser.add_argument("--max-tokens", type=int, default=CHAT_SAMPLING.max_tokens)
     parser.add_argument("--temperature", type=float, default=CHAT_SAMPLING.temperature)
+    parser.add_argument("--server", metavar="URL", help="a NeMo /generate server that has the model already")
     return parser
 
 
@@ -36,7 +36,9 @@ def chat_verb(args: Sequence[str]) -> int:
     parsed = parser.parse_args(list(args))
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
     plan, step = _finished(parsed.run, parsed.step)
-    with _speaker(plan, step, sampling, parsed.seed) as speaker:
+    if parsed.compare and parsed.server:
+        raise SpecError(Problem("--compare", "one --server has one model", "leave out one of the two"))
+    with _speaker(plan, step, sampling, parsed.seed, parsed.server) as speaker:
         if not parsed.compare:
             _talk(speaker, None, parsed.message, parsed.system)
             return 0
@@ -64,7 +66,7 @@ def serve_verb(args: Sequence[str]) -> int:
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
     plan, step = _finished(parsed.run, parsed.step)
-    with _speaker(plan, step, sampling, seed=0) as speaker:
+    with _speaker(plan, step, sampling, 0, parsed.server) as speaker:
         app = make_app(replace(speaker, name=plan.experiment), api_key=key)
         serve(app, parsed.host, parsed.port)
     return 0
@@ -114,9 +116,9 @@ def _template(plan: Plan, step: Step) -> tuple[str, str]:
 
 
 @contextmanager
-def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[Speaker]:
+def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str | None = None) -> Iterator[Speaker]:
     from cai.chat import ChatTemplate
-    from cai.engines import make_engine
+    from cai.data.nemo_tokens import context_length, open_tokenizer
     from cai.executor import default_store
 
     gc.enable()
@@ -127,27 +129,35 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int) -> Iterator[
     name, text = _template(plan, step)
     template = ChatTemplate.from_text(name, text, name)
     print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)
-    # For one answer at a time transformers starts sooner than openvino-genai, and can show it word by word.
-    client = make_engine({**plan.engine, "generator": "transformers"}).client(stored.path)
+    with _client(plan, stored.path, server) as client:
+        try:
+            count: Callable[[str], int] = open_tokenizer(stored.path).count
+        except PrerequisiteError:
+            count = estimate_tokens  # an endpoint, or a model without a tokenizer that we can read: a rough count
+        yield Speaker(client, template, step.name, sampling, seed, context_length(stored.path), count)
+
+
+@contextmanager
+def _client(plan: Plan, model: Path, server: str | None) -> Iterator[Client]:
+    from cai.engines import make_engine
+    from cai.stages.base import serving
+
+    if server:
+        from cai.clients.nemo_generate import NemoGenerateClient
+        from cai.data.nemo_tokens import open_tokenizer
+
+        with closing(NemoGenerateClient([server.rstrip("/")], open_tokenizer(model))) as client:
+            yield client
+        return
+    settings = dict(plan.engine)
+    if settings["kind"] == "embedded":
+        # For one answer at a time transformers starts sooner than openvino-genai, and can show it word by word.
+        settings["generator"] = "transformers"
+    engine = make_engine(settings, plan)
     try:
-        count = _token_counter(stored.path)
-        yield Speaker(client, template, step.name, sampling, seed, _context(stored.path), count)
+        with serving(engine, model) as client:
+            yield client
     finally:
-        client.close()
-
-
-def _token_counter(model: Path) -> Callable[[str], int]:
-    """Counts tokens with the model's own tokenizer; a rough count where it has no ``tokenizer.json``."""
-    path = model / "tokenizer.json"
-    if not path.is_file():
-        return estimate_tokens
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _context(model: Path) -> int | None:
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    found = config.get("max_position_embeddings")
-    return int(found) if found else None
+        close = getattr(engine, "close", None)
+        if close is not None:
+            close()

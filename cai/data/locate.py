@@ -12,6 +12,8 @@ from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 
 SHIPPED = "shipped:"
 HUB = "hf:"
+MOVING = "main"
+"""The one branch that may stand for a commit; the plan says that what it names can change."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
 _GLOB = re.compile(r"[*?\[]")
@@ -36,9 +38,10 @@ def hub_file(path: str, revision: str | None = None) -> HubFile:
     if found is None:
         raise SpecError(Problem("path", f"'{path}' is no hub path", "write hf:NAME@COMMIT:FILE"))
     at = found["revision"] or revision
-    if at is None or not _COMMIT.fullmatch(at):
+    if at is None or not (_COMMIT.fullmatch(at) or at == MOVING):
         what = f"'{path}' is not pinned: " + (f"'{at}' can move" if at else "it has no revision")
-        raise SpecError(Problem("path", what, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
+        hint = f"give the commit's 40 digits, hf:NAME@COMMIT:FILE ('{MOVING}' is taken too, with a warning)"
+        raise SpecError(Problem("path", what, hint))
     return HubFile(found["name"], at, found["file"])
 
 

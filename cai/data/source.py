@@ -38,6 +38,9 @@ class DataSource(BaseModel):
     split_seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1, description="rows kept, drawn by hash, before the split")] | None = None
     revision: Annotated[str, Field(description="commit of a hub data set, where the path has none")] | None = None
+    expect: (
+        Annotated[int, Field(ge=1, description="rows of files that are not here yet; for estimates only")] | None
+    ) = None
     options: dict[str, bool | int | float | str | list[str] | dict[str, str]] = {}
 
     @model_validator(mode="after")
@@ -132,9 +135,9 @@ def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int
     Raises:
         SpecError: when a path is missing or a part would get no topic.
     """
-    unknown: dict[str, int | None] = dict.fromkeys(source.splits)
     if any(p.startswith(HUB) for p in source.paths):
-        return unknown
+        return _shared_out(source, source.expect)
+    unknown: dict[str, int | None] = dict.fromkeys(source.splits)
     files = _local_files(source, roots)
     if sum(f.stat().st_size for f in files) <= _SMALL:
         reader, makes = READERS[source.reader], part_makes(source)
@@ -144,7 +147,12 @@ def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int
     counts = [count_rows(file) for file in files]
     if any(count is None for count in counts):
         return unknown
-    total = sum(count for count in counts if count is not None)
+    return _shared_out(source, sum(count for count in counts if count is not None))
+
+
+def _shared_out(source: DataSource, total: int | None) -> dict[str, int | None]:
+    if total is None:
+        return dict.fromkeys(source.splits)
     shares = sum(source.splits.values())
     return {part: round(min(total, source.limit or total) * share / shares) for part, share in source.splits.items()}
 

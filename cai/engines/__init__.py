@@ -3,24 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from cai.engines.base import Engine, Settings
+from cai.engines.base import Engine, Places
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
+from cai.engines.nemo_aligner.settings import NemoAlignerSettings
+from cai.errors import Problem
+from cai.launchers.base import Command
+from cai.launchers.settings import Local, Slurm
+from cai.plan import Plan, Step
+from cai.settings import Settings
+
+Where = Callable[[str], str]
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an engine says of a plan before anything runs; notes are by step."""
+
+    problems: tuple[Problem, ...] = ()
+    notes: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def _nothing_to_check(settings: Any, plan: Plan, where: Where) -> Checked:
+    return Checked()
+
+
+def _no_commands(settings: Any, plan: Plan, step: Step, places: Places) -> tuple[Command, ...]:
+    return ()
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """An engine as the resolver sees it: its settings, what of them decides results, what it uses, how it starts."""
+    """An engine as the resolver sees it.
+
+    ``identity(settings, kind, name, inputs)`` is what of the settings decides the result of one step, and
+    ``model_format`` what it makes of a fetched model (empty: a Hugging Face folder). ``check`` finds what is wrong
+    before anything runs; ``sources`` are the schemes of models that it can fetch; ``commands`` are the processes of a step. ``make(settings, plan, run_dir)`` opens the engine.
+    """
 
     settings: type[Settings]
-    identity: Callable[[Any], Mapping[str, Any]]
+    identity: Callable[[Any, str, str, Inputs], Mapping[str, Any]]
     describe: Callable[[Any], Mapping[str, Any]]
-    make: Callable[[Any], Engine]
+    make: Callable[[Any, Plan | None, Path | None], Engine]
+    model_format: str = ""
+    sources: tuple[str, ...] = ("hf", "gguf", "pypi", "api")
+    check: Callable[[Any, Plan, Where], Checked] = _nothing_to_check
+    commands: Callable[[Any, Plan, Step, Places], tuple[Command, ...]] = _no_commands
+    launcher: Callable[[Any], Local | Slurm] = lambda settings: Local()
 
 
-def _embedded_identity(settings: EmbeddedSettings) -> dict[str, Any]:
+def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
     return settings.model_dump(mode="json", exclude={"threads"}) | {
@@ -30,20 +66,74 @@ def _embedded_identity(settings: EmbeddedSettings) -> dict[str, Any]:
     }
 
 
-def _embedded(settings: EmbeddedSettings) -> Engine:
+def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
     from cai.engines.embedded.engine import EmbeddedEngine
 
     return EmbeddedEngine(settings)
 
 
+def _nemo_identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
+    from cai.engines.nemo_aligner.describing import identity
+
+    return identity(settings, kind, name, inputs)
+
+
+def _nemo_describe(settings: NemoAlignerSettings) -> dict[str, Any]:
+    from cai.engines.nemo_aligner.describing import describe
+
+    return describe(settings)
+
+
+def _nemo_check(settings: NemoAlignerSettings, plan: Plan, where: Where) -> Checked:
+    from cai.engines.nemo_aligner.checks import check
+
+    found = check(settings, plan, where)
+    return Checked(found.problems, found.notes)
+
+
+def _nemo_commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Command, ...]:
+    from cai.engines.nemo_aligner.commands import commands
+
+    return tuple(compiled.command for compiled in commands(settings, plan, step, places))
+
+
+def _nemo(settings: NemoAlignerSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
+    from cai.engines.nemo_aligner.engine import NemoAlignerEngine
+
+    return NemoAlignerEngine(settings, plan, run_dir)
+
+
 ENGINES: dict[str, EngineKind] = {
     "embedded": EngineKind(EmbeddedSettings, _embedded_identity, describe, _embedded),
+    "nemo_aligner": EngineKind(
+        NemoAlignerSettings,
+        _nemo_identity,
+        _nemo_describe,
+        _nemo,
+        model_format="nemo",
+        sources=("hf", "nemo", "api"),
+        check=_nemo_check,
+        commands=_nemo_commands,
+        launcher=lambda settings: settings.launcher,
+    ),
 }
 
 
-def make_engine(config: Mapping[str, Any]) -> Engine:
-    """The engine of a plan's ``engine`` block: its kind and its settings."""
+def engine_of(config: Mapping[str, Any]) -> tuple[EngineKind, Any]:
+    """The kind and the settings of a plan's ``engine`` block."""
     data = dict(config)
     data.pop("uses", None)  # what the plan tells a person about this machine
     kind = ENGINES[data.pop("kind")]
-    return kind.make(kind.settings.model_validate(data))
+    return kind, kind.settings.model_validate(data)
+
+
+def make_engine(config: Mapping[str, Any], plan: Plan | None = None, run_dir: Path | None = None) -> Engine:
+    """The engine of a plan's ``engine`` block. ``run_dir`` is where the logs of its processes go."""
+    kind, settings = engine_of(config)
+    return kind.make(settings, plan, run_dir)
+
+
+def step_commands(plan: Plan, places: Places) -> dict[str, tuple[Command, ...]]:
+    """Every step's commands by name, exactly as they would be executed."""
+    kind, settings = engine_of(plan.engine)
+    return {step.name: kind.commands(settings, plan, step, places) for step in plan.steps}

@@ -11,17 +11,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from cai.chat import Span
+from cai.chat import Message, Span
 from cai.clients.base import Client
 from cai.identity import RUNTIME
-
-
-class Settings(BaseModel):
-    """Base of every typed setting: unknown keys fail, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+from cai.plan import Step
+from cai.settings import Settings
+from cai.store import artifact_name
 
 
 class Precision(str, Enum):
@@ -136,10 +133,14 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class TrainText:
-    """A rendered conversation cut into spans; their texts joined are the whole text."""
+    """A rendered conversation cut into spans; their texts joined are the whole text.
+
+    ``messages`` are the same turns unrendered, made harmless as text, for trainers that write the template themselves.
+    """
 
     id: str
     spans: tuple[Span, ...]
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,26 @@ class Trained:
 
     metrics: dict[str, Any]
     dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a step's files lie: ``store`` is the root of the artifacts, ``plan`` the plan file that ``step`` reads."""
+
+    store: Path
+    plan: str = "plan.json"
+
+    def artifact(self, step: Step) -> Path:
+        """The folder of the finished artifact."""
+        return self.store / artifact_name(step.kind, step.key)
+
+    def out(self, step: Step) -> Path:
+        """Where the files of the artifact are written before it is finished (``dest`` of the engine)."""
+        return self.store / f"{artifact_name(step.kind, step.key)}.partial" / "out"
+
+    def work(self, step: Step) -> Path:
+        """What is kept from attempt to attempt (``work`` of the engine)."""
+        return self.store / f"{artifact_name(step.kind, step.key)}.partial" / "work"
 
 
 class Progress(Protocol):

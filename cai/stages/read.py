@@ -46,4 +46,9 @@ def run(spec: ReadSpec, ctx: Context) -> Outcome:
     ctx.progress.expect(rows=rows)
     ctx.progress.advance(rows=rows)
     dropped = {reason: n for reason, n in sorted(tally.items()) if n}
+    odd = {reason: n for reason, n in dropped.items() if reason not in ("other_part", "over_limit")}
+    if rows == 0 and odd:
+        told = ", ".join(f"{reason} {n}" for reason, n in odd.items())
+        where, what = ", ".join(spec.source.paths), f"no record makes a row ({told})"
+        raise SpecError(Problem(where, what, f"is '{spec.source.reader}' the right reader?"))
     return Outcome(Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows}))

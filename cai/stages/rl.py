@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cai.engines.base import PromptText, RlSettings
 from cai.stages.base import Context, Estimate, Outcome, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, prompts_of
+from cai.stages.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of
 from cai.stages.respond import limited
 from cai.stages.sft import trained_outcome
 
@@ -23,7 +23,9 @@ class RlSpec(StageSpec):
     kind: Literal["rl"] = "rl"
     model: Annotated[str, Wants("model")]
     reward: Annotated[str, Wants("reward_model")]
-    prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]
+    prompts: Annotated[
+        str | tuple[str, ...], Wants("prompts", "conversations", "comparisons"), Field(description="one or several")
+    ]
     training: RlSettings = RlSettings()
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
 
@@ -36,7 +38,9 @@ class RlSpec(StageSpec):
 
 def run(spec: RlSpec, ctx: Context) -> Outcome:
     """Render the prompts and hand them to the engine."""
-    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
+    given = ctx.inputs["prompts"]
+    artifacts = given if isinstance(given, tuple) else (ctx.one("prompts"),)
+    prompts, repeated = distinct([as_prompt(row) for artifact in artifacts for row in rows_of(artifact)][: spec.limit])
     texts = [PromptText(row.id, ctx.chat.prompt(row.messages)) for row in prompts]
     policy, reward = ctx.one("model").path, ctx.one("reward").path
     trained = ctx.engine.rl(policy, reward, texts, ctx.stops, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress)

@@ -50,4 +50,7 @@ def trained_outcome(trained: Trained, rows: int) -> Outcome:
 
 def _texts(spec: SftSpec, ctx: Context, data: Artifact, name: str) -> list[TrainText]:
     rows = [row for row in rows_of(data, name) if isinstance(row, Conversation)]
-    return [TrainText(row.id, tuple(ctx.chat.spans(row.messages, spec.loss))) for row in rows]
+    return [
+        TrainText(row.id, tuple(ctx.chat.spans(row.messages, spec.loss)), ctx.chat.harmless(row.messages))
+        for row in rows
+    ]

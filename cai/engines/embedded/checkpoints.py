@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from cai.engines.base import Settings
 from cai.identity import RUNTIME, key_of
+from cai.settings import Settings
 
 
 def fingerprint(settings: Settings, seed: int, examples: Sequence[object], *more: str) -> str:

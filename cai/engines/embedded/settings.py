@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cai.engines.base import Settings
 from cai.errors import PrerequisiteError
 from cai.identity import RUNTIME
+from cai.settings import Settings
 
 
 class Device(str, Enum):

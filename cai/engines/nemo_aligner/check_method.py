@@ -1,0 +1,184 @@
+"""What an experiment asks of training against what NeMo-Aligner's trainers can do; and what becomes of soft labels."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from cai.chat import ChatTemplate
+from cai.engines.base import Critic, RewardSettings, RlSettings, Schedule, SftSettings
+from cai.engines.base import Training as Method
+from cai.engines.nemo_aligner.settings import Hard, NemoAlignerSettings
+from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.upstream import UNKNOWN
+from cai.errors import SpecError
+from cai.plan import Step
+
+WARMUP = "set it to 0, and model.optim.sched.warmup_steps in overrides"
+
+
+def check(found: Survey) -> None:
+    """Problems of method, and notes on labels and schedules."""
+    for step in found.steps("sft", "reward"):
+        _supervised(found, step)
+    for step in found.steps("rl"):
+        _ppo(found, step)
+    for step in found.steps("evaluate"):
+        if step.spec.get("reward") is not None:
+            what = "nemo_aligner cannot score with a reward model"
+            found.wrong(f"stages.{step.name}.reward", what, "leave out reward, and comparisons with it")
+    _template(found)
+    for step in found.steps("reward"):
+        _labels(found, step)
+
+
+def _no_lora(found: Survey, path: str, lora: Any) -> None:
+    if lora is not None:
+        trainers = "NeMo-Aligner's trainers here train all weights"
+        found.wrong(f"{path}.lora", trainers, "set lora: null")
+
+
+def _supervised(found: Survey, step: Step) -> None:
+    path = f"stages.{step.name}.training"
+    method: Method
+    if step.kind == "sft":
+        method = SftSettings.model_validate(step.spec["training"])
+        if step.spec.get("loss") != "all":
+            what = "NeMo-Aligner learns every answer of a conversation"
+            found.wrong(f"stages.{step.name}.loss", what, "set loss: all")
+    else:
+        method = RewardSettings.model_validate(step.spec["training"])
+        if method.center_coefficient:
+            found.wrong(f"{path}.center_coefficient", "NeMo-Aligner does not centre rewards", "set it to 0")
+    _no_lora(found, path, method.lora)
+    if method.warmup_fraction:
+        found.wrong(f"{path}.warmup_fraction", "NeMo-Aligner warms up over a number of steps, not a share", WARMUP)
+    if method.schedule is Schedule.LINEAR:
+        found.wrong(f"{path}.schedule", "NeMo-Aligner's schedule is a cosine", "use constant or cosine")
+    if method.epochs != int(method.epochs):
+        found.wrong(f"{path}.epochs", "NeMo-Aligner trains whole epochs", "use a whole number")
+    _validation(found, step)
+    rows = step.estimate.get("rows")
+    steps = int(rows * method.epochs) // method.batch_size if rows else None
+    _schedule(found, step, "train", f"{path}.learning_rate", steps)
+
+
+def _validation(found: Survey, step: Step) -> None:
+    name = step.inputs["data"]
+    assert isinstance(name, str)
+    data = found.plan.step(name)
+    needs = "NeMo-Aligner's trainer needs validation rows"
+    if data.kind != "mix":
+        hint = "put a mix with val above 0 between them"
+        found.wrong(f"stages.{step.name}.data", f"{needs}, and '{name}' has none", hint)
+    elif not data.spec.get("val"):
+        found.wrong(f"stages.{name}.val", f"{needs} ('{step.name}' reads this)", "set a share above 0")
+
+
+def _ppo(found: Survey, step: Step) -> None:
+    path = f"stages.{step.name}.training"
+    method = RlSettings.model_validate(step.spec["training"])
+    _no_lora(found, path, method.lora)
+    for name, right, what, following in (
+        ("ppo_epochs", method.ppo_epochs == 1, "NeMo-Aligner makes one pass over its rollouts", "set it to 1"),
+        ("critic", method.critic is Critic.REWARD, "the critic starts from the reward model", "set critic: reward"),
+        (
+            "normalize_reward",
+            not method.normalize_reward,
+            "NeMo-Aligner takes the reward as it is",
+            "set it to false, and model.reward_standardization in engine.steps.NAME.critic.overrides where wanted",
+        ),
+        ("kl_limit", method.kl_limit is None, "NeMo-Aligner does not stop at a KL", "set it to null"),
+        (
+            "missing_end_penalty",
+            not method.missing_end_penalty,
+            "NeMo-Aligner has no penalty for an answer that is cut",
+            "set it to 0",
+        ),
+    ):
+        if not right:
+            found.wrong(f"{path}.{name}", what, following)
+    # NeMo counts optimizer steps but takes trainer.max_steps, here PPO's iterations, for their number.
+    _schedule(found, step, "actor", f"{path}.learning_rate", method.iterations)
+    _early_end(found, step, method)
+    _schedule(found, step, "critic", f"{path}.critic_learning_rate", None)
+
+
+def _early_end(found: Survey, step: Step, method: RlSettings) -> None:
+    actor = found.role(step, "actor")
+    if actor is None:
+        return
+    values, sched = found.effective(actor), "model.optim.sched"
+    rate, least = values.number("model.optim.lr"), values.number(f"{sched}.min_lr")
+    updates = method.iterations * (method.rollouts // method.batch_size)
+    over = (values.number(f"{sched}.constant_steps") or 0) >= method.iterations  # said already
+    if rate is not None and least is not None and rate > least and updates > method.iterations and not over:
+        what = (
+            f"actor: the schedule ends after {method.iterations} of {updates} updates, as upstream gives it PPO's steps"
+        )
+        found.note(step.name, f"{what}; from there the rate is min_lr {least:g}")
+
+
+def _schedule(found: Survey, step: Step, role: str, path: str, steps: int | None) -> None:
+    """Upstream's cosine: with ``constant_steps`` it asserts lr > min_lr, without it raises where lr < min_lr."""
+    compiled = found.role(step, role)
+    if compiled is None:
+        return
+    values, sched = found.effective(compiled), "model.optim.sched"
+    rate, least = values.number("model.optim.lr"), values.number(f"{sched}.min_lr")
+    constant = values.number(f"{sched}.constant_steps")
+    if rate is None or least is None or values(f"{sched}.name") not in ("CosineAnnealing", UNKNOWN):
+        return
+    overrides = f"{found.at(compiled.setting)}.overrides"
+    if constant and rate <= least:
+        what = f"with constant_steps {constant:g} upstream's cosine needs a rate above its min_lr {least:g}"
+        hint = f"set {sched}.min_lr lower or {sched}.constant_steps: 0 in {overrides}"
+        found.wrong(path, f"{what}, and this is {rate:g}", hint)
+    elif rate < least:
+        what = f"{rate:g} is below upstream's {sched}.min_lr {least:g}"
+        found.wrong(path, what, f"set {sched}.min_lr in {overrides}")
+    warm = values.number(f"{sched}.warmup_steps") or 0
+    if constant and steps is not None and constant + warm >= steps and rate > least:
+        after = f"after {warm:g} steps" if warm else "from its first step"
+        what = f"{role}: {sched}.constant_steps {constant:g} leave none of {steps} steps for the cosine"
+        hint = f"set it to 0 in {overrides} for a cosine over all steps"
+        found.note(step.name, f"{what}: the rate is min_lr {least:g} {after}; {hint}")
+
+
+def _template(found: Survey) -> None:
+    trained = next(found.steps("sft", "reward", "rl"), None)
+    frozen = trained.resources.get("template") if trained is not None else None
+    if frozen is None:
+        return
+    difference = _difference(frozen["name"], frozen["text"])
+    if difference:
+        what = f"NeMo-Aligner's chat data has a template of its own, and '{frozen['name']}' is another: {difference}"
+        found.wrong("template", what, "use template=nemo_extra_id")
+
+
+@lru_cache(maxsize=8)
+def _difference(name: str, text: str) -> str:
+    from cai.data.nemo import matches_nemo_chat
+
+    try:
+        return matches_nemo_chat(ChatTemplate.from_text(name, text))
+    except SpecError as error:
+        return str(error)
+
+
+def _labels(found: Survey, step: Step) -> None:
+    for above in found.above(step, "data"):
+        if above.kind == "judge" and above.spec.get("labels") == "soft":
+            found.note(step.name, f"'{above.name}' gives soft labels: {told(found.settings)}")
+
+
+def told(settings: NemoAlignerSettings) -> str:
+    """What becomes of soft labels, in words."""
+    labels = settings.labels
+    hard = "NeMo-Aligner takes hard labels only"
+    if labels.how is Hard.REPLICAS:
+        times = f"{labels.replicas} times" if labels.replicas > 1 else "once"
+        return f"{hard}: each pair is written {times}, in an order drawn with its probability"
+    if not labels.margin:
+        return f"{hard}: each pair counts as its likelier order"
+    return f"{hard}: pairs within {labels.margin:g} of 0.5 are left out, the others count as their likelier order"

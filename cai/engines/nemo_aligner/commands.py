@@ -1,0 +1,421 @@
+"""A step's commands: one pure function, used while planning and while running, so that a plan shows what is executed.
+
+Key names and defaults are those of NeMo-Aligner v0.7.0 (examples/nlp/gpt/conf) and NeMo v2.1.0
+(megatron_gpt_inference.yaml). ``++`` stands exactly before the keys that those configs lack: they come from the
+checkpoint's own config, so strict mode would refuse them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cai.chat import ChatTemplate
+from cai.engines.base import Places, Precision, RewardSettings, RlSettings, Schedule, SftSettings
+from cai.engines.base import Training as Method
+from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
+from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, Server, Training
+from cai.launchers.base import Command, Ready, Resources
+from cai.launchers.settings import Slurm
+from cai.launchers.slurm_wrap import wrap
+from cai.plan import Plan, Step
+
+MODEL = "model.nemo"
+CRITIC_HOST = "CAI_CRITIC_HOST"
+GPT = "examples/nlp/gpt"
+EVAL = "examples/nlp/language_modeling/megatron_gpt_eval.py"
+CHAT_TOKENS = {"system_turn_start": "<extra_id_0>", "turn_start": "<extra_id_1>", "label_start": "<extra_id_2>"}
+RESULTS = {"sft": "megatron_gpt_sft", "reward": "megatron_gpt", "rl": "megatron_gpt_ppo_actor"}
+"""``<explicit_log_dir>/checkpoints/<name>.nemo``: the names that upstream's configs give to ``exp_manager``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A command, and what it was made from: the upstream config that reads the overrides, and the layout.
+
+    ``model`` is the .nemo that a server loads. ``step`` names the plan's step whose layout it is, for messages.
+    """
+
+    command: Command
+    config: str = ""
+    overrides: tuple[Override, ...] = ()
+    layout: Layout | None = None
+    model: Path | None = None
+    setting: str = ""
+
+
+def commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    """Every command of a step, in the order in which they start. First this program's own (``work``)."""
+    made = _BY_KIND[step.kind](settings, plan, step, places) if step.kind in _BY_KIND else ()
+    everything = (Compiled(_work(settings, step, places)), *made)
+    if not isinstance(settings.launcher, Slurm):
+        return everything
+    components = 1 + max(c.command.component for c in everything)
+    return tuple(replace(c, command=wrap(settings.launcher, c.command, components)) for c in everything)
+
+
+def serve_alone(settings: NemoAlignerSettings, name: str, model: Path) -> tuple[Compiled, ...]:
+    """One server of the model that step ``name`` has made, outside of any step (``chat``, ``serve``)."""
+    return _servers(settings, name, model, turn=0, component=0)[:1]
+
+
+def program(settings: NemoAlignerSettings) -> str:
+    """The interpreter that runs this program in a job."""
+    return settings.program or sys.executable
+
+
+def _work(settings: NemoAlignerSettings, step: Step, places: Places) -> Command:
+    return Command("work", (program(settings), "-m", "cai", "step", places.plan, step.name))
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def _fetch(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    scheme, _, name = str(step.spec["source"]).partition(":")
+    if scheme != "hf":
+        return ()  # an endpoint, or a .nemo that is there already
+    work, made = places.work(step), []
+    folder = Path(name).expanduser()
+    if not is_folder(name):
+        folder = work / "hf"
+        fetch = (program(settings), "-m", "cai", "download", f"hf:{name}@{step.spec['revision']}", "--to", str(folder))
+        made.append(Compiled(Command("download", fetch)))
+    paths = ("--input_name_or_path", str(folder), "--output_path", str(work / MODEL))
+    argv = (settings.python, f"{settings.nemo}/{settings.converter}", *paths)
+    made.append(Compiled(Command("convert", argv, resources=Resources(1, 1, 1))))
+    return tuple(made)
+
+
+def is_folder(name: str) -> bool:
+    """Whether what follows ``hf:`` is a folder and no name on the hub."""
+    return name.startswith(("/", "./", "../", "~"))
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------------
+
+
+def _generate(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    role = step.inputs.get("models", step.inputs.get("model", ""))
+    names = list(dict.fromkeys([role] if isinstance(role, str) else role.values() if isinstance(role, dict) else role))
+    served = [m for m in map(plan.step, names) if not str(m.spec.get("source", "")).startswith("api:")]
+    made: list[Compiled] = []
+    for turn, model in enumerate(served):
+        made += _servers(settings, model.name, places.artifact(model) / MODEL, turn, 1)
+    return tuple(made)
+
+
+def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, component: int) -> tuple[Compiled, ...]:
+    """``count`` servers of one model, side by side on consecutive ports."""
+    layout = settings.server(name)
+    devices = min(settings.devices(layout), layout.tensor_parallel * layout.pipeline_parallel // layout.nodes or 1)
+    devices = layout.devices or devices
+    made = []
+    for i in range(layout.count):
+        port, at = layout.port + i, i * devices % settings.cluster.gpus_per_node
+        overrides = merged(
+            [
+                Override("gpt_model_file", str(model)),
+                Override("server", True),
+                Override("port", port),
+                Override("trainer.devices", devices),
+                Override("trainer.num_nodes", layout.nodes),
+                Override("trainer.precision", layout.precision),
+                Override("tensor_model_parallel_size", layout.tensor_parallel),
+                Override("pipeline_model_parallel_size", layout.pipeline_parallel),
+            ],
+            layout.overrides,
+        )
+        command = Command(
+            role=f"server-{i}" if i else "server",
+            argv=(settings.python, f"{settings.nemo}/{EVAL}", *words(overrides)),
+            env=_master_port(settings, port)
+            | _env(settings, layout, range(at, at + devices) if layout.count > 1 else None),
+            background=True,
+            ready=Ready(port, layout.ready_timeout),
+            resources=Resources(layout.nodes, devices, devices, layout.time),
+            component=component,
+            relative=_node(settings, layout, i, devices),
+            turn=turn,
+        )
+        config = "megatron_gpt_inference.yaml"
+        made.append(Compiled(command, config, overrides, layout, model, f"engine.servers.{name}"))
+    return tuple(made)
+
+
+def _node(settings: NemoAlignerSettings, layout: Server, i: int, devices: int) -> int:
+    if layout.nodes > 1:
+        return i * layout.nodes
+    return i * devices // settings.cluster.gpus_per_node
+
+
+def _env(settings: NemoAlignerSettings, layout: Layout, gpus: range | None) -> dict[str, str]:
+    """A process that shares a machine's GPUs is told which are its own, unless Slurm divides them."""
+    divided = isinstance(settings.launcher, Slurm) and settings.launcher.gpus
+    if gpus is None or divided:
+        return dict(layout.env)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), **layout.env}
+
+
+def _master_port(settings: NemoAlignerSettings, port: int) -> dict[str, str]:
+    """Under Slurm, Lightning takes its rendezvous port from the job's id: the same for every server of a job."""
+    return {"MASTER_PORT": str(20000 + port % 40000)} if isinstance(settings.launcher, Slurm) else {}
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def data_files(places: Places, step: Step) -> tuple[Path, Path]:
+    """The training and the validation file of a training step, in upstream's format."""
+    folder = places.work(step) / "data"
+    return folder / "train.jsonl", folder / "val.jsonl"
+
+
+def result_file(places: Places, step: Step) -> Path:
+    """The .nemo that upstream writes when a training step ends."""
+    return places.work(step) / "log" / "checkpoints" / f"{RESULTS[step.kind]}.nemo"
+
+
+def _input(plan: Plan, places: Places, step: Step, role: str) -> str:
+    name = step.inputs[role]
+    assert isinstance(name, str)
+    return str(places.artifact(plan.step(name)) / MODEL)
+
+
+def _trainer(settings: NemoAlignerSettings, layout: Layout, precision: Precision) -> list[Override]:
+    return [
+        Override("trainer.num_nodes", layout.nodes),
+        Override("trainer.devices", settings.devices(layout)),
+        Override("trainer.precision", 32 if precision is Precision.FLOAT32 else "bf16"),
+        Override("model.megatron_amp_O2", precision is not Precision.FLOAT32),
+    ]
+
+
+def _parallel(layout: Training, add: bool, sequence_parallel_is_there: bool) -> list[Override]:
+    """Sizes and recomputation. ``add`` where the config leaves them to the checkpoint's."""
+    made = [
+        Override("model.tensor_model_parallel_size", layout.tensor_parallel, add),
+        Override("model.pipeline_model_parallel_size", layout.pipeline_parallel, add),
+    ]
+    if layout.sequence_parallel:
+        made.append(Override("model.sequence_parallel", True, not sequence_parallel_is_there))
+    if layout.activation_checkpointing is not Checkpointing.NONE:
+        made.append(Override("model.activations_checkpoint_granularity", layout.activation_checkpointing.value, add))
+    if layout.activation_checkpointing is Checkpointing.FULL:
+        made.append(Override("model.activations_checkpoint_method", "uniform", add))
+        made.append(Override("model.activations_checkpoint_num_layers", 1, add))
+    return made
+
+
+def _optimizer(method: Method) -> list[Override]:
+    made = [Override("model.optim.lr", method.learning_rate), Override("model.optim.weight_decay", method.weight_decay)]
+    return made + _schedule(method.learning_rate if method.schedule is Schedule.CONSTANT else None)
+
+
+def _schedule(constant: float | None) -> list[Override]:
+    """Upstream's only schedule is a cosine; one that ends where it began is constant.
+
+    Upstream keeps ``min_lr`` for its last ``constant_steps``, 1000 by default: a shorter run would be at it from the
+    start, and a constant rate would fail its assertion.
+    """
+    made = [Override("model.optim.sched.warmup_steps", 0), Override("model.optim.sched.constant_steps", 0)]
+    return made if constant is None else [*made, Override("model.optim.sched.min_lr", constant)]
+
+
+def _intervals(prefix: str, method: Method, val_batches: int) -> list[Override]:
+    made = [
+        Override(f"{prefix}.max_epochs", int(method.epochs)),
+        Override(f"{prefix}.max_steps", -1),
+        Override(f"{prefix}.gradient_clip_val", method.max_grad_norm),
+    ]
+    if method.val_every:
+        made.append(Override(f"{prefix}.val_check_interval", method.val_every))
+        made.append(Override(f"{prefix}.save_interval", method.val_every))
+    if val_batches:
+        made.append(Override(f"{prefix}.limit_val_batches", val_batches))
+    return made
+
+
+def _saving(log: Path) -> list[Override]:
+    return [
+        Override("exp_manager.explicit_log_dir", str(log)),
+        Override("exp_manager.resume_if_exists", True),
+        Override("exp_manager.checkpoint_callback_params.save_nemo_on_train_end", True),
+    ]
+
+
+def _train(
+    settings: NemoAlignerSettings, layout: Training, script: str, config: str, step: Step, made: Sequence[Override]
+) -> Compiled:
+    overrides = merged(made, layout.overrides)
+    devices = settings.devices(layout)
+    command = Command(
+        "train",
+        (settings.python, f"{settings.aligner}/{GPT}/{script}", *words(overrides)),
+        env=dict(layout.env),
+        resources=Resources(layout.nodes, devices, devices, layout.time),
+    )
+    return Compiled(command, config, overrides, layout, None, f"engine.steps.{step.name}")
+
+
+def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    method, layout = SftSettings.model_validate(step.spec["training"]), settings.step(step.name)
+    train, val = data_files(places, step)
+    data = "model.data"
+    made = [
+        *_trainer(settings, layout, method.precision),
+        *_intervals("trainer.sft", method, layout.val_batches),
+        *_parallel(layout, add=False, sequence_parallel_is_there=True),
+        Override("model.restore_from_path", _input(plan, places, step, "model")),
+        Override("model.seed", step.seed),
+        Override("model.encoder_seq_length", method.max_length),
+        Override("model.answer_only_loss", True),
+        *_optimizer(method),
+        Override(f"{data}.chat", True),
+        *(Override(f"{data}.chat_prompt_tokens.{name}", token) for name, token in CHAT_TOKENS.items()),
+        Override(f"{data}.num_workers", 0),
+        Override(f"{data}.train_ds.file_path", str(train)),
+        Override(f"{data}.train_ds.global_batch_size", method.batch_size),
+        Override(f"{data}.train_ds.micro_batch_size", method.micro_batch_size),
+        Override(f"{data}.train_ds.max_seq_length", method.max_length),
+        Override(f"{data}.validation_ds.file_path", str(val)),
+        *_saving(places.work(step) / "log"),
+    ]
+    return (_train(settings, layout, "train_gpt_sft.py", "gpt_sft.yaml", step, made),)
+
+
+def _prefix(train: Path, val: Path) -> Override:
+    files = {"train": [str(train)], "validation": [str(val)], "test": [str(val)]}
+    return Override("model.data.data_prefix", files)
+
+
+def _reward(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    method, layout = RewardSettings.model_validate(step.spec["training"]), settings.step(step.name)
+    made = [
+        *_trainer(settings, layout, method.precision),
+        *_intervals("trainer.rm", method, layout.val_batches),
+        *_parallel(layout, add=True, sequence_parallel_is_there=False),
+        Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "model")),
+        Override("model.seed", step.seed),
+        Override("model.encoder_seq_length", method.max_length),
+        Override("model.global_batch_size", method.batch_size),
+        Override("model.micro_batch_size", method.micro_batch_size),
+        Override("model.reward_model_type", "binary_ranking"),
+        *_optimizer(method),
+        _prefix(*data_files(places, step)),
+        *_saving(places.work(step) / "log"),
+    ]
+    return (_train(settings, layout, "train_reward_model.py", "training_rm.yaml", step, made),)
+
+
+def _rl(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
+    method, layout = RlSettings.model_validate(step.spec["training"]), settings.step(step.name)
+    length = method.max_prompt_tokens + method.max_tokens
+    return (
+        _critic(settings, plan, step, places, method, layout.critic, length),
+        _actor(settings, plan, step, places, method, length),
+    )
+
+
+def _critic(
+    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, method: RlSettings, layout: Any, length: int
+) -> Compiled:
+    actor, devices = settings.devices(settings.step(step.name)), settings.devices(layout)
+    made = [
+        *_trainer(settings, layout, method.precision),
+        Override("trainer.ppo.port", layout.port),
+        Override("trainer.ppo.combine_rm_and_critic_server", True),
+        Override("trainer.ppo.gradient_clip_val", method.max_grad_norm),
+        *_parallel(layout, add=True, sequence_parallel_is_there=False),
+        Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "reward")),
+        Override("model.seed", step.seed),
+        Override("model.encoder_seq_length", length),
+        Override("model.global_batch_size", method.batch_size),
+        Override("model.micro_batch_size", method.micro_batch_size),
+        Override("model.loss_clip_val", method.value_clip),
+        Override("model.optim.lr", method.critic_learning_rate),
+        *_schedule(method.critic_learning_rate),
+        *_saving(places.work(step) / "critic"),
+    ]
+    overrides = merged(made, layout.overrides)
+    command = Command(
+        "critic",
+        (settings.python, f"{settings.aligner}/{GPT}/serve_ppo_critic.py", *words(overrides)),
+        env=_env(settings, layout, range(actor, actor + devices)),
+        background=True,
+        ready=Ready(layout.port, layout.ready_timeout),
+        resources=Resources(layout.nodes, devices, devices, layout.time),
+        component=1,
+    )
+    return Compiled(command, "gpt_ppo_critic.yaml", overrides, layout, None, f"engine.steps.{step.name}.critic")
+
+
+def _actor(
+    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, method: RlSettings, length: int
+) -> Compiled:
+    layout = settings.step(step.name)
+    template = step.resources["template"]
+    stops = ChatTemplate.from_text(template["name"], template["text"]).stops
+    devices = settings.devices(layout)
+    sampling = "model.ppo.sampling_params"
+    made = [
+        *_trainer(settings, layout, method.precision),
+        Override("trainer.ppo.max_steps", method.iterations),
+        # An upper bound: the steps end it. Upstream's single epoch would end with the prompts.
+        Override("trainer.ppo.max_epochs", method.iterations),
+        Override("trainer.ppo.val_check_interval", method.checkpoint_every),
+        Override("trainer.ppo.save_interval", method.checkpoint_every),
+        Override("trainer.ppo.gradient_clip_val", method.max_grad_norm),
+        Override("trainer.ppo.critic_warmup_steps", method.critic_warmup),
+        Override("trainer.ppo.initial_policy_kl_penalty", method.kl_coefficient),
+        Override("trainer.ppo.discount_factor", method.gamma),
+        Override("trainer.ppo.gae_lambda", method.gae_lambda),
+        Override("trainer.ppo.normalize_advantages", method.whiten_advantages),
+        *_parallel(layout, add=True, sequence_parallel_is_there=True),
+        Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "model")),
+        Override("remote_critic_rm.combine_rm_and_critic_server", True),
+        Override("remote_critic_rm.critic.ip", Env(CRITIC_HOST)),
+        Override("remote_critic_rm.critic.port", layout.critic.port),
+        Override("remote_critic_rm.pad_to_length", length),
+        Override("model.seed", step.seed),
+        Override("model.encoder_seq_length", length),
+        Override("model.global_batch_size", method.batch_size),
+        Override("model.micro_batch_size", method.micro_batch_size),
+        Override("model.optim.lr", method.learning_rate),
+        *_schedule(method.learning_rate),
+        Override("model.ppo.num_rollout_samples", method.rollouts),
+        Override("model.ppo.rollout_micro_batch_size", layout.rollout_micro_batch),
+        Override("model.ppo.num_val_samples", layout.val_samples or method.rollouts),
+        Override("model.ppo.entropy_bonus", method.entropy_bonus),
+        Override("model.ppo.ratio_eps", method.clip),
+        Override("model.ppo.length_params.max_length", method.max_tokens),
+        Override(f"{sampling}.temperature", method.temperature),
+        Override(f"{sampling}.end_strings", list(stops)),
+        _prefix(*data_files(places, step)),
+        *_saving(places.work(step) / "log"),
+    ]
+    overrides = merged(made, layout.overrides)
+    command = Command(
+        "actor",
+        (settings.python, f"{settings.aligner}/{GPT}/train_gpt_ppo_actor.py", *words(overrides)),
+        env=_env(settings, layout, range(devices)),
+        resources=Resources(layout.nodes, devices, devices, layout.time),
+        addresses={CRITIC_HOST: "critic"},
+    )
+    return Compiled(command, "gpt_ppo_actor.yaml", overrides, layout, None, f"engine.steps.{step.name}")
+
+
+_BY_KIND: dict[str, Callable[[NemoAlignerSettings, Plan, Step, Places], tuple[Compiled, ...]]] = {
+    "fetch": _fetch,
+    "respond": _generate,
+    "revise": _generate,
+    "sample": _generate,
+    "judge": _generate,
+    "evaluate": _generate,
+    "sft": _sft,
+    "reward": _reward,
+    "rl": _rl,
+}

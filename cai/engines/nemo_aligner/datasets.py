@@ -1,0 +1,106 @@
+"""From the engine's texts to upstream's files in a step's work folder; what is left out is told by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.data.nemo import Written, write_chat
+from cai.data.nemo import write_pairs as write_pair_lines
+from cai.data.nemo import write_prompts as write_prompt_lines
+from cai.data.nemo_tokens import Pieces
+from cai.engines.base import PairText, PromptText, RewardSettings, RlSettings, SftSettings, Trained, TrainText
+from cai.engines.nemo_aligner.labels import hard_labels
+from cai.engines.nemo_aligner.settings import Hard, Labels
+from cai.errors import Problem, SpecError
+from cai.identity import uniform
+
+TRAIN, VAL = "train.jsonl", "val.jsonl"
+
+
+def write_sft(
+    folder: Path, train: Sequence[TrainText], val: Sequence[TrainText], settings: SftSettings, tokens: Pieces
+) -> Trained:
+    """``train.jsonl`` and ``val.jsonl`` for train_gpt_sft.py; each holds at least one global batch.
+
+    Raises:
+        SpecError: too few conversations are left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [
+        write_chat(folder / name, texts, tokens.count, settings.max_length, settings.batch_size)
+        for name, texts in ((TRAIN, train), (VAL, val))
+    ]
+    return _told(written, {})
+
+
+def write_pairs(
+    folder: Path,
+    train: Sequence[PairText],
+    val: Sequence[PairText],
+    settings: RewardSettings,
+    tokens: Pieces,
+    labels: Labels,
+    seed: int,
+) -> Trained:
+    """``train.jsonl`` and ``val.jsonl`` for train_reward_model.py, soft labels made hard.
+
+    Raises:
+        SpecError: too few pairs are left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Validation counts each pair once, as its likelier order: replicas would put a ceiling on its accuracy.
+    measured = Labels(margin=0.0) if labels.how is Hard.REPLICAS else labels
+    hard = [hard_labels(train, labels, seed), hard_labels(val, measured, seed)]
+    written = [
+        write_pair_lines(folder / name, made.pairs, tokens.count, settings.max_length, settings.batch_size)
+        for name, made in zip((TRAIN, VAL), hard, strict=True)
+    ]
+    parts = zip(("train", "val"), hard, strict=True)
+    told = _told(written, {f"{part} {name}": value for part, made in parts for name, value in made.record().items()})
+    dropped = Counter(told.dropped)
+    for made in hard:
+        dropped.update(made.dropped)
+    return Trained(told.metrics, dict(dropped))
+
+
+def write_prompts(
+    folder: Path, prompts: Sequence[PromptText], settings: RlSettings, tokens: Pieces, val_samples: int, seed: int
+) -> Trained:
+    """``train.jsonl`` and ``val.jsonl`` for train_gpt_ppo_actor.py; validation prompts are drawn and not trained on.
+
+    Raises:
+        SpecError: there are too few prompts for one round of rollouts and one of validation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = val_samples or settings.rollouts
+    if len(prompts) < wanted + settings.rollouts:
+        what = f"{len(prompts)} prompts, but one iteration takes {settings.rollouts} and validation {wanted}"
+        raise SpecError(Problem("rl.prompts", what, "give more prompts, fewer rollouts or fewer val_samples"))
+    fits = [prompt for prompt in prompts if tokens.count(prompt.prompt) <= settings.max_prompt_tokens]
+    drawn = sorted(fits, key=lambda p: (uniform(seed, p.id, "rl/validation"), p.id))
+    held = {prompt.id for prompt in drawn[:wanted]}
+    parts = ([p for p in prompts if p.id not in held], [p for p in prompts if p.id in held])
+    written = [
+        write_prompt_lines(folder / name, part, tokens.count, settings.max_prompt_tokens, least)
+        for name, part, least in zip((TRAIN, VAL), parts, (settings.rollouts, wanted), strict=True)
+    ]
+    return _told(written, {})
+
+
+def _told(written: Sequence[Written], more: dict[str, Any]) -> Trained:
+    dropped: Counter[str] = Counter()
+    for each in written:
+        dropped.update(each.dropped)
+    train, val = written
+    metrics = {
+        "train rows": train.rows,
+        "val rows": val.rows,
+        "train samples": train.samples,
+        "train tokens": train.tokens,
+        "longest": max(train.longest, val.longest),
+        **more,
+    }
+    return Trained(metrics, dict(dropped))

@@ -1,0 +1,100 @@
+"""What the checks of a plan look at: every step's commands, upstream's configs, and what has been found so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.engines.base import Places
+from cai.engines.nemo_aligner import upstream
+from cai.engines.nemo_aligner.commands import Compiled, commands
+from cai.engines.nemo_aligner.settings import NemoAlignerSettings
+from cai.errors import Problem
+from cai.home import cai_home
+from cai.plan import Plan, Step
+
+
+@dataclass
+class Survey:
+    """One check of one plan, while it lasts. ``compiled`` and ``effective`` are by step, in the commands' order."""
+
+    settings: NemoAlignerSettings
+    plan: Plan
+    where: Callable[[str], str]
+    places: Places
+    compiled: dict[str, tuple[Compiled, ...]]
+    configs: upstream.Configs
+    problems: list[Problem] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    _effective: dict[int, upstream.Effective] = field(default_factory=dict)
+
+    def wrong(self, path: str, what: str, following: str) -> None:
+        """Add a problem at a field of the experiment."""
+        self.problems.append(Problem(self.where(path), what, following))
+
+    def note(self, step: str, text: str) -> None:
+        """Add a note under a step, once."""
+        notes = self.notes.setdefault(step, [])
+        if text not in notes:
+            notes.append(text)
+
+    def steps(self, *kinds: str) -> Iterator[Step]:
+        """The plan's steps of some kinds."""
+        return (step for step in self.plan.steps if step.kind in kinds)
+
+    def at(self, setting: str) -> str:
+        """Where a layout is written: at its own name, or at ``default`` where only that is there."""
+        head, name, *tail = setting.removeprefix("engine.").split(".")
+        named = set(self.settings.steps if head == "steps" else self.settings.servers)
+        used = "default" if name not in named and "default" in named else name
+        return ".".join(("engine", head, used, *tail))
+
+    def effective(self, compiled: Compiled) -> upstream.Effective:
+        """The values of a command's config with its overrides."""
+        if id(compiled) not in self._effective:
+            config = self.configs.files.get(compiled.config)
+            self._effective[id(compiled)] = upstream.Effective(compiled.overrides, config)
+        return self._effective[id(compiled)]
+
+    def role(self, step: Step, role: str) -> Compiled | None:
+        """A step's command of that role."""
+        return next((c for c in self.compiled[step.name] if c.command.role == role), None)
+
+    def above(self, step: Step, *roles: str) -> Iterator[Step]:
+        """What feeds the rows of these inputs, near ones first: through mixes, judges and samples, not models."""
+        seen: set[str] = set()
+        names = [name for role in roles for name in _names(step.inputs.get(role))]
+        while names:
+            name = names.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            found = self.plan.step(name)
+            yield found
+            for role in ("sources", "candidates", "responses", "prompts", "data"):
+                names += _names(found.inputs.get(role))
+
+    def origin(self, name: str) -> Step | None:
+        """The fetched model that a model step goes back to."""
+        step = self.plan.step(name)
+        while step.kind != "fetch":
+            role = step.inputs.get("model")
+            if not isinstance(role, str):
+                return None
+            step = self.plan.step(role)
+        return step
+
+
+def _names(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value.values() if isinstance(value, dict) else value)
+
+
+def survey(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> Survey:
+    """Compile every step's commands, and read the configs that they need."""
+    places = Places(cai_home() / "store")
+    compiled = {step.name: commands(settings, plan, step, places) for step in plan.steps}
+    wanted = {c.config for found in compiled.values() for c in found if c.config}
+    return Survey(settings, plan, where, places, compiled, upstream.find(settings, wanted))

@@ -1,0 +1,115 @@
+"""What goes wrong in the middle of a night: the end result is the same, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.nemo_help import KEY, Finished, cai, leftovers
+
+pytestmark = pytest.mark.long
+
+
+def step(finished: Finished, to: Path, name: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return cai("step", str(to / "run" / "plan.json"), name, cwd=to, env={"CAI_HOME": str(to / "home"), **env})
+
+
+@contextmanager
+def started(to: Path, name: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "cai", "step", str(to / "run" / "plan.json"), name]
+    full = {**os.environ, "NGC_API_KEY": KEY, "CAI_HOME": str(to / "home"), **env}
+    with (to / "driver.log").open("ab") as log, subprocess.Popen(argv, cwd=to, env=full, stdout=log, stderr=log) as it:
+        try:
+            yield it
+        finally:
+            it.kill()
+
+
+def said(to: Path, *words: str) -> bool:
+    return any(word in log.read_text() for log in (to / "run" / "logs").glob("*") for word in words)
+
+
+def wait(what: str, holds, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"still not: {what}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "says"),
+    [
+        ("sft", "train_gpt_sft:exit-after=2", "train (train_gpt_sft.py) exited with code 1"),
+        ("reward", "train_reward_model:die-after=2", "SIGKILL"),
+        ("rl", "train_gpt_ppo_actor:exit-after=1", "actor"),
+        ("rl", "serve_ppo_critic:die-after=2", "critic"),
+        ("respond", "megatron_gpt_eval:start", "asked to fail at the start"),
+        ("respond", "megatron_gpt_eval:no-port", "port"),
+    ],
+)
+def test_a_command_that_fails_is_named_with_its_log_and_the_next_attempt_ends_the_same(
+    tmp_path: Path,
+    finished: Finished,
+    name: str,
+    fault: str,
+    says: str,
+):
+    home = finished.without(tmp_path, name)
+    failed = step(finished, tmp_path, name, STANDIN_FAIL=fault)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert says in failed.stderr
+    assert "log" in failed.stderr
+    assert leftovers(str(tmp_path)) == []
+    again = step(finished, tmp_path, name)
+    assert again.returncode == 0, again.stderr
+    assert finished.same(home, name)
+
+
+@pytest.mark.parametrize("fault", ["megatron_gpt_eval:die-after=1", "megatron_gpt_eval:errors=1"])
+def test_a_server_that_dies_or_errs_is_made_up_for_by_the_other(
+    tmp_path: Path,
+    finished: Finished,
+    fault: str,
+):
+    home = finished.without(tmp_path, "respond")
+    (tmp_path / "marks").mkdir()
+    ran = step(finished, tmp_path, "respond", STANDIN_FAIL=fault, STANDIN_MARKS=str(tmp_path / "marks"))
+    assert ran.returncode == 0, ran.stderr
+    assert finished.same(home, "respond")
+    assert leftovers(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["respond", "sft", "rl"])
+def test_killing_the_driver_leaves_no_process_and_loses_nothing(
+    tmp_path: Path,
+    finished: Finished,
+    name: str,
+):
+    home = finished.without(tmp_path, name)
+    with started(tmp_path, name, STANDIN_STEP_SECONDS="0.4") as driver:
+        wait("its commands run", lambda: said(tmp_path, "\nstep ", "\nserving on port"))
+        driver.kill()
+    wait("everything is down", lambda: leftovers(str(tmp_path)) == [])
+    again = step(finished, tmp_path, name)
+    assert again.returncode == 0, again.stderr
+    assert finished.same(home, name)
+
+
+def test_ctrl_c_takes_everything_down(tmp_path: Path, finished: Finished):
+    home = finished.without(tmp_path, "rl")
+    with started(tmp_path, "rl", STANDIN_STEP_SECONDS="0.5", STANDIN_FAIL="serve_ppo_critic:stubborn") as driver:
+        wait("the actor runs", lambda: said(tmp_path, "\nstep "))
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(timeout=60) == 130
+    assert leftovers(str(tmp_path)) == []
+    again = step(finished, tmp_path, "rl")
+    assert again.returncode == 0, again.stderr
+    assert finished.same(home, "rl")
