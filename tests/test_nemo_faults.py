@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.nemo_help import KEY, Finished, cai, leftovers
+from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.long
 
@@ -113,3 +115,44 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path, finished: Finished):
     again = step(finished, tmp_path, "rl")
     assert again.returncode == 0, again.stderr
     assert finished.same(home, "rl")
+
+
+def submitted(finished: Finished, to: Path, slurm: Cluster, name: str) -> dict[str, str]:
+    """Submit the run with only ``name`` left to do, slowly, and wait until its command is at work."""
+    finished.without(to, name)
+    env = {"CAI_HOME": str(to / "home"), **slurm.env}
+    slow = {**env, "STANDIN_STEP_SECONDS": "0.7"}
+    launcher = "engine.launcher={kind: slurm, poll: 0.5, time: '00:10:00', warn: 0}"
+    out = cai(*finished.overrides, launcher, "--detach", cwd=to, env=slow)
+    assert out.returncode == 0, out.stderr
+    run = to / "runs" / "mistral_rl_cai" / "latest"
+    wait("its command is at work", lambda: any("\nstep " in p.read_text() for p in (run / "logs").glob("*")), 60)
+    return env
+
+
+def job_of(to: Path, name: str) -> str:
+    file = to / "runs" / "mistral_rl_cai" / "latest" / "jobs" / f"{name}.json"
+    return str(json.loads(file.read_text())["job"])
+
+
+def test_a_requeued_heterogeneous_job_ends_the_same(tmp_path: Path, finished: Finished, slurm: Cluster):
+    env = submitted(finished, tmp_path, slurm, "rl")
+    subprocess.run(["scontrol", "requeue", job_of(tmp_path, "rl")], env={**os.environ, **slurm.env}, check=True)
+    ended = cai("resume", "mistral_rl_cai", cwd=tmp_path, env=env)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert finished.same(tmp_path / "home", "rl")
+    assert leftovers(str(tmp_path)) == []
+
+
+def test_a_cancelled_job_leaves_nothing_and_resumes(tmp_path: Path, finished: Finished, slurm: Cluster):
+    env = submitted(finished, tmp_path, slurm, "sft")
+    gone = cai("cancel", "mistral_rl_cai", cwd=tmp_path, env=env)
+    assert gone.returncode == 0, gone.stderr
+    assert leftovers(str(tmp_path)) == []
+    queue = subprocess.run(
+        ["squeue", "-h"], env={**os.environ, **slurm.env}, capture_output=True, text=True, check=True
+    )
+    assert queue.stdout.strip() == ""
+    ended = cai("resume", "mistral_rl_cai", cwd=tmp_path, env=env)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert finished.same(tmp_path / "home", "sft")

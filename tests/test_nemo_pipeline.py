@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.nemo_help import KEY, Finished, cai, leftovers
+from tests.nemo_help import KEY, Finished, cai, leftovers, ten_free_ports
 from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.long
@@ -70,13 +75,55 @@ def test_the_cluster_makes_the_same_bytes(tmp_path: Path, finished: Finished, sl
     assert leftovers(str(tmp_path)) == []
 
 
-def test_chat_and_serve_start_a_server_of_their_own_and_take_it_down(finished: Finished):
+def test_chat_starts_a_server_of_its_own_and_takes_it_down(finished: Finished):
     env = {"CAI_HOME": str(finished.home)}
     words = ("--message", "How do I bake bread?", "--max-tokens", "8")
     said = cai("chat", "mistral_rl_cai", *words, cwd=finished.folder, env=env)
     assert said.returncode == 0, said.stderr[-3000:]
     assert said.stdout.strip()
     assert leftovers(str(finished.folder)) == []
+
+
+def test_serve_speaks_the_openai_protocol_with_the_nemo_model_behind_it(finished: Finished):
+    env = {**os.environ, "CAI_HOME": str(finished.home)}
+    port = ten_free_ports()
+    argv = [sys.executable, "-m", "cai", "serve", "mistral_rl_cai", "--port", str(port), "--max-tokens", "8"]
+    with subprocess.Popen(argv, cwd=finished.folder, env=env, stdout=subprocess.DEVNULL) as server:
+        try:
+            question = {"messages": [{"role": "user", "content": "How do I bake bread?"}], "max_tokens": 6}
+            answer = _ask(f"http://127.0.0.1:{port}/v1/chat/completions", question)
+            assert answer["choices"][0]["message"]["role"] == "assistant"
+            assert answer["usage"]["completion_tokens"] <= 6
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
+    assert leftovers(str(finished.folder)) == []
+
+
+def _ask(url: str, body: dict) -> dict:  # type: ignore[type-arg]
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return httpx.post(url, json=body, timeout=60).raise_for_status().json()
+        except httpx.ConnectError:
+            assert time.monotonic() < end, "no server"
+            time.sleep(0.2)
+
+
+def test_chat_runs_its_server_inside_an_allocation(tmp_path: Path, finished: Finished, slurm: Cluster):
+    shutil.copytree(finished.run, tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    plan["engine"]["launcher"] = {"kind": "slurm", "cpu_partition": "cpu"}
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
+    env = {**os.environ, "CAI_HOME": str(finished.home), **slurm.env}
+    talk = [sys.executable, "-m", "cai", "chat", str(tmp_path / "run"), "--message", "Hello?", "--max-tokens", "4"]
+    outside = subprocess.run(talk, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert outside.returncode == 2
+    assert "--server" in outside.stderr
+    inside = ["salloc", "--quiet", "--nodes=1", "--gpus-per-node=1", *talk]
+    said = subprocess.run(inside, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert said.stdout.strip()
 
 
 @pytest.mark.parametrize(("launcher", "steps"), [("local", ("respond", "rl")), ("slurm", ("respond", "rl"))])

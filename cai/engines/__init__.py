@@ -42,7 +42,8 @@ class EngineKind:
 
     ``identity(settings, kind, name, inputs)`` is what of the settings decides the result of one step, and
     ``model_format`` what it makes of a fetched model (empty: a Hugging Face folder). ``check`` finds what is wrong
-    before anything runs; ``sources`` are the schemes of models that it can fetch; ``commands`` are the processes of a step. ``make(settings, plan, run_dir)`` opens the engine.
+    before anything runs; ``sources`` are the schemes of models that it can fetch; ``commands`` are the processes of a
+    step. ``make(settings, plan, run_dir)`` opens the engine.
     """
 
     settings: type[Settings]

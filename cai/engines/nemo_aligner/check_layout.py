@@ -125,6 +125,13 @@ def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:
                 what = f"{roles} take {gpus} GPUs of this machine together, and it has {cluster.gpus_per_node}"
                 found.wrong(f"{at}.devices", what, f"set fewer devices{fewer}")
             continue
+        launcher = found.settings.launcher
+        if group[0].model and not launcher.cpu_partition:
+            # Parts of a heterogeneous job never share a node: this program, which asks the servers, needs one too.
+            needed = 1 + max(c.command.relative + c.command.resources.nodes for c in group)
+            if needed > cluster.nodes:
+                what = f"servers and the program that asks them need {needed} nodes, the cluster has {cluster.nodes}"
+                found.wrong(f"{at}.nodes", what, "set engine.launcher.cpu_partition, or a larger engine.cluster.nodes")
         if len(group) < 2:
             continue
         ends: dict[int, int] = defaultdict(int)
@@ -136,7 +143,7 @@ def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:
                 used[(c.command.component, node)] += resources.gpus_per_node
         if sum(ends.values()) > cluster.nodes:
             what = f"{roles} need {sum(ends.values())} nodes together, and the cluster has {cluster.nodes}"
-            found.wrong(f"{at}.nodes", what, f"set fewer nodes{fewer}")
+            found.wrong(f"{at}.nodes", what, f"set fewer nodes{fewer}, or a larger engine.cluster.nodes")
         if max(used.values()) > cluster.gpus_per_node:
             what = f"{roles} would share a node and need {max(used.values())} of its {cluster.gpus_per_node} GPUs"
             found.wrong(f"{at}.devices", what, "choose devices that divide the GPUs of a node")

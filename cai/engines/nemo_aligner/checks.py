@@ -17,6 +17,8 @@ from cai.engines.nemo_aligner.overrides import Override
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import Survey, survey
 from cai.errors import Problem, did_you_mean
+from cai.home import cai_home
+from cai.launchers.settings import Local
 from cai.plan import Plan, Step
 
 NOT_CHECKED = "overrides were not checked against upstream's configs: none here; set engine.upstream or CAI_UPSTREAM"
@@ -73,7 +75,24 @@ def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]
     check_method.check(found)
     check_layout.check(found)
     memory.check(found)
+    _mounts(found)
     return Checked(tuple(dict.fromkeys(found.problems)), found.notes)
+
+
+def _mounts(found: Survey) -> None:
+    """Commands in a container read and write under ``$CAI_HOME`` by the same path as this program does."""
+    launcher = found.settings.launcher
+    placed = [step for step, every in found.compiled.items() if any(c.command.resources.nodes for c in every)]
+    if isinstance(launcher, Local) or not launcher.container or not placed:
+        return
+    home = cai_home()
+    for mount in launcher.mounts:
+        source, _, rest = mount.partition(":")
+        target = rest.partition(":")[0] or source
+        if source == target and home.is_relative_to(source):
+            return
+    what = f"the container sees {home} (CAI_HOME) under no path or another one"
+    found.note(placed[0], f"{what}; add it to engine.launcher.mounts as FOLDER:FOLDER")
 
 
 def _names(found: Survey) -> None:

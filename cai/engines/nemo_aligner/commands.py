@@ -59,7 +59,10 @@ def commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Plac
 
 def serve_alone(settings: NemoAlignerSettings, name: str, model: Path) -> tuple[Compiled, ...]:
     """One server of the model that step ``name`` has made, outside of any step (``chat``, ``serve``)."""
-    return _servers(settings, name, model, turn=0, component=0)[:1]
+    (made, *_) = _servers(settings, name, model, turn=0, component=0)
+    if isinstance(settings.launcher, Slurm):
+        return (replace(made, command=wrap(settings.launcher, made.command, 1)),)
+    return (made,)
 
 
 def program(settings: NemoAlignerSettings) -> str:
