@@ -250,6 +250,10 @@ def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Prob
     if item["type"] == "extra_forbidden":
         names = last.model_fields if isinstance(last, type) and issubclass(last, BaseModel) else {}
         return Problem(where(full), "unknown field", did_you_mean(str(item["loc"][-1]), names))
+    if item["type"] == "union_tag_invalid":
+        known = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
+        tag, name = str(item["ctx"]["tag"]), str(item["ctx"]["discriminator"]).strip("'")
+        return Problem(where(f"{full}.{name}"), f"unknown {name} {tag!r}", did_you_mean(tag, known))
     if item["type"] == "missing":
         return Problem(where(full), "is missing", "")
     got = item.get("input")

@@ -208,3 +208,20 @@ def test_row_counts_and_calls_are_known_before_anything_runs(raw):
     assert asked + steps["asked.rl"].estimate["rows"] == 40
     assert steps["respond"].estimate["calls"] == asked
     assert steps["revise"].estimate["calls"] == 2 * asked
+
+
+def test_a_branch_of_the_hub_is_taken_with_a_warning_and_expected_rows_are_estimates(raw):
+    raw["data"]["far"] = {
+        "path": "hf:a/b@main:x.jsonl",
+        "makes": "prompts",
+        "expect": 100,
+        "splits": {"a": 0.25, "b": 0.75},
+    }
+    raw["stages"]["respond"]["prompts"] = "far.b"
+    step = plan(raw).step("far.b")
+    assert step.estimate["rows"] == 75
+    assert "'main', which can move" in " ".join(step.notes)
+    without = copy.deepcopy(raw)
+    del without["data"]["far"]["expect"]
+    assert plan(without).step("far.b").key == step.key
+    assert plan(without).step("far.b").estimate["rows"] is None

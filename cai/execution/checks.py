@@ -70,8 +70,8 @@ def check_keys(plan: Plan, wanted: Iterable[str], environment: Mapping[str, str]
             if variable and step.name in names and not environment.get(variable):
                 asked.setdefault(variable, []).append(step.name)
     if asked:
-        told = "; ".join(f"{variable} is not set, and {', '.join(steps)} needs it" for variable, steps in asked.items())
-        raise PrerequisiteError(f"{told}; export it and run the same command again")
+        told = "; ".join(f"{name} is not set; export {name}, for {', '.join(steps)}" for name, steps in asked.items())
+        raise PrerequisiteError(f"{told}; then run the same command again")
 
 
 def check_ledger(spec: StageSpec, ledger: Ledger) -> None:
