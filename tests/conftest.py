@@ -22,6 +22,13 @@ _TEXTS = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs a Slurm cluster or a whole finished run is long."""
+    for item in items:
+        if {"slurm", "finished"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.long)
+
+
 class NoProgress:
     """A Progress that remembers its notes."""
 

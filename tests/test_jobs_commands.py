@@ -39,6 +39,8 @@ stages:
 """
 ON_SLURM = '{kind: slurm, poll: 0.1, cpu_time: "10:00", setup: ["while test -e hold; do sleep 0.1; done"]}'
 
+pytestmark = pytest.mark.long
+
 
 def rows(count: int) -> str:
     turns = [
