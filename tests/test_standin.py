@@ -451,7 +451,8 @@ def test_an_actor_without_its_critic_fails(place: Path, helpful: Path) -> None:
 def test_the_server_answers_fails_and_goes_when_told(place: Path, aligned: Path) -> None:
     port = standin.free_port()
     serve = (f"gpt_model_file={aligned}", "server=True", f"port={port}", "trainer.devices=2")
-    sizes = ("tensor_model_parallel_size=2", "pipeline_model_parallel_size=1")
+    sizes = [f"{what}_model_parallel_{size}" for what, size in (("tensor", "size=2"), ("pipeline", "size=1"))]
+    sizes.append("pipeline_model_parallel_split_rank=0")
     env = {"STANDIN_FAIL": "megatron_gpt_eval:errors=1", "STANDIN_MARKS": str(place / "marks")}
     with standin.Background(standin.EVAL, port, *serve, *sizes, cwd=place, **env) as server:
         ask = {"sentences": [standin.prompt(1), "Hi"], "tokens_to_generate": 4}
@@ -463,13 +464,19 @@ def test_the_server_answers_fails_and_goes_when_told(place: Path, aligned: Path)
         assert standin.put(port, {"sentences": ["a"] * 129})[0] == 400
         assert standin.put(port, {})[0] == 500
         assert standin.put(port, ask, "POST")[0] == 500
-        # The prompts of the config are answered before the port opens.
-        assert "Q: How are you?" in server.log.read_text()
+        assert "Q: How are you?" in server.log.read_text()  # answered before the port opened
         children = standin.children(server.process.pid)
         assert len(children) == 1
         server.process.terminate()
         assert server.process.wait(10) == 143
         assert not any(standin.runs(pid) for pid in children)
+
+
+@pytest.mark.long
+def test_sizes_left_open_are_the_checkpoint_s_whatever_was_asked(place: Path) -> None:
+    asked = ("trainer.devices=2", "tensor_model_parallel_size=2", "pipeline_model_parallel_size=1")
+    done = standin.run_script(standin.EVAL, "gpt_model_file=base.nemo", *asked, cwd=place)
+    assert "devices * num_nodes should equal" in done.stdout
 
 
 @pytest.mark.long
@@ -486,7 +493,6 @@ def test_a_server_can_be_asked_never_to_open_its_port(place: Path) -> None:
         assert process.stdout is not None
         answered = "".join(process.stdout.readline() for _ in range(3))
         assert "Q: How are you?" in answered
-        time.sleep(0.3)
         assert process.poll() is None
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -129,6 +129,8 @@ def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, c
                 Override("trainer.precision", layout.precision),
                 Override("tensor_model_parallel_size", layout.tensor_parallel),
                 Override("pipeline_model_parallel_size", layout.pipeline_parallel),
+                # Below 0, its default, upstream takes all three sizes from the checkpoint: those of its training.
+                Override("pipeline_model_parallel_split_rank", 0),
             ],
             layout.overrides,
         )

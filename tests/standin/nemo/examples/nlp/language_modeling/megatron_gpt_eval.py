@@ -5,13 +5,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[5]))
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from standin import launch
 
 
 @launch.script(__file__, "megatron_gpt_inference")
 def main(cfg: DictConfig, fault: launch.Fault) -> None:
     launch.check_tasks(cfg)
+    sizes = [f"{kind}_model_parallel_size" for kind in ("tensor", "pipeline")]
+    left_open = min(*(cfg[size] for size in sizes), cfg.get("pipeline_model_parallel_split_rank", -1)) < 0
+    if cfg.gpt_model_file and left_open:
+        # As upstream: any of the three left open, and the checkpoint's sizes are taken, whatever was asked.
+        from standin import tiny
+
+        trained = tiny.load_nemo(cfg.gpt_model_file).config
+        with open_dict(cfg):
+            for size in sizes:
+                cfg[size] = trained.get(size, 1)
     asked = cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size
     assert cfg.trainer.devices * cfg.trainer.num_nodes == asked * max(1, cfg.get("expert_model_parallel_size", 1)), (
         "devices * num_nodes should equal tensor_model_parallel_size * pipeline_model_parallel_size"
