@@ -421,6 +421,20 @@ def test_scores_sum_over_the_continuation(known: bool, bos: bool, pieces: Pieces
 
 
 @pytest.mark.parametrize("known", [True, False])
+def test_the_token_that_opens_a_text_is_asked_for_and_not_written_out(known: bool, pieces: Pieces) -> None:
+    model = fake()
+    asked = [Request("opened", "<s>[INST] Hi [/INST]", Sampling(max_tokens=4)), Request("bare", "Hi", Sampling(4))]
+    scored = [ScoreRequest("opened", "<s>[INST] Hi [/INST]", " yes"), ScoreRequest("bare", "Hi", " yes")]
+    with serving(model) as url:
+        own = client(url, pieces=pieces if known else None)
+        found = by_id(own.generate(asked))
+        scores = {score.id: score.logprob for score in own.score(scored)}
+    assert set(found) == set(scores) == {"opened", "bare"}
+    sent = {(call["sentences"][0].split()[0], call["add_BOS"]) for call in model.calls}
+    assert sent == {("[INST]", True), ("Hi", False)}
+
+
+@pytest.mark.parametrize("known", [True, False])
 def test_a_token_over_the_border_counts(known: bool, pieces: Pieces) -> None:
     whole = pieces.ids("I think the")
     joint = next(n for n in range(1, 11) if pieces.ids("I think the"[:n]) != whole[: pieces.count("I think the"[:n])])

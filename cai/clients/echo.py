@@ -20,7 +20,7 @@ from cai.data.nemo_tokens import Pieces
 
 # Texts of end tokens, for answers whose tokenizer is not at hand.
 ENDS = frozenset({"</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<eos>", "<extra_id_1>"})
-_BEGINS = frozenset({"<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[BOS]"})
+BEGINS = frozenset({"<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[BOS]"})
 _CONTROL = re.compile(r"<[|/]?[A-Za-z_][\w./-]*\|?>|\[/?[A-Z][A-Z_]+\]")
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -178,7 +178,7 @@ def _find(prompt: str, text: str, whole: bool = False) -> int:
             want, have = wanted[i][0], there[j][0] if j < len(there) else ""
             if want == have:
                 i, j = i + 1, j + 1
-            elif have in _BEGINS and all(len(unit) > 1 for unit, _, _ in there[:j]):
+            elif have in BEGINS and all(len(unit) > 1 for unit, _, _ in there[:j]):
                 j += 1  # printed before the prompt
             elif not whole and len(want) > 1 and (len(have) < 2 or have in _controls(wanted, i)):
                 i += 1  # left out; another one in its place would be a change

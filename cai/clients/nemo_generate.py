@@ -16,13 +16,13 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
-from cai.clients.echo import Answer, EchoNotFound, made, span
+from cai.clients.echo import BEGINS, Answer, EchoNotFound, made, span
 from cai.data.nemo_tokens import Pieces
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import counted
@@ -78,17 +78,19 @@ class NemoGenerateClient:
             ValueError: for an empty prompt.
             StepFailed: when a server refuses a call, when no server is left, or when an answer lacks its prompt.
         """
+        opened = [self._opened(request.prompt) for request in requests]
+        requests = [replace(request, prompt=bare) for request, (bare, _) in zip(requests, opened, strict=True)]
         prompts = [request.prompt for request in requests]
         lengths = self._lengths(prompts)
-        groups: dict[Sampling, list[int]] = {}
+        groups: dict[tuple[Sampling, bool], list[int]] = {}
         # Sorted by content, so that the order in which requests arrive changes nothing.
         for n in sorted(
             range(len(requests)), key=lambda n: (-lengths[n], prompts[n], requests[n].seed, requests[n].id)
         ):
-            groups.setdefault(requests[n].sampling, []).append(n)
+            groups.setdefault((requests[n].sampling, opened[n][1]), []).append(n)
         calls = [
-            self._drawing(sampling, rows, requests, lengths)
-            for sampling, group in sorted(groups.items(), key=lambda item: json.dumps(asdict(item[0])))
+            self._drawing(sampling, rows, requests, lengths, bos)
+            for (sampling, bos), group in sorted(groups.items(), key=lambda i: (json.dumps(asdict(i[0][0])), i[0][1]))
             for rows in self._batches(group, lengths, len(requests), _penalised(sampling))
         ]
         calls.sort(key=lambda call: -call.seconds)  # the longest first, so that servers finish together
@@ -107,13 +109,16 @@ class NemoGenerateClient:
         """
         if not all(request.prompt for request in requests):
             raise ValueError("a prompt is empty; the first token of a text has no log-probability")
+        opened = [self._opened(request.prompt) for request in requests]
+        requests = [replace(request, prompt=bare) for request, (bare, _) in zip(requests, opened, strict=True)]
         texts = [request.prompt + request.continuation for request in requests]
         lengths = self._lengths(texts)
         order = sorted(range(len(requests)), key=lambda n: (-lengths[n], texts[n], requests[n].id))
         body = {"tokens_to_generate": 1, "greedy": True, "temperature": 1.0, "compute_logprob": True}
         calls = [
-            self._call(rows, [texts[n] for n in rows], lengths, {**body, "end_strings": [END_OF_TEXT]})
-            for rows in self._batches(order, lengths, len(requests), True)
+            self._call(rows, [texts[n] for n in rows], lengths, {**body, "end_strings": [END_OF_TEXT]}, bos)
+            for bos in (False, True)
+            for rows in self._batches([n for n in order if opened[n][1] is bos], lengths, len(requests), True)
         ]
         for call, reply in self._callers.run(calls):
             yield from self._scores([requests[n] for n in call.rows], reply)
@@ -140,7 +145,16 @@ class NemoGenerateClient:
             yield order[at : at + take]
             at += take
 
-    def _drawing(self, sampling: Sampling, rows: list[int], requests: Sequence[Request], lengths: list[int]) -> _Call:
+    def _opened(self, prompt: str) -> tuple[str, bool]:
+        """A prompt without the token that opens a text, and whether it had one: written out it is mere letters."""
+        for word in BEGINS:
+            if prompt.startswith(word) and (self._pieces is None or self._pieces.token(word) == self._pieces.begin):
+                return prompt.removeprefix(word), True
+        return prompt, self._add_bos
+
+    def _drawing(
+        self, sampling: Sampling, rows: list[int], requests: Sequence[Request], lengths: list[int], bos: bool
+    ) -> _Call:
         greedy = sampling.temperature == 0
         penalty = _penalised(sampling)
         body: dict[str, Any] = {
@@ -155,7 +169,7 @@ class NemoGenerateClient:
             "end_strings": [END_OF_TEXT, *(stop for stop in sampling.stop if stop and not self._is_end(stop))],
             "random_seed": counted(0, json.dumps([requests[n].seed for n in rows]), "nemo/call") % _SEEDS,
         }
-        return self._call(rows, [requests[n].prompt for n in rows], lengths, body)
+        return self._call(rows, [requests[n].prompt for n in rows], lengths, body, bos)
 
     def _is_end(self, text: str) -> bool:
         if text == END_OF_TEXT:
@@ -164,11 +178,13 @@ class NemoGenerateClient:
             self._pieces is not None and self._pieces.end is not None and self._pieces.token(text) == self._pieces.end
         )
 
-    def _call(self, rows: list[int], sentences: list[str], lengths: list[int], body: dict[str, Any]) -> _Call:
+    def _call(
+        self, rows: list[int], sentences: list[str], lengths: list[int], body: dict[str, Any], bos: bool
+    ) -> _Call:
         read = [lengths[n] for n in rows]
         # Far more than any GPU needs: half a second for each step, 500 tokens of the prompts in a second.
         seconds = 0.5 * (body["tokens_to_generate"] + max(read) - min(read)) + sum(read) / 500
-        return _Call(tuple(rows), {"sentences": sentences, "add_BOS": self._add_bos, **body}, seconds)
+        return _Call(tuple(rows), {"sentences": sentences, "add_BOS": bos, **body}, seconds)
 
     def _completions(self, requests: list[Request], reply: Any) -> list[Completion]:
         found, lost = [], []
