@@ -394,7 +394,7 @@ def _rows_by_role(work: _Work, inputs: Mapping[str, Names], names: Mapping[str, 
         if not isinstance(value, str):
             counts = [rows[r] for r in names if r.startswith(f"{role}.")]
             rows[role] = None if any(c is None for c in counts) else sum(c for c in counts if c is not None)
-    return rows
+    return rows | {f"{role}:width": work.steps[step].estimate.get("width", 1) for role, step in names.items()}
 
 
 def _named(inputs: Mapping[str, Names], names: Mapping[str, str]) -> dict[str, Names]:

@@ -54,7 +54,6 @@ def wait(what: str, holds, seconds: float = 30) -> None:  # type: ignore[no-unty
         ("rl", "train_gpt_ppo_actor:exit-after=1", "actor"),
         ("rl", "serve_ppo_critic:die-after=2", "critic"),
         ("respond", "megatron_gpt_eval:start", "asked to fail at the start"),
-        ("respond", "megatron_gpt_eval:no-port", "port"),
     ],
 )
 def test_a_command_that_fails_is_named_with_its_log_and_the_next_attempt_ends_the_same(
@@ -73,6 +72,17 @@ def test_a_command_that_fails_is_named_with_its_log_and_the_next_attempt_ends_th
     again = step(finished, tmp_path, name)
     assert again.returncode == 0, again.stderr
     assert finished.same(home, name)
+
+
+def test_a_server_that_never_opens_its_port_is_given_up(tmp_path: Path, finished: Finished):
+    finished.without(tmp_path, "respond")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    plan["engine"]["servers"]["default"]["ready_timeout"] = 4
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
+    failed = step(finished, tmp_path, "respond", STANDIN_FAIL="megatron_gpt_eval:no-port")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "4 s" in failed.stderr
+    assert leftovers(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("fault", ["megatron_gpt_eval:die-after=1", "megatron_gpt_eval:errors=1"])

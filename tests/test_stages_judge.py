@@ -221,3 +221,18 @@ def test_a_revision_is_judged_against_the_first_answer():
     found = _candidates(revised)
     assert (found.id, found.messages, found.answers, found.topic) == ("a", asked[:1], ("rude", "kind"), "t")
     assert _candidates(Conversation("b", asked)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows", "calls"),
+    [
+        ({"scoring": "choice"}, 60, 120),
+        ({"scoring": "choice", "swap": False}, 60, 60),
+        ({"scoring": "choice", "pairs": "best_worst"}, 10, 120),
+        ({"scoring": "logprob"}, 60, 240),
+        ({"scoring": "contrast"}, 60, 80),
+    ],
+)
+def test_the_estimate_counts_every_pair_of_the_candidates(spec, rows, calls):
+    estimate = JudgeSpec(model="m", candidates="c", **spec).estimate({"candidates": 10, "candidates:width": 4})
+    assert (estimate.rows, estimate.calls) == (rows, calls)

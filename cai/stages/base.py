@@ -68,12 +68,13 @@ class TextFile:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step is expected to do; None where it cannot be known before."""
+    """What a step is expected to do; None where it cannot be known before. ``width``: answers in each row it makes."""
 
     rows: int | None = None
     calls: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
+    width: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class StageSpec(Settings):
         """Expected work, from the known row counts of the inputs.
 
         ``rows`` has every role; a role of several inputs is also there item by item as ``role.0``, ``role.name``,
-        and by itself as the sum (None when any is unknown).
+        and by itself as the sum (None when any is unknown). ``role:width`` is the answers in each row of a role.
         """
         return Estimate()
 

@@ -132,11 +132,16 @@ class JudgeSpec(StageSpec):
         return orders * (self.ensemble if self.principles is Principles.ENSEMBLE else 1)
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
-        """For two candidates a row, as the number of candidates is not known here."""
+        """Every pair of a row's candidates (``contrast``: every candidate), with every vote asked for."""
         n = limited(rows.get("candidates"), self.limit)
-        calls = (n or 0) * self.votes * 2
+        width = max(rows.get("candidates:width") or 1, 2)  # of revisions, the first answer and the last
+        pairs = width * (width - 1) // 2
+        # The probabilities of two options are two calls.
+        asked = {Scoring.CONTRAST: width, Scoring.LOGPROB: 2 * pairs, Scoring.CHOICE: pairs}[self.scoring]
+        calls = (n or 0) * self.votes * asked
         written = self.sampling.max_tokens if self.reasoning or self.scoring is Scoring.CHOICE else 0
-        return Estimate(n, calls, calls * JUDGE_TOKENS, calls * written)
+        made = None if n is None else n * (pairs if self.pairs is Pairs.ALL else 1)
+        return Estimate(made, calls, calls * JUDGE_TOKENS, calls * written)
 
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:

@@ -54,7 +54,7 @@ class SampleSpec(StageSpec):
         """``n`` calls a prompt."""
         n = limited(rows.get("prompts"), self.limit)
         calls = (n or 0) * self.n
-        return Estimate(n, calls, calls * PROMPT_TOKENS, calls * self.sampling.max_tokens)
+        return Estimate(n, calls, calls * PROMPT_TOKENS, calls * self.sampling.max_tokens, self.n)
 
 
 def run(spec: SampleSpec, ctx: Context) -> Outcome:
