@@ -77,6 +77,7 @@ model: {{{ADDED}, loss_clip_val: 0.2, {MODEL}}}
 trainer: {devices: 1, num_nodes: 1, precision: 16}
 tensor_model_parallel_size: -1
 pipeline_model_parallel_size: -1
+pipeline_model_parallel_split_rank: -1
 expert_model_parallel_size: -1
 gpt_model_file: null
 server: false

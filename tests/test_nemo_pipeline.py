@@ -90,7 +90,8 @@ def test_serve_speaks_the_openai_protocol_with_the_nemo_model_behind_it(finished
     argv = [sys.executable, "-m", "cai", "serve", "mistral_rl_cai", "--port", str(port), "--max-tokens", "8"]
     with subprocess.Popen(argv, cwd=finished.folder, env=env, stdout=subprocess.DEVNULL) as server:
         try:
-            question = {"messages": [{"role": "user", "content": "How do I bake bread?"}], "max_tokens": 6}
+            asked = [{"role": "user", "content": "How do I bake bread?"}]
+            question = {"model": "mistral_rl_cai", "messages": asked, "max_tokens": 6}
             answer = _ask(f"http://127.0.0.1:{port}/v1/chat/completions", question)
             assert answer["choices"][0]["message"]["role"] == "assistant"
             assert answer["usage"]["completion_tokens"] <= 6
