@@ -19,7 +19,7 @@ quickstart: install
 	@$(BIN)/python -m cai
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 unit: install
 	$(BIN)/python -m pytest -m 'not long'

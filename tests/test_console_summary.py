@@ -215,7 +215,7 @@ def test_without_rewards_or_intervals_nothing_is_claimed(tmp_path: Path) -> None
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     text = printed(tmp_path, None)
     assert "nothing was measured" in text
-    assert "store/sft" in text.replace("\n", "")
+    assert "store/sft" in "".join(text.split())
 
 
 def test_figures_are_written_with_their_intervals() -> None:

@@ -86,7 +86,7 @@ def test_chat_starts_a_server_of_its_own_and_takes_it_down(finished: Finished):
 
 def test_serve_speaks_the_openai_protocol_with_the_nemo_model_behind_it(finished: Finished):
     env = {**os.environ, "CAI_HOME": str(finished.home)}
-    port = ten_free_ports()
+    port = ten_free_ports() + 9  # the model behind it has the first one
     argv = [sys.executable, "-m", "cai", "serve", "mistral_rl_cai", "--port", str(port), "--max-tokens", "8"]
     with subprocess.Popen(argv, cwd=finished.folder, env=env, stdout=subprocess.DEVNULL) as server:
         try:
