@@ -249,6 +249,9 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
         return None
     spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude={"template"}))
     _add(work, name, spec, {"model": identity}, {}, {}, spec.estimate({}), spec.MAKES)
+    if scheme == "api":
+        key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
+        work.steps[name] = replace(work.steps[name], notes=[f"an endpoint: {rest} at {model.url}, {key}"])
     return name
 
 
@@ -274,12 +277,10 @@ def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | N
     rows = work.rows[step] = counts[part]
     ingredients = {"data": identity, "part": part}
     _add(work, step, spec, ingredients, {}, {}, Estimate(rows), part_makes(source))
-    moving = [at["name"] for at in identity["hub"] if at["revision"] == MOVING]
-    if moving:
-        note = (
-            f"{', '.join(moving)} is read at '{MOVING}', which can move: pin it to a commit to be able to repeat this"
-        )
-        work.steps[step] = replace(work.steps[step], notes=[note])
+    notes = [f"downloads {at['file']} of {at['name']} at {at['revision']}" for at in identity["hub"]]
+    if any(at["revision"] == MOVING for at in identity["hub"]):
+        notes.append(f"'{MOVING}' can move: pin it to a commit to be able to repeat this")
+    work.steps[step] = replace(work.steps[step], notes=notes)
     return step
 
 

@@ -220,7 +220,8 @@ def test_a_branch_of_the_hub_is_taken_with_a_warning_and_expected_rows_are_estim
     raw["stages"]["respond"]["prompts"] = "far.b"
     step = plan(raw).step("far.b")
     assert step.estimate["rows"] == 75
-    assert "'main', which can move" in " ".join(step.notes)
+    assert step.notes[0] == "downloads x.jsonl of a/b at main"
+    assert "'main' can move" in step.notes[1]
     without = copy.deepcopy(raw)
     del without["data"]["far"]["expect"]
     assert plan(without).step("far.b").key == step.key
