@@ -355,3 +355,10 @@ def test_the_container_must_see_the_store_by_its_own_path(tmp_path, monkeypatch,
     plan = compile_plan(["experiment=mistral_rl_cai", "engine.cluster.nodes=2", f"engine.launcher={launcher}"])
     notes = [note for step in plan.steps for note in step.notes if "engine.launcher.mounts" in note]
     assert bool(notes) == said
+
+
+def test_a_secret_is_no_setting_and_its_value_is_not_repeated():
+    with pytest.raises(SpecError, match="looks like a secret: HF_TOKEN") as caught:
+        compile_plan(["experiment=mistral_rl_cai", "+engine.steps.sft.env={HF_TOKEN: hf_abcdef}"])
+    assert "hf_abcdef" not in str(caught.value)
+    compile_plan(["experiment=mistral_rl_cai", "+engine.steps.sft.env={TOKENIZERS_PARALLELISM: 'false'}"])

@@ -43,8 +43,8 @@ class Layout(Settings):
     @classmethod
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
-                raise ValueError(f"{name} looks like a secret: export it in the environment instead, it is inherited")
+            if {"KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIALS"} & set(name.upper().split("_")):
+                raise ValueError(f"looks like a secret: {name}; export it in the environment instead, which is inherited")
         return value
 
 
