@@ -44,7 +44,7 @@ class Layout(Settings):
     def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if {"KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIALS"} & set(name.upper().split("_")):
-                raise ValueError(f"looks like a secret: {name}; export it in the environment instead, which is inherited")
+                raise ValueError(f"looks like a secret: {name}; export it in the shell instead, it is inherited")
         return value
 
 
