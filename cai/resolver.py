@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.chat import ChatTemplate, PromptTemplate
 from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
-from cai.data.locate import MOVING
+from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
 from cai.engines import ENGINES, EngineKind
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
@@ -278,8 +278,8 @@ def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | N
     ingredients = {"data": identity, "part": part}
     _add(work, step, spec, ingredients, {}, {}, Estimate(rows), part_makes(source))
     notes = [f"downloads {at['file']} of {at['name']} at {at['revision']}" for at in identity["hub"]]
-    if any(at["revision"] == MOVING for at in identity["hub"]):
-        notes.append(f"'{MOVING}' can move: pin it to a commit to be able to repeat this")
+    moving = {at["revision"] for at in identity["hub"] if not is_commit(at["revision"])}
+    notes += [f"'{branch}' can move: pin it to a commit to be able to repeat this" for branch in sorted(moving)]
     work.steps[step] = replace(work.steps[step], notes=notes)
     return step
 

@@ -141,13 +141,13 @@ def test_paths_are_looked_up_in_the_first_root_that_has_them(tmp_path: Path) -> 
 def test_every_missing_path_is_named_with_its_nearest(tmp_path: Path) -> None:
     prompts(tmp_path / "prompts.jsonl", 1)
     with pytest.raises(SpecError) as caught:
-        source_identity(source(["promts.jsonl", "hf:a/b:c.jsonl", "hf:a/b@dev:c.jsonl"]), (tmp_path,))
+        source_identity(source(["promts.jsonl", "hf:a/b:c.jsonl", "hf:a/b@main:c.jsonl"]), (tmp_path,))
     text = str(caught.value)
     assert len(caught.value.problems) == 3
     assert str(tmp_path) in text
     assert "did you mean 'prompts.jsonl'?" in text
     assert "no revision" in text
-    assert "'dev' can move" in text
+    assert "'main' can move" in text
     (tmp_path / "empty").mkdir()
     with pytest.raises(SpecError, match=r"that folder has no \.jsonl"):
         source_identity(source("empty"), (tmp_path,))

@@ -210,10 +210,11 @@ def test_row_counts_and_calls_are_known_before_anything_runs(raw):
     assert steps["revise"].estimate["calls"] == 2 * asked
 
 
-def test_a_branch_of_the_hub_is_taken_with_a_warning_and_expected_rows_are_estimates(raw):
+def test_a_branch_of_the_hub_is_taken_when_asked_with_a_warning_and_expected_rows_are_estimates(raw):
     raw["data"]["far"] = {
         "path": "hf:a/b@main:x.jsonl",
         "makes": "prompts",
+        "moving": True,
         "expect": 100,
         "splits": {"a": 0.25, "b": 0.75},
     }
@@ -222,6 +223,10 @@ def test_a_branch_of_the_hub_is_taken_with_a_warning_and_expected_rows_are_estim
     assert step.estimate["rows"] == 75
     assert step.notes[0] == "downloads x.jsonl of a/b at main"
     assert "'main' can move" in step.notes[1]
+    unsaid = copy.deepcopy(raw)
+    del unsaid["data"]["far"]["moving"]
+    with pytest.raises(SpecError, match="'main' can move"):
+        plan(unsaid)
     without = copy.deepcopy(raw)
     del without["data"]["far"]["expect"]
     assert plan(without).step("far.b").key == step.key

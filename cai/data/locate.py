@@ -12,8 +12,6 @@ from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 
 SHIPPED = "shipped:"
 HUB = "hf:"
-MOVING = "main"
-"""The one branch that may stand for a commit; the plan says that what it names can change."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
 _GLOB = re.compile(r"[*?\[]")
@@ -28,21 +26,26 @@ class HubFile:
     file: str
 
 
-def hub_file(path: str, revision: str | None = None) -> HubFile:
+def hub_file(path: str, revision: str | None = None, moving: bool = False) -> HubFile:
     """Read ``hf:NAME@REVISION:FILE``; the revision may also come from the source's ``revision`` field.
 
     Raises:
-        SpecError: when it is no such path, or the revision is not the 40 digits of a commit.
+        SpecError: when it is no such path, or the revision is not the 40 digits of a commit; with ``moving`` a branch
+            is taken too.
     """
     found = _HUB_PATH.fullmatch(path)
     if found is None:
         raise SpecError(Problem("path", f"'{path}' is no hub path", "write hf:NAME@COMMIT:FILE"))
     at = found["revision"] or revision
-    if at is None or not (_COMMIT.fullmatch(at) or at == MOVING):
+    if at is None or not (moving or is_commit(at)):
         what = f"'{path}' is not pinned: " + (f"'{at}' can move" if at else "it has no revision")
-        hint = f"give the commit's 40 digits, hf:NAME@COMMIT:FILE ('{MOVING}' is taken too, with a warning)"
-        raise SpecError(Problem("path", what, hint))
+        raise SpecError(Problem("path", what, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
     return HubFile(found["name"], at, found["file"])
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is the 40 digits of a commit, and so can never name anything else."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def download(wanted: HubFile) -> Path:

@@ -38,6 +38,7 @@ class DataSource(BaseModel):
     split_seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1, description="rows kept, drawn by hash, before the split")] | None = None
     revision: Annotated[str, Field(description="commit of a hub data set, where the path has none")] | None = None
+    moving: Annotated[bool, Field(description="take a branch in place of a commit; the plan warns")] = False
     expect: (
         Annotated[int, Field(ge=1, description="rows of files that are not here yet; for estimates only")] | None
     ) = None
@@ -89,7 +90,7 @@ def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str,
     for path in source.paths:
         try:
             if path.startswith(HUB):
-                at = hub_file(path, source.revision)
+                at = hub_file(path, source.revision, source.moving)
                 hub.append({"name": at.name, "revision": at.revision, "file": at.file})
             else:
                 digests += [file_digest(f) for f in _local(source, path, roots)]
@@ -182,5 +183,5 @@ def _local_files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
 
 
 def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
-    hub = [download(hub_file(p, source.revision)) for p in source.paths if p.startswith(HUB)]
+    hub = [download(hub_file(p, source.revision, source.moving)) for p in source.paths if p.startswith(HUB)]
     return _local_files(source, roots) + hub
