@@ -230,6 +230,9 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
     _own_template(work, name)
     identity: dict[str, Any] = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
     local = Path(rest).expanduser()
+    if scheme == "hf" and model.sha256 and work.engine.model_format:
+        work.wrong(f"{path}.sha256", "the model is converted: no file has this digest", "pin it by revision")
+        return None
     if scheme == "api":
         # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
         # one address must not stand for another. The name of the key's variable does not; steps take the plan's.

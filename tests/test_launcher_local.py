@@ -272,16 +272,14 @@ def test_a_server_gets_ready_and_others_learn_its_address(bench: Bench):
         bench.runner.run(actor, out)
 
 
-def test_hooks_decide_the_argv_and_the_host(bench: Bench):
-    runner = LocalRunner(
-        Local(), wrap=lambda c: ("env", f"ROLE={c.role}", *c.argv), host_of=lambda c: "localhost" if c.ready else ""
-    )
+def test_another_may_say_where_a_command_is_reached(bench: Bench):
+    runner = LocalRunner(Local(), host_of=lambda c: "localhost" if c.ready else "")
     try:
         server = runner.start(bench.server(), bench.log)
         server.wait_ready()
         assert server.host == "localhost"
-        runner.run(bench.bash("echo $ROLE-$AT", addresses={"AT": "server"}), bench.log.with_name("w.log"))
-        assert bench.log.with_name("w.log").read_text().splitlines()[-1] == "train-localhost"
+        runner.run(bench.bash("echo at-$AT", addresses={"AT": "server"}), bench.log.with_name("w.log"))
+        assert bench.log.with_name("w.log").read_text().splitlines()[-1] == "at-localhost"
     finally:
         runner.close()
 

@@ -362,3 +362,8 @@ def test_a_secret_is_no_setting_and_its_value_is_not_repeated():
         compile_plan(["experiment=mistral_rl_cai", "+engine.steps.sft.env={HF_TOKEN: hf_abcdef}"])
     assert "hf_abcdef" not in str(caught.value)
     compile_plan(["experiment=mistral_rl_cai", "+engine.steps.sft.env={TOKENIZERS_PARALLELISM: 'false'}"])
+
+
+def test_a_model_that_is_converted_has_no_file_to_compare_a_digest_with():
+    with pytest.raises(SpecError, match=r"models\.base\.sha256: the model is converted"):
+        compile_plan(["experiment=mistral_rl_cai", f"models.base.sha256={'0' * 64}"])

@@ -2,7 +2,7 @@
 
 A command runs in a session of its own, so that Ctrl-C in the terminal reaches this program alone, whose unwinding
 stops the commands in order. When this program has no time to unwind (kill -9, power to the terminal gone), the guards
-see their pipe close and do the same. The Slurm runner is this one with ``srun`` in front: ``wrap`` and ``host_of``.
+see their pipe close and do the same. The Slurm runner is this one with other hosts: ``host_of``.
 """
 
 from __future__ import annotations
@@ -40,26 +40,20 @@ BLAME = 1.0
 """Seconds after a command's failure in which the end of a server beside it counts as the cause."""
 
 
-def identity(command: Command) -> tuple[str, ...]:
-    """The command's own argv."""
-    return command.argv
-
-
 class LocalRunner:
     """Starts commands on this machine and takes them down.
 
-    ``wrap`` gives the argv that is really executed; ``host_of`` where a command's ports can be reached. Not for use by
-    several threads at once; the servers that it gives may be checked and stopped from any.
+    ``host_of`` says where a command's ports can be reached. Not for use by several threads at once; the servers that it
+    gives may be checked and stopped from any.
     """
 
     def __init__(
         self,
         settings: Local,
         *,
-        wrap: Callable[[Command], Sequence[str]] = identity,
         host_of: Callable[[Command], str] = lambda command: HERE,
     ) -> None:
-        self.settings, self.wrap, self.host_of = settings, wrap, host_of
+        self.settings, self.host_of = settings, host_of
         self._running: list[_Process] = []
 
     def start(self, command: Command, log: Path) -> Server:
@@ -119,7 +113,7 @@ class LocalRunner:
     def _launch(self, command: Command, log: Path, host: str) -> _Process:
         if sys.platform != "linux":
             raise StepFailed(f"{command.role}: commands are guarded by Linux's means; run this step on a Linux machine")
-        argv = tuple(self.wrap(command))
+        argv = command.argv
         env = {**os.environ, **command.env, **self._addresses(command)}
         _check_executable(command, argv, env)
         process = _Process(command, host, log, self.settings.grace)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.chat import ChatTemplate
+from cai.data.nemo_chat import CHAT_TOKENS
 from cai.engines.base import Places, Precision, RewardSettings, RlSettings, Schedule, SftSettings
 from cai.engines.base import Training as Method
 from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
@@ -27,7 +28,8 @@ MODEL = "model.nemo"
 CRITIC_HOST = "CAI_CRITIC_HOST"
 GPT = "examples/nlp/gpt"
 EVAL = "examples/nlp/language_modeling/megatron_gpt_eval.py"
-CHAT_TOKENS = {"system_turn_start": "<extra_id_0>", "turn_start": "<extra_id_1>", "label_start": "<extra_id_2>"}
+STARTS = {name: token for name, token in CHAT_TOKENS.items() if name.endswith("_start")}
+"""What of NeMo's chat format must be said: upstream's own ends of turns and names are line ends too."""
 RESULTS = {"sft": "megatron_gpt_sft", "reward": "megatron_gpt", "rl": "megatron_gpt_ppo_actor"}
 """``<explicit_log_dir>/checkpoints/<name>.nemo``: the names that upstream's configs give to ``exp_manager``."""
 
@@ -280,7 +282,7 @@ def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) 
         Override("model.answer_only_loss", True),
         *_optimizer(method),
         Override(f"{data}.chat", True),
-        *(Override(f"{data}.chat_prompt_tokens.{name}", token) for name, token in CHAT_TOKENS.items()),
+        *(Override(f"{data}.chat_prompt_tokens.{name}", token) for name, token in STARTS.items()),
         Override(f"{data}.num_workers", 0),
         Override(f"{data}.train_ds.file_path", str(train)),
         Override(f"{data}.train_ds.global_batch_size", method.batch_size),

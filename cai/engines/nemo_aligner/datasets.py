@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,13 @@ def write_prompts(
     if len(prompts) < wanted + settings.rollouts:
         what = f"{len(prompts)} prompts, but one iteration takes {settings.rollouts} and validation {wanted}"
         raise SpecError(Problem("rl.prompts", what, "give more prompts, fewer rollouts or fewer val_samples"))
-    fits = [prompt for prompt in prompts if tokens.count(prompt.prompt) <= settings.max_prompt_tokens]
+    count = cache(tokens.count)  # each prompt is counted to draw it and again to write it
+    fits = [prompt for prompt in prompts if count(prompt.prompt) <= settings.max_prompt_tokens]
     drawn = sorted(fits, key=lambda p: (uniform(seed, p.id, "rl/validation"), p.id))
     held = {prompt.id for prompt in drawn[:wanted]}
     parts = ([p for p in prompts if p.id not in held], [p for p in prompts if p.id in held])
     written = [
-        write_prompt_lines(folder / name, part, tokens.count, settings.max_prompt_tokens, least)
+        write_prompt_lines(folder / name, part, count, settings.max_prompt_tokens, least)
         for name, part, least in zip((TRAIN, VAL), parts, (settings.rollouts, wanted), strict=True)
     ]
     return _told(written, {})

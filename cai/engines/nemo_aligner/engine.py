@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cai.engines.base import (
     Trained,
     TrainText,
 )
-from cai.engines.nemo_aligner.commands import MODEL, Compiled, commands, serve_alone
+from cai.engines.nemo_aligner.commands import MODEL, Compiled, commands, result_file, serve_alone
 from cai.engines.nemo_aligner.datasets import write_pairs, write_prompts, write_sft
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
@@ -98,7 +99,7 @@ class NemoAlignerEngine:
             given = Path(name).expanduser()
             if not given.is_file():
                 raise PrerequisiteError(f"{source.source}: no such file; give the path of a .nemo file")
-            _link_or_copy(given, target)
+            shutil.copyfile(given, target)
         elif scheme == "hf":
             made = work / MODEL
             if not _done_outside():
@@ -115,7 +116,7 @@ class NemoAlignerEngine:
                 Problem("models", f"'{source.source}' cannot become a .nemo", "use hf:NAME, hf:/FOLDER or nemo:FILE")
             )
         about: dict[str, Any] = {"source": source.source, "format": "nemo", "bytes": target.stat().st_size}
-        if source.sha256:
+        if source.sha256 and scheme == "nemo":
             about["digest"] = file_digest(target)
             if about["digest"] != source.sha256:
                 raise PrerequisiteError(
@@ -245,8 +246,6 @@ class NemoAlignerEngine:
 
     def _train(self, written: Trained, dest: Path, work: Path, progress: Progress, run: Callable[[], None]) -> Trained:
         assert self._step is not None
-        from cai.engines.nemo_aligner.commands import result_file
-
         result, marker = result_file(self._places, self._step), work / TRAINED
         if not (marker.exists() and result.is_file()):
             if not _done_outside():
@@ -326,12 +325,6 @@ def make_runner(settings: NemoAlignerSettings) -> Runner:
     from cai.launchers.slurm_runner import SrunRunner
 
     return SrunRunner(settings.launcher)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.copyfile(source, target)
 
 
 def _set_aside(folder: Path) -> None:
