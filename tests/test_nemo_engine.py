@@ -12,6 +12,7 @@ from cai.chat import ChatTemplate, Message
 from cai.commands.planning import compile_plan
 from cai.engines import engine_of, step_commands
 from cai.engines.base import (
+    Attempt,
     ModelSource,
     PairText,
     Places,
@@ -130,7 +131,7 @@ def writes_result(plan: Plan, name: str, tmp_path: Path, text: str = "weights") 
 def train_sft(engine: NemoAlignerEngine, model: Path, out: Path, work: Path):  # type: ignore[no-untyped-def]
     settings = SftSettings(batch_size=8, max_length=512)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
-    return engine.sft(model, conversations(16), conversations(8), settings, 1, out, work, quiet)
+    return engine.sft(model, conversations(16), conversations(8), settings, Attempt(1, out, work, quiet))
 
 
 def test_training_writes_the_data_runs_the_command_and_keeps_the_result(plan: Plan, model: Path, tmp_path: Path):
@@ -193,7 +194,7 @@ def test_too_few_rows_for_a_batch_are_an_error_before_anything_runs(plan: Plan, 
     out, work = folders(plan, "sft", tmp_path)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="batch of 8"):
-        engine.sft(model, conversations(7), conversations(8), SftSettings(batch_size=8), 1, out, work, quiet)
+        engine.sft(model, conversations(7), conversations(8), SftSettings(batch_size=8), Attempt(1, out, work, quiet))
     assert runner.done == []
 
 
@@ -213,7 +214,7 @@ def test_the_critic_is_up_before_the_actor_and_down_after_it(plan: Plan, model: 
         settings = RlSettings(rollouts=64, max_prompt_tokens=256)
 
         def go(engine=engine, prompts=prompts, settings=settings, out=out, work=work, quiet=quiet):  # type: ignore[no-untyped-def]
-            return engine.rl(model, model, prompts, (), settings, 3, out, work, quiet)
+            return engine.rl(model, model, prompts, (), settings, Attempt(3, out, work, quiet))
 
         if fails:
             with pytest.raises(StepFailed, match="no luck"):

@@ -206,6 +206,19 @@ class Progress(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a training step. The result goes to ``dest``; ``work`` is kept when the attempt is interrupted.
+
+    Checkpoints go to ``work``, and the next attempt goes on from them.
+    """
+
+    seed: int
+    dest: Path
+    work: Path
+    progress: Progress
+
+
 class RewardScorer(Protocol):
     """A finished reward model."""
 
@@ -219,10 +232,7 @@ class RewardScorer(Protocol):
 
 
 class Engine(Protocol):
-    """Who trains and serves. Paths are model folders in the store; ``dest`` is where a new one is written.
-
-    ``work`` is kept when a step is interrupted: checkpoints go there, and training goes on from them.
-    """
+    """Who trains and serves. Paths are model folders in the store; ``dest`` is where a new one is written."""
 
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
         """Bring a model into ``dest`` as a Hugging Face folder; returns what it is (parameters, digest, licence)."""
@@ -238,12 +248,9 @@ class Engine(Protocol):
         train: Sequence[TrainText],
         val: Sequence[TrainText],
         settings: SftSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Fine-tune ``model`` and write the result to ``dest``."""
+        """Fine-tune ``model`` and write the result to ``attempt.dest``."""
         ...
 
     def reward(
@@ -252,12 +259,9 @@ class Engine(Protocol):
         train: Sequence[PairText],
         val: Sequence[PairText],
         settings: RewardSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Train a reward model from ``model`` and write it to ``dest``."""
+        """Train a reward model from ``model`` and write it to ``attempt.dest``."""
         ...
 
     def reward_scorer(self, model: Path) -> RewardScorer:
@@ -271,10 +275,7 @@ class Engine(Protocol):
         prompts: Sequence[PromptText],
         stop: tuple[str, ...],
         settings: RlSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Improve ``policy`` by PPO against ``reward`` and write the result to ``dest``."""
+        """Improve ``policy`` by PPO against ``reward`` and write the result to ``attempt.dest``."""
         ...

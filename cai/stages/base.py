@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
 from cai.constitution import Constitution
-from cai.engines.base import Engine, Progress
+from cai.engines.base import Attempt, Engine, Progress
 from cai.identity import RUNTIME
 from cai.settings import Settings
 
@@ -162,6 +162,11 @@ class Context:
         if self.constitution is None:
             raise ValueError(f"{self.name}: no constitution")
         return self.constitution
+
+    @property
+    def attempt(self) -> Attempt:
+        """This attempt, as an engine's training takes it."""
+        return Attempt(self.seed, self.out, self.work, self.progress)
 
     def client(self, role: str) -> AbstractContextManager[Client]:
         """The model of a role, served while the ``with`` block lasts."""

@@ -32,9 +32,7 @@ class RewardSpec(StageSpec):
 def run(spec: RewardSpec, ctx: Context) -> Outcome:
     """Render the pairs and hand them to the engine."""
     train, val = (_pairs(ctx, ctx.one("data"), name) for name in ("train", "val"))
-    trained = ctx.engine.reward(
-        ctx.one("model").path, train, val, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress
-    )
+    trained = ctx.engine.reward(ctx.one("model").path, train, val, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 
 

@@ -43,7 +43,7 @@ def run(spec: RlSpec, ctx: Context) -> Outcome:
     prompts, repeated = distinct([as_prompt(row) for artifact in artifacts for row in rows_of(artifact)][: spec.limit])
     texts = [PromptText(row.id, ctx.chat.prompt(row.messages)) for row in prompts]
     policy, reward = ctx.one("model").path, ctx.one("reward").path
-    trained = ctx.engine.rl(policy, reward, texts, ctx.stops, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress)
+    trained = ctx.engine.rl(policy, reward, texts, ctx.stops, spec.training, ctx.attempt)
     outcome = trained_outcome(trained, len(prompts))
     ledger = outcome.ledger
     if repeated:

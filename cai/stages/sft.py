@@ -36,9 +36,7 @@ class SftSpec(StageSpec):
 def run(spec: SftSpec, ctx: Context) -> Outcome:
     """Render the conversations and hand them to the engine."""
     train, val = (_texts(spec, ctx, ctx.one("data"), name) for name in ("train", "val"))
-    trained = ctx.engine.sft(
-        ctx.one("model").path, train, val, spec.training, ctx.seed, ctx.out, ctx.work, ctx.progress
-    )
+    trained = ctx.engine.sft(ctx.one("model").path, train, val, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cai.clients.base import Client, Completion, Request, Score, ScoreRequest
 from cai.engines.base import (
+    Attempt,
     ModelSource,
     PairText,
     Progress,
@@ -132,12 +133,9 @@ class EmbeddedEngine:
         train: Sequence[TrainText],
         val: Sequence[TrainText],
         settings: SftSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Fine-tune ``model`` and write the result to ``dest``."""
+        """Fine-tune ``model`` and write the result to ``attempt.dest``."""
         from cai.engines.embedded.sft import train_sft
 
         return train_sft(
@@ -145,10 +143,10 @@ class EmbeddedEngine:
             train=train,
             val=val,
             settings=settings,
-            seed=seed,
-            dest=dest,
-            work=work,
-            progress=progress,
+            seed=attempt.seed,
+            dest=attempt.dest,
+            work=attempt.work,
+            progress=attempt.progress,
             device=self._chosen.device.value,
             threads=self.settings.threads,
         )
@@ -159,12 +157,9 @@ class EmbeddedEngine:
         train: Sequence[PairText],
         val: Sequence[PairText],
         settings: RewardSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Train a reward model from ``model`` and write it to ``dest``."""
+        """Train a reward model from ``model`` and write it to ``attempt.dest``."""
         from cai.engines.embedded.reward import train_reward
 
         return train_reward(
@@ -172,10 +167,10 @@ class EmbeddedEngine:
             train=train,
             val=val,
             settings=settings,
-            seed=seed,
-            dest=dest,
-            work=work,
-            progress=progress,
+            seed=attempt.seed,
+            dest=attempt.dest,
+            work=attempt.work,
+            progress=attempt.progress,
             device=self._chosen.device.value,
             threads=self.settings.threads,
         )
@@ -193,12 +188,9 @@ class EmbeddedEngine:
         prompts: Sequence[PromptText],
         stop: tuple[str, ...],
         settings: RlSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
-        """Improve ``policy`` by PPO against ``reward`` and write the result to ``dest``."""
+        """Improve ``policy`` by PPO against ``reward`` and write the result to ``attempt.dest``."""
         from cai.engines.embedded.ppo import train_ppo
 
         return train_ppo(
@@ -207,10 +199,10 @@ class EmbeddedEngine:
             prompts=prompts,
             stop=stop,
             settings=settings,
-            seed=seed,
-            dest=dest,
-            work=work,
-            progress=progress,
+            seed=attempt.seed,
+            dest=attempt.dest,
+            work=attempt.work,
+            progress=attempt.progress,
             device=self._chosen.device.value,
             threads=self.settings.threads,
         )

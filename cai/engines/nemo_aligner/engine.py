@@ -17,6 +17,7 @@ from typing import Any
 from cai.clients.base import Client, Completion, Request, Score, ScoreRequest
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines.base import (
+    Attempt,
     ModelSource,
     PairText,
     Places,
@@ -184,14 +185,11 @@ class NemoAlignerEngine:
         train: Sequence[TrainText],
         val: Sequence[TrainText],
         settings: SftSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
         """Fine-tune with train_gpt_sft.py."""
-        written = write_sft(work / "data", train, val, settings, open_tokenizer(model))
-        return self._train(written, dest, work, progress, self._one("train"))
+        written = write_sft(attempt.work / "data", train, val, settings, open_tokenizer(model))
+        return self._train(written, attempt, self._one("train"))
 
     def reward(
         self,
@@ -199,14 +197,12 @@ class NemoAlignerEngine:
         train: Sequence[PairText],
         val: Sequence[PairText],
         settings: RewardSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
         """Train a reward model with train_reward_model.py; soft labels become hard as the engine's ``labels`` say."""
-        written = write_pairs(work / "data", train, val, settings, open_tokenizer(model), self.settings.labels, seed)
-        return self._train(written, dest, work, progress, self._one("train"))
+        tokens, labels = open_tokenizer(model), self.settings.labels
+        written = write_pairs(attempt.work / "data", train, val, settings, tokens, labels, attempt.seed)
+        return self._train(written, attempt, self._one("train"))
 
     def rl(
         self,
@@ -215,15 +211,13 @@ class NemoAlignerEngine:
         prompts: Sequence[PromptText],
         stop: tuple[str, ...],
         settings: RlSettings,
-        seed: int,
-        dest: Path,
-        work: Path,
-        progress: Progress,
+        attempt: Attempt,
     ) -> Trained:
         """Improve the policy with serve_ppo_critic.py and train_gpt_ppo_actor.py."""
         assert self._step is not None
         layout = self.settings.step(self._step.name)
-        written = write_prompts(work / "data", prompts, settings, open_tokenizer(policy), layout.val_samples, seed)
+        tokens, work = open_tokenizer(policy), attempt.work
+        written = write_prompts(work / "data", prompts, settings, tokens, layout.val_samples, attempt.seed)
 
         def run() -> None:
             critic, actor = self._command("critic"), self._command("actor")
@@ -234,7 +228,7 @@ class NemoAlignerEngine:
             finally:
                 server.stop()
 
-        return self._train(written, dest, work, progress, run)
+        return self._train(written, attempt, run)
 
     def _one(self, role: str) -> Callable[[], None]:
         def run() -> None:
@@ -244,8 +238,9 @@ class NemoAlignerEngine:
 
         return run
 
-    def _train(self, written: Trained, dest: Path, work: Path, progress: Progress, run: Callable[[], None]) -> Trained:
+    def _train(self, written: Trained, attempt: Attempt, run: Callable[[], None]) -> Trained:
         assert self._step is not None
+        work, progress = attempt.work, attempt.progress
         result, marker = result_file(self._places, self._step), work / TRAINED
         if not (marker.exists() and result.is_file()):
             if not _done_outside():
@@ -253,7 +248,7 @@ class NemoAlignerEngine:
             progress.note("nemo.training", rows=written.metrics["train rows"], logs=str(self._run_dir / "logs"))
             resumed = result.parent.is_dir()
             run()
-            if resumed and not result.is_file():
+            if resumed and not result.is_file() and not _done_outside():
                 # Upstream writes the .nemo after its last checkpoint. Stopped between the two, it resumes at the end of
                 # training and writes nothing: so the training is done again.
                 progress.note("nemo.again", why="the last attempt stopped while the .nemo was written")
@@ -264,7 +259,7 @@ class NemoAlignerEngine:
                 raise StepFailed(f"training ended without {result}; there is {_listing(result.parent)}")
             marker.write_text("the command ended with code 0\n", encoding="utf-8")
         metrics = {**written.metrics, **_told_by(result.parent)}
-        os.replace(result, dest / MODEL)
+        os.replace(result, attempt.dest / MODEL)
         return Trained(metrics, written.dropped)
 
 
