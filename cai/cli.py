@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rows": ("looking", "the ledger of a run, or the rows of one step"),
     "store": ("looking", "ls, verify, gc: the artifacts that runs share"),
     "download": ("fetching", "fetch a model or a data file from the hub, e.g. where the nodes have no network"),
+    "export": ("exporting", "write rows of data or of a finished step as a file for another trainer"),
     "import": ("importing", "read a published principle file into constitutions/"),
     "chat": ("talking", "talk to the finished model"),
     "serve": ("talking", "serve the finished model with an OpenAI-compatible API"),

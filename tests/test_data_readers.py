@@ -155,6 +155,58 @@ def test_a_damaged_array_is_an_error_that_names_the_file(tmp_path: Path, text: s
         read(tmp_path / "a.json", "jsonl", "prompts")
 
 
+DEEP = '{"prompt": ' + "[" * 150_000 + "]" * 150_000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"),
+    [
+        (DEEP, "not_json"),
+        ('{"prompt": "quotes \\" and ] } in it", bad}', "not_json"),
+        ('["\\x", {}]', "not_json"),
+        ('"a\\q"', "not_json"),
+        ('{"prompt": ' + "9" * 5000 + "}", "not_json"),
+        (json.dumps({"prompt": 'x\\" ]}' * 900}), "too_large"),
+        (json.dumps(["]" * 4000]), "too_large"),
+    ],
+)
+@pytest.mark.parametrize("block", [7, 1 << 16])
+def test_an_element_of_an_array_that_cannot_be_read_is_counted_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, element: str, reason: str, block: int
+) -> None:
+    monkeypatch.setattr(records, "_BLOCK", block)
+    if reason == "too_large":
+        monkeypatch.setattr(records, "MAX_RECORD", 100)
+    (tmp_path / "a.json").write_text(f'[{{"prompt": "first"}}, {element} , {{"prompt": "Why?"}}]\n')
+    rows, tally = read(tmp_path / "a.json", "jsonl", "prompts")
+    assert [r.messages[0].content for r in rows] == ["first", "Why?"]
+    assert tally == {reason: 1}
+
+
+def test_what_follows_an_array_is_not_passed_over(tmp_path: Path) -> None:
+    for rest in ('{"prompt": "b"}', '[{"prompt": "b"}]', "x", "\xff"):
+        (tmp_path / "a.json").write_bytes(b'[{"prompt": "a"}]\n\n' + rest.encode("latin-1"))
+        with pytest.raises(PrerequisiteError, match="goes on after the end of its JSON array"):
+            read(tmp_path / "a.json", "jsonl", "prompts")
+    packed = gzip.compress(b'[{"prompt": "a"}]')
+    (tmp_path / "a.json").write_bytes(packed[:-4])
+    with pytest.raises(PrerequisiteError, match="damaged"):
+        read(tmp_path / "a.json", "jsonl", "prompts")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"[]", b" [ ]\n", gzip.compress(b"")])
+def test_a_file_with_nothing_in_it_makes_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a").write_bytes(data)
+    assert read(tmp_path / "a", "jsonl", "prompts") == ([], {})
+
+
+def test_marks_and_line_ends_of_windows_do_not_matter(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    (tmp_path / "a").write_bytes(mark + b'{"prompt": "a"}\r\n\r\n' + mark + b'{"prompt": "b"}\r\n')
+    rows, tally = read(tmp_path / "a", "jsonl", "prompts")
+    assert ([r.messages[0].content for r in rows], tally) == (["a", "b"], {})
+
+
 def test_bytes_that_are_no_text_are_counted_inside_an_array(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'[{"prompt": "\xff"}, {"prompt": "Why?"}]')
     rows, tally = read(tmp_path / "a.json", "jsonl", "prompts")
@@ -211,6 +263,13 @@ def test_hh_pairs_become_comparisons_and_odd_ones_are_counted(tmp_path: Path) ->
     assert "not_alternating" not in tally
     assert len(read(file, "hh_rlhf", "prompts")[0]) == 2
     assert len(read(file, "hh_rlhf", "conversations")[0]) == 2
+
+
+def test_a_prompt_ends_with_the_user_also_where_two_answers_end_the_exchange(tmp_path: Path) -> None:
+    text = "\n\nHuman: Why?\n\nAssistant: So.\n\nAssistant: And so."
+    file = lines(tmp_path / "a.jsonl", {"chosen": text, "rejected": text})
+    assert read(file, "hh_rlhf", "prompts") == ([], {"not_alternating": 1})
+    assert read(file, "hh_rlhf", "prompts", merge_turns=True)[0][0].messages == ASKED
 
 
 def test_a_speaker_inside_a_line_is_no_turn() -> None:

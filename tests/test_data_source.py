@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from cai.data.locate import HubFile, hub_file
 from cai.data.source import DataSource, count_rows, part_counts, part_makes, part_rows, source_identity
-from cai.data.splits import OTHER_PART, OVER_LIMIT, prompt_key, topic_parts
+from cai.data.splits import OTHER_PART, OVER_LIMIT, nth_lowest, prompt_key, topic_parts
 from cai.errors import PrerequisiteError, SpecError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -89,6 +90,15 @@ def test_the_limit_is_drawn_and_counted(tmp_path: Path) -> None:
     assert {*texts(split, "a"), *texts(split, "b")} == set(kept)
     rows = list(part_rows(split, "a", tally))
     assert tally == {OVER_LIMIT: 80, OTHER_PART: 20 - len(rows)}
+
+
+@pytest.mark.parametrize("n", [1, 2, 500, 70_000, 100_000, 200_000])
+def test_the_nth_lowest_is_that_of_the_sorted_numbers(n: int) -> None:
+    draw = random.Random(n)
+    numbers = [draw.getrandbits(64) for _ in range(150_000)] + [5, 5, 5, 0, 2**64 - 1]
+    draw.shuffle(numbers)
+    wanted = sorted(numbers)[n - 1] if n <= len(numbers) else 2**64 - 1
+    assert nth_lowest(iter(numbers), n) == wanted
 
 
 def test_dropped_rows_are_counted_once_though_the_file_is_read_twice(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from cai.yaml_lines import load as load_yaml
 
 def list_verb(args: Sequence[str]) -> int:
     """Names by group, with the first line that each file says of itself."""
-    parser = options("list", "What can be named: experiments, constitutions, templates.")
-    parser.add_argument("group", nargs="?", choices=sorted({*GROUPS, *GROUPS.values()}))
+    parser = options("list", "What can be named: experiments, constitutions, templates, public data.")
+    parser.add_argument("group", nargs="?", choices=sorted({*GROUPS, *GROUPS.values(), "data"}))
     parsed = parser.parse_args(list(args))
     library = Library.here()
     for group, folder in GROUPS.items():
@@ -24,6 +24,12 @@ def list_verb(args: Sequence[str]) -> int:
             print(f"{group}=")
             for name, path in library.names(folder):
                 print(f"  {name:<24} {_about(path)}".rstrip())
+    if parsed.group in (None, "data"):
+        from cai.data.public import public_sets
+
+        print("data (path: public:NAME)")
+        for name, what in public_sets():
+            print(f"  {name:<34} {what}")
     return 0
 
 

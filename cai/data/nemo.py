@@ -52,12 +52,16 @@ __all__ = [
     "MAX_LINE",
     "ChatText",
     "Count",
+    "Dropped",
     "HardPair",
+    "Lines",
     "PromptLike",
     "Written",
     "chat_spans",
+    "json_line",
     "matches_nemo_chat",
     "write_chat",
+    "write_lines",
     "write_pairs",
     "write_prompts",
 ]
@@ -69,7 +73,8 @@ Count = Callable[[str], int]
 """Tokens of a text as the model's own tokenizer makes them from text alone: no BOS, no EOS."""
 
 _Item = TypeVar("_Item")
-_Lines = tuple[list[bytes], list[int]]
+Lines = tuple[list[bytes], list[int]]
+"""The lines of one item, and the tokens of each of its texts."""
 
 
 class ChatText(Protocol):
@@ -121,7 +126,7 @@ class Written:
     longest: int
 
 
-class _Dropped(Exception):
+class Dropped(Exception):
     """This row is left out; the message is the reason that the ledger counts."""
 
 
@@ -145,23 +150,23 @@ def write_chat(
     end_of_last, name_tokens = alone(TURN_START), alone(ANSWER_HEADER)
     header_tokens = lru_cache(maxsize=256)(lambda system: count(header_text(system)))
 
-    def lines(text: ChatText) -> _Lines:
+    def lines(text: ChatText) -> Lines:
         record = _checked(text, dataset)
-        line = _line(record)
+        line = json_line(record)
         turns = [turn_text(turn["from"], turn["value"]) for turn in record["conversations"]]
         tokens = count(header_text(record["system"]) + "".join(turns) + TURN_START)
         if tokens > max_length + 1:
-            raise _Dropped("too long")
+            raise Dropped("too long")
         # As upstream counts to place the loss; where the parts are not the whole, the mask is shifted.
         parts = [alone(turn) for turn in turns]
         if header_tokens(record["system"]) + sum(parts) + end_of_last != tokens:
-            raise _Dropped("tokens merge across turns")
+            raise Dropped("tokens merge across turns")
         for turn, part in zip(record["conversations"], parts, strict=True):
             if turn["from"] == "Assistant" and name_tokens + alone(turn["value"] + "\n") != part:
-                raise _Dropped("tokens merge across turns")
+                raise Dropped("tokens merge across turns")
         return [line], [tokens]
 
-    return _write(path, ((text, True) for text in texts), lines, at_least, "conversations")
+    return write_lines(path, ((text, True) for text in texts), lines, at_least, "conversations")
 
 
 def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length: int, at_least: int = 1) -> Written:
@@ -173,24 +178,24 @@ def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length:
 
     counted = lru_cache(maxsize=2)(count)  # replicas come one after another
 
-    def lines_of(pair: HardPair) -> _Lines:
+    def lines_of(pair: HardPair) -> Lines:
         _check_prompt(pair.prompt)
         for answer in (pair.chosen, pair.rejected):
             if not answer.endswith(ANSWER_END):
-                raise _Dropped("answer without end of turn")
+                raise Dropped("answer without end of turn")
             if not (said := answer.removesuffix(ANSWER_END)).strip():
-                raise _Dropped("empty answer")
+                raise Dropped("empty answer")
             _no_control(said)
         if pair.chosen == pair.rejected:
-            raise _Dropped("identical answers")
+            raise Dropped("identical answers")
         texts = [pair.prompt + answer for answer in (pair.chosen, pair.rejected)]
-        lines = [_line({"text": text}) for text in texts]
+        lines = [json_line({"text": text}) for text in texts]
         tokens = [counted(text) for text in texts]
         if max(tokens) > max_length:
-            raise _Dropped("too long")
+            raise Dropped("too long")
         return lines, tokens
 
-    return _write(path, ((pair, pair.replica == 0) for pair in pairs), lines_of, at_least, "pairs")
+    return write_lines(path, ((pair, pair.replica == 0) for pair in pairs), lines_of, at_least, "pairs")
 
 
 def write_prompts(
@@ -202,29 +207,29 @@ def write_prompts(
         SpecError: fewer prompts than ``at_least`` are left; ``path`` is then as it was.
     """
 
-    def lines(prompt: PromptLike) -> _Lines:
+    def lines(prompt: PromptLike) -> Lines:
         _check_prompt(prompt.prompt)
-        line, tokens = _line({"text": prompt.prompt}), count(prompt.prompt)
+        line, tokens = json_line({"text": prompt.prompt}), count(prompt.prompt)
         if tokens > max_length:
-            raise _Dropped("too long")
+            raise Dropped("too long")
         return [line], [tokens]
 
-    return _write(path, ((prompt, True) for prompt in prompts), lines, at_least, "prompts")
+    return write_lines(path, ((prompt, True) for prompt in prompts), lines, at_least, "prompts")
 
 
 def _checked(text: ChatText, dataset: str) -> dict[str, Any]:
     messages = tuple(text.messages)
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if any(turn.role == "system" for turn in turns):
-        raise _Dropped("system turn not first")
+        raise Dropped("system turn not first")
     if not any(turn.role == "user" for turn in turns):
-        raise _Dropped("no user turn")
+        raise Dropped("no user turn")
     if any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
-        raise _Dropped("roles out of order")
+        raise Dropped("roles out of order")
     if turns[-1].role != "assistant":
-        raise _Dropped("ends with a user turn")
+        raise Dropped("ends with a user turn")
     if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
-        raise _Dropped("empty answer")
+        raise Dropped("empty answer")
     for message in messages:
         _no_control(message.content)
     meant = joined(text.spans)
@@ -232,7 +237,7 @@ def _checked(text: ChatText, dataset: str) -> dict[str, Any]:
     if chat_spans(record) != meant:
         record = folded(record)
     if chat_spans(record) != meant:
-        raise _Dropped("rendered otherwise than NeMo does")
+        raise Dropped("rendered otherwise than NeMo does")
     return record
 
 
@@ -240,44 +245,53 @@ def _check_prompt(prompt: str) -> None:
     """A system header, then turns that alternate from the user's, the assistant's last one only begun."""
     system, *turns = prompt.split(TURN_START)
     if not turns or turns[-1] != "Assistant\n":
-        raise _Dropped("prompt without assistant header")
+        raise Dropped("prompt without assistant header")
     if not system.startswith(f"{SYSTEM_START}System\n"):
-        raise _Dropped("prompt without system header")
+        raise Dropped("prompt without system header")
     if not "".join(turn.partition("\n")[2] for turn in turns).strip():
-        raise _Dropped("empty prompt")
+        raise Dropped("empty prompt")
     names = [turn.partition("\n")[0] for turn in turns]
     if len(turns) % 2 or names != ["User", "Assistant"] * (len(turns) // 2):
-        raise _Dropped("roles out of order")
+        raise Dropped("roles out of order")
     for part in (system.removeprefix(SYSTEM_START), *turns):
         _no_control(part)
 
 
 def _no_control(text: str) -> None:
     if "<extra_id_" in text and any(control in text for control in CONTROL):
-        raise _Dropped("control token in text")
+        raise Dropped("control token in text")
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One record as a line of UTF-8.
+
+    Raises:
+        Dropped: when it cannot be written as UTF-8, or is longer than ``MAX_LINE``.
+    """
     try:
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     except UnicodeEncodeError as error:
-        raise _Dropped("not utf-8") from error
+        raise Dropped("not utf-8") from error
     if len(line) > MAX_LINE:
-        raise _Dropped("line too large")
+        raise Dropped("line too large")
     return line
 
 
-def _write(
-    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], _Lines], at_least: int, what: str
+def write_lines(
+    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], Lines], at_least: int, what: str
 ) -> Written:
-    """Write all items; each comes with whether it opens a row. Replicas share their row's fate: the same two texts."""
+    """Write all items; each comes with whether it opens a row. Replicas share their row's fate: the same two texts.
+
+    Raises:
+        SpecError: fewer items than ``at_least`` are left; ``path`` is then as it was.
+    """
     dropped: Counter[str] = Counter()
     rows = samples = tokens = longest = 0
     with _whole_file(path) as file:
         for item, first in items:
             try:
                 lines, counts = lines_of(item)
-            except _Dropped as reason:
+            except Dropped as reason:
                 dropped[str(reason)] += first
                 continue
             file.writelines(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -18,16 +19,24 @@ from typing import IO, Any
 from cai.errors import PrerequisiteError
 
 MAX_RECORD = 64 << 20
-"""Bytes; a larger record is counted as ``too_large``, in an array it is an error."""
+"""Bytes, in an array characters; a larger record is counted as ``too_large``."""
 _BLOCK = 1 << 16
 _SPACE = " \t\r\n"
+_POINTER = b"version https://git-lfs"
+_MARK = re.compile(r'\\.?|["\[\]{}]', re.DOTALL)
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked when it is gzipped (told by its first two bytes, not by its name)."""
+    """The file's bytes, unpacked when it is gzipped (told by its first two bytes, not by its name).
+
+    Raises:
+        PrerequisiteError: when a clone of a repository left a pointer in the file's place.
+    """
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+        head = file.read(len(_POINTER))
+    if head == _POINTER:
+        raise PrerequisiteError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
+    return gzip.open(path, "rb") if head[:2] == b"\x1f\x8b" else path.open("rb")  # type: ignore[return-value]
 
 
 def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -38,7 +47,7 @@ def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
     """
     try:
         with open_bytes(path) as file:
-            values = _array(file, path) if _starts_array(file) else _lines(file, tally)
+            values = _array(file, path, tally) if _starts_array(file) else _lines(file, tally)
             for value in values:
                 if isinstance(value, dict):
                     yield value
@@ -60,16 +69,14 @@ def _starts_array(file: IO[bytes]) -> bool:
 
 
 def _lines(file: IO[bytes], tally: Counter[str]) -> Iterator[Any]:
-    first = True
     while line := file.readline(MAX_RECORD):
         if len(line) >= MAX_RECORD and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_RECORD)) and not rest.endswith(b"\n"):
                 pass
             tally["too_large"] += 1
             continue
-        if first:
-            line, first = line.removeprefix(codecs.BOM_UTF8), False
-        if not line.strip():
+        # Anywhere: files put end to end keep theirs.
+        if not (line := line.removeprefix(codecs.BOM_UTF8)).strip():
             continue
         try:
             yield json.loads(line.decode())
@@ -79,7 +86,7 @@ def _lines(file: IO[bytes], tally: Counter[str]) -> Iterator[Any]:
             tally["not_json"] += 1
 
 
-def _array(file: IO[bytes], path: Path) -> Iterator[Any]:
+def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
     """Elements of an array, by decoding over a buffer that grows only while an element is incomplete."""
     # Bytes that are no UTF-8 become lone surrogates, which the row builder finds and counts.
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
@@ -94,22 +101,69 @@ def _array(file: IO[bytes], path: Path) -> Iterator[Any]:
             at, begun = at + 1, True
             continue
         if at < len(buffer) and buffer[at] == "]":
-            return
+            return _check_rest(buffer[at + 1 :], file, path)
         if at < len(buffer):
             try:
                 value, end = decoder.raw_decode(buffer, at)
                 # A number that touches the end of the buffer may go on in the next block.
                 if end < len(buffer) or ended:
-                    yield value
+                    if end - at > MAX_RECORD:
+                        tally["too_large"] += 1
+                    else:
+                        yield value
                     at, after_value = end, True
                     continue
-            except RecursionError as error:
-                raise PrerequisiteError(f"{path}: an element is nested too deeply to be read") from error
-            except ValueError:
-                pass
+            except (ValueError, RecursionError):
+                if buffer[at] in '[{"' and (whole := _Brackets().end(buffer, at)) is not None:
+                    tally["not_json"] += 1
+                    at, after_value = whole, True
+                    continue
+        if len(buffer) - at > MAX_RECORD and buffer[at] in '[{"':
+            brackets = _Brackets()
+            while (past := brackets.end(buffer, at)) is None and (block := file.read(_BLOCK)):
+                buffer, at = decode(block), 0
+            if past is not None:
+                tally["too_large"] += 1
+                at, after_value = past, True
+                continue
+            ended = True
         if ended or len(buffer) - at > MAX_RECORD:
             raise PrerequisiteError(f"{path}: damaged: the JSON array cannot be read on; fetch the file again")
         # Doubling keeps the work linear in the size of an element.
         block = file.read(max(_BLOCK, len(buffer) - at))
         ended = not block
         buffer, at = buffer[at:] + decode(block, final=ended), 0
+
+
+class _Brackets:
+    """Finds the end of an element that cannot be decoded, by its brackets and quotes alone, block by block."""
+
+    def __init__(self) -> None:
+        self._depth, self._quoted, self._escaped = 0, False, False
+
+    def end(self, text: str, at: int) -> int | None:
+        """The place behind the element that goes on at ``at``; None where it goes on behind ``text`` too."""
+        at += self._escaped and at < len(text)
+        self._escaped = False
+        for mark in _MARK.finditer(text, at):
+            sign = mark[0]
+            if sign == '"':
+                self._quoted = not self._quoted
+            elif sign == "\\":
+                self._escaped = True
+            elif not self._quoted and sign in "[{":
+                self._depth += 1
+            elif not self._quoted and sign in "]}":
+                self._depth -= 1
+            if self._depth <= 0 and not self._quoted and sign in '"]}':
+                return mark.end()
+        return None
+
+
+def _check_rest(text: str, file: IO[bytes], path: Path) -> None:
+    # To the very end, where a packed file also says whether it is whole.
+    while not text.strip(_SPACE):
+        if not (block := file.read(_BLOCK)):
+            return
+        text = block.decode("utf-8", "replace")
+    raise PrerequisiteError(f"{path}: goes on after the end of its JSON array; keep one array, or one object a line")

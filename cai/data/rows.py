@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.chat import Message
+
+# Made once: json.dumps would make it anew for every row.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _messages(raw: list[dict[str, str]]) -> tuple[Message, ...]:
@@ -78,11 +81,15 @@ class Comparison:
 
 Row = Prompt | Conversation | Candidates | Comparison
 ROW_TYPES: dict[str, type[Row]] = {t.MAKES: t for t in (Prompt, Conversation, Candidates, Comparison)}
+_FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in ROW_TYPES.values()}
 
 
 def to_json(row: Row) -> dict[str, Any]:
-    """A row as plain data."""
-    return asdict(row)
+    """A row as plain data, its fields in their order. ``meta`` is the row's own: not to be changed."""
+    # Not ``asdict``, which copies every value: this is done for each row of every stage.
+    plain = {name: getattr(row, name) for name in _FIELDS[type(row)]}
+    plain["messages"] = [{"role": m.role, "content": m.content} for m in row.messages]
+    return plain
 
 
 def from_json(kind: type[Row], raw: dict[str, Any]) -> Row:
@@ -96,7 +103,7 @@ def from_json(kind: type[Row], raw: dict[str, Any]) -> Row:
 
 def dump_line(row: Row) -> str:
     """One row as one line of JSON, with its line end."""
-    return json.dumps(to_json(row), ensure_ascii=False, separators=(",", ":")) + "\n"
+    return _encode(to_json(row)) + "\n"
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:

@@ -1,19 +1,21 @@
 """A data source: what an experiment says about its data, the identity of that data, and its rows by part.
 
 The source itself is data and opens nothing. A local source's identity is its files' bytes, whatever they are called;
-a hub source's is its commit.
+a hub source's is its commit, wherever the bytes come from (see cai.data.mirror).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cai.data.locate import HUB, download, hub_file, local_files
+from cai.data.locate import HUB, hub_file, local_files
+from cai.data.mirror import hub_path
+from cai.data.public import expanded
 from cai.data.readers import READERS
 from cai.data.records import open_bytes
 from cai.data.rows import Row
@@ -30,7 +32,10 @@ class DataSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    path: Annotated[str | tuple[str, ...], Field(description="file, folder, glob, shipped:NAME or hf:NAME@COMMIT:FILE")]
+    path: Annotated[
+        str | tuple[str, ...],
+        Field(description="file, folder, glob, public:NAME, shipped:NAME or hf:NAME@COMMIT:FILE"),
+    ]
     reader: Annotated[str, Field(description=f"the format: {', '.join(READERS)}")] = "jsonl"
     makes: Literal["prompts", "conversations", "comparisons"] | None = None
     splits: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"all": 1.0}
@@ -43,6 +48,11 @@ class DataSource(BaseModel):
         Annotated[int, Field(ge=1, description="rows of files that are not here yet; for estimates only")] | None
     ) = None
     options: dict[str, bool | int | float | str | list[str] | dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, raw: Any) -> Any:
+        return expanded(raw) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _reader_fits(self) -> DataSource:
@@ -130,6 +140,15 @@ def part_rows(
     tally.update(counts[-1])
 
 
+def hub_digests(source: DataSource) -> dict[str, str]:
+    """SHA-256 of each hub file that the source reads, by its pinned path; fetches what is not here.
+
+    Raises:
+        PrerequisiteError: when a file cannot be had.
+    """
+    return {name: file_digest(path) for name, path in _hub_files(source)}
+
+
 def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int | None]:
     """Rows expected in every part: exact for small local files, lines times share for larger ones, else None.
 
@@ -183,5 +202,9 @@ def _local_files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
 
 
 def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
-    hub = [download(hub_file(p, source.revision, source.moving)) for p in source.paths if p.startswith(HUB)]
-    return _local_files(source, roots) + hub
+    return _local_files(source, roots) + [path for _, path in _hub_files(source)]
+
+
+def _hub_files(source: DataSource) -> list[tuple[str, Path]]:
+    wanted = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
+    return [(f"{HUB}{at.name}@{at.revision}:{at.file}", hub_path(at)) for at in wanted]

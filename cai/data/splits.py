@@ -6,8 +6,8 @@ remainder), questions one by one with the parts' probabilities.
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cai.data.rows import Row
@@ -18,6 +18,9 @@ OTHER_PART = "other_part"
 """Reason in the ledger: the row belongs to another part of the source."""
 OVER_LIMIT = "over_limit"
 """Reason in the ledger: the source's ``limit`` left the row out."""
+
+_HIGHEST = 2**64 - 1
+_SPARE = 65_536
 
 
 def topic_parts(topics: Iterable[str], splits: Mapping[str, float], seed: int = 0) -> dict[str, str]:
@@ -63,24 +66,26 @@ def split_rows(
     """The rows of one part, in their order. ``rows`` is called once, or twice where the whole must be known first.
 
     ``limit`` keeps the rows with the lowest hashes of the whole source, before it is split. Memory: the topics, and
-    ``limit`` numbers.
+    16 bytes for each row of ``limit``; nothing for the others.
 
     Raises:
         SpecError: when a part would get no topic.
     """
     tally = Counter() if tally is None else tally
     topics: dict[str, str] = {}
-    kept: set[int] | None = None
+    last: int | None = None
     by_topic = by == "topic" and len(splits) > 1
     if by_topic or limit is not None:
         seen: set[str] = set()
-        draws = (_draw(seed, row) for row in _watched(rows(), seen))
-        lowest = heapq.nsmallest(limit or 1, draws)
-        kept = None if limit is None else set(lowest)
+        watched = _watched(rows(), seen) if by_topic else rows()
+        if limit is None:
+            deque(watched, maxlen=0)
+        else:
+            last = nth_lowest((_draw(seed, row) for row in watched), limit)
         if by_topic:
             topics = topic_parts(seen, splits, seed)
     for row in rows():
-        if kept is not None and _draw(seed, row) not in kept:
+        if last is not None and _draw(seed, row) > last:
             tally[OVER_LIMIT] += 1
         elif len(splits) > 1 and part != (
             topics[row.topic] if by_topic else unit(seed, prompt_key(row), "split.prompt", splits)
@@ -92,6 +97,35 @@ def split_rows(
 
 def _draw(seed: int, row: Row) -> int:
     return counted(seed, row.id, "limit")
+
+
+def nth_lowest(numbers: Iterable[int], n: int) -> int:
+    """The ``n``-th lowest of 64-bit numbers; the highest that there can be where there are fewer.
+
+    At most 2 n + 65,536 of them are kept at a time, in 8 bytes each, whatever their number.
+    """
+    bound, kept = _HIGHEST, array("Q")
+    for number in numbers:
+        if number <= bound:
+            kept.append(number)
+            if len(kept) > 2 * n + _SPARE:
+                bound = _nth(kept, n)
+                kept = array("Q", (k for k in kept if k <= bound))
+    return _nth(kept, n)
+
+
+def _nth(numbers: array[int], n: int) -> int:
+    if len(numbers) < n:
+        return _HIGHEST
+    # Counted by their leading 16 bits, then only one heap is sorted: a list of all would take five times the memory.
+    counts = [0] * 65_536
+    for number in numbers:
+        counts[number >> 48] += 1
+    lead = 0
+    while n > counts[lead]:
+        n -= counts[lead]
+        lead += 1
+    return sorted(number for number in numbers if number >> 48 == lead)[n - 1]
 
 
 def _watched(rows: Iterable[Row], topics: set[str]) -> Iterator[Row]:

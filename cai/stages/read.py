@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from cai.data.rows import write_rows
-from cai.data.source import DataSource, part_makes, part_rows, source_identity
+from cai.data.source import DataSource, hub_digests, part_makes, part_rows, source_identity
 from cai.errors import Problem, SpecError
 from cai.identity import canonical
 from cai.library import Library
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
-from cai.stages.generation import ROWS
+from cai.stages.entries import ROWS
 
 
 class ReadSpec(StageSpec):
     """The part ``part`` of a data source; ``identity`` is what the source was when the plan was made."""
 
+    VERSION: ClassVar[int] = 2
     kind: Literal["read"] = "read"
     source: DataSource
     part: str
@@ -51,4 +52,7 @@ def run(spec: ReadSpec, ctx: Context) -> Outcome:
         told = ", ".join(f"{reason} {n}" for reason, n in odd.items())
         where, what = ", ".join(spec.source.paths), f"no record makes a row ({told})"
         raise SpecError(Problem(where, what, f"is '{spec.source.reader}' the right reader?"))
-    return Outcome(Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows}))
+    # A hub file is known by its commit; its bytes are told too, so that a mirror can be compared with the hub.
+    digests = hub_digests(spec.source)
+    ledger = Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows})
+    return Outcome(ledger, {"sha256": digests} if digests else {})

@@ -18,6 +18,7 @@ from cai.data.readers.tables import parquet_records
 from cai.data.readers.transcripts import hh_red_team, hh_rlhf
 from cai.data.records import json_records
 from cai.data.rows import Row
+from cai.data.seen import Seen
 
 Parse = Callable[[Mapping[str, Any], str, Mapping[str, Any]], Row]
 Records = Callable[[Path, "Counter[str]"], Iterator[dict[str, Any]]]
@@ -49,7 +50,7 @@ class Reader:
         Raises:
             PrerequisiteError: when a file cannot be read or is damaged.
         """
-        seen: set[str] = set()
+        seen = Seen()
         for path in files:
             for raw in self.records(path, tally):
                 try:
@@ -57,11 +58,10 @@ class Reader:
                 except Odd as odd:
                     tally[odd.reason] += 1
                     continue
-                if row.id in seen:
+                if seen.add(row.id):
+                    yield row
+                else:
                     tally["duplicate"] += 1
-                    continue
-                seen.add(row.id)
-                yield row
 
 
 _COLUMNS = {"columns": (dict,)}

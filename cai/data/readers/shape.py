@@ -93,6 +93,8 @@ def checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def prompt(messages: tuple[Message, ...], topic: str = "", meta: Mapping[str, Any] | None = None) -> Prompt:
     """A prompt row; an answer at the end is taken off."""
     messages = checked(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
+    if messages[-1].role != "user":
+        raise Odd("not_alternating")  # two answers at the end: what is left ends with one
     return Prompt(row_id(*parts(messages)), messages, topic, scalars(meta))
 
 

@@ -24,6 +24,24 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+                yield from _plain(batch, tally)
     except (pyarrow.ArrowException, OSError) as error:
         raise PrerequisiteError(f"{path}: cannot be read as parquet ({error}); fetch the file again") from error
+
+
+def _plain(batch: Any, tally: Counter[str]) -> Iterator[dict[str, Any]]:
+    """A batch's rows; where one has a value that Python cannot hold (no UTF-8, a date out of range), row by row."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, ArithmeticError):
+        pass
+    for i in range(len(batch)):
+        try:
+            (row,) = batch.slice(i, 1).to_pylist()
+        except UnicodeDecodeError:
+            tally["not_utf8"] += 1
+        except (ValueError, ArithmeticError):
+            tally["wrong_type"] += 1
+        else:
+            yield row

@@ -6,6 +6,7 @@ score (the published key has a letter missing).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,16 @@ from cai.chat import Message
 from cai.data.readers.shape import Odd, clean, one, pair, text_of
 from cai.data.rows import Row
 
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+# A fixed beginning is searched for ten times as fast as one with choices, so line ends of Windows have their own.
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TURN_CRLF = re.compile(r"\r?\n\r?\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 SCORE_KEYS = ("task_description_harmlessness_score", "task_descripton_harmlessness_score")
 
 
 def turns(text: str, merge: bool = False) -> tuple[Message, ...]:
     """The messages of a transcript; with ``merge``, neighbouring turns of one speaker become one."""
-    pieces = _TURN.split(text)
+    pieces = (_TURN_CRLF if "\r\n" in text else _TURN).split("\n\n" + text)
     if pieces[0].strip():
         raise Odd("text_before_turns")
     found: list[Message] = []
@@ -48,8 +51,8 @@ def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) 
     Options ``min_rating`` and ``max_rating`` (0 to 4, how well the attack went), ``max_score`` (the harmlessness
     score of the task description; lower is worse) and ``exclude_tags`` choose among the attempts.
     """
-    rating, tags = raw.get("rating"), raw.get("tags") or []
-    score = next((raw[k] for k in SCORE_KEYS if raw.get(k) is not None), None)
+    rating, tags = _number(raw.get("rating")), raw.get("tags") or []
+    score = next((number for k in SCORE_KEYS if (number := _number(raw.get(k))) is not None), None)
     if not isinstance(tags, list):
         raise Odd("wrong_type")
     names = [clean(t) for t in tags]
@@ -62,9 +65,21 @@ def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) 
     return one(makes, messages[:1] if makes == "prompts" else messages, topic, meta)
 
 
-def _at_least(value: Any, limit: float | None) -> bool:
-    return limit is None or (isinstance(value, int | float) and value >= limit)
+def _number(value: Any) -> int | float | None:
+    """A finite number, also one that is written as a text; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _at_most(value: Any, limit: float | None) -> bool:
-    return limit is None or (isinstance(value, int | float) and value <= limit)
+def _at_least(value: float | None, limit: float | None) -> bool:
+    return limit is None or (value is not None and value >= limit)
+
+
+def _at_most(value: float | None, limit: float | None) -> bool:
+    return limit is None or (value is not None and value <= limit)

@@ -1,0 +1,95 @@
+"""Mirrors: a folder that holds hub files where there is no network, named by the environment variable ``CAI_DATA``.
+
+What a step reads is decided by the commit in its plan and not by where the bytes lie: a plan made on a laptop keeps its
+keys on a cluster without a network, and moving from the hub to a mirror reruns nothing. The price is that a mirror must
+hold the very files of that commit. Nobody can tell that from the bytes alone, so whatever says more is believed and
+checked: what ``hf download --local-dir`` notes beside the files (commit and digest), and ``SHA256SUMS`` in the folder.
+The digest of each hub file that was read is also kept in the step's record, where two runs can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cai.data.locate import HubFile, download, is_commit
+from cai.data.public import SETS
+from cai.errors import PrerequisiteError
+from cai.identity import file_digest
+
+MIRROR = "CAI_DATA"
+SUMS = "SHA256SUMS"
+_NOTES = Path(".cache/huggingface/download")  # of ``hf download --local-dir``: commit, etag, time, a line each
+_DIGEST = 64
+
+
+def hub_path(wanted: HubFile) -> Path:
+    """A hub file on this machine: the mirror's where it has one, else the hub's, fetched where that is needed.
+
+    Raises:
+        PrerequisiteError: when it is nowhere, or the mirror's is not what is wanted.
+    """
+    if (found := mirrored(wanted)) is not None:
+        return found
+    try:
+        return download(wanted)
+    except PrerequisiteError as error:
+        root = os.environ.get(MIRROR)
+        hint = f"{root} ({MIRROR}) has no {wanted.name}/{wanted.file}" if root else f"or set {MIRROR} to a mirror"
+        raise PrerequisiteError(f"{error}; {hint}") from error
+
+
+def mirrored(wanted: HubFile) -> Path | None:
+    """The mirror's file, checked against what is known of it; None where there is no mirror, or not in it.
+
+    Raises:
+        PrerequisiteError: when ``CAI_DATA`` is no folder, or the file is of another commit or has other bytes.
+    """
+    if not (root := os.environ.get(MIRROR)):
+        return None
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise PrerequisiteError(f"{MIRROR}={root}: no such folder; it must hold data sets as the hub has them")
+    for base in _bases(folder, wanted.name):
+        if (base / wanted.file).is_file():
+            _check(base, wanted)
+            return base / wanted.file
+    return None
+
+
+def _bases(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / name
+    yield folder / name.rpartition("/")[2]
+    # The files of the sets in the table cannot be mistaken for one another's, those of any other set could.
+    if any(name == public.hub for public in SETS.values()):
+        yield folder
+
+
+def _check(base: Path, wanted: HubFile) -> None:
+    path = base / wanted.file
+    digests: dict[str, str] = {}
+    for line in _lines(base / SUMS):
+        digest, _, name = line.partition(" ")
+        # As sha256sum writes it: two spaces, or a space and a star.
+        digests[name[1:].removeprefix("./")] = digest.lower()
+    expected: dict[str, str | None] = {SUMS: digests.get(wanted.file)}
+    notes = _lines(base / _NOTES / f"{wanted.file}.metadata")
+    if len(notes) > 1:
+        commit, etag = notes[0].strip(), notes[1].strip()
+        if is_commit(wanted.revision) and is_commit(commit) and commit != wanted.revision:
+            raise PrerequisiteError(
+                f"{path}: was downloaded at commit {commit}, but {wanted.revision} is wanted; "
+                f"run `hf download {wanted.name} --repo-type dataset --revision {wanted.revision} --local-dir {base}`"
+            )
+        expected["its download"] = etag if len(etag) == _DIGEST else None
+    for said_by, known in expected.items():
+        if known is not None and file_digest(path) != known:
+            raise PrerequisiteError(f"{path}: its bytes are not those of {said_by} ({known}); fetch the file again")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
