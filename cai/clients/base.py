@@ -2,14 +2,18 @@
 
 A client takes *rendered* text: the chat template has been applied, message contents have been made harmless.
 It may yield results in any order; the request's id says which row a result belongs to.
+
+There are two kinds of client. In-process models and NeMo's servers answer *lists*: what is asked together shares a
+batch, and may share its last digits. Servers that answer each call by itself also open a ``Pool``: calls go in one by
+one and come out as they are done, so that nothing waits for the slowest of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cai.chat import Message
 
@@ -19,6 +23,8 @@ class Finish(str, Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    REFUSED = "refused"
+    """The server read the request and will not answer it (prompt too long, filtered), however often it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class Request:
     """One prompt to complete. ``seed`` makes the draw a function of this request alone.
 
     ``messages`` are the turns that ``prompt`` renders, for servers that apply a chat template of their own; empty
-    where the prompt is raw text.
+    where the prompt is raw text. ``choices`` are the only answers wanted: servers that can are told to keep to them
+    (structured output), from the others anything may come.
     """
 
     id: str
@@ -47,17 +54,22 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     messages: tuple[Message, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to a request: text without prompt and stop string, tokens generated, and why it ended."""
+    """The answer to a request: text without prompt and stop string, tokens generated, and why it ended.
+
+    ``refused`` says in a few words, the same for all rows, why the server will not answer; else it is empty.
+    """
 
     id: str
     text: str
     prompt_tokens: int
     tokens: int
     finish: Finish
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +83,53 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Sum over the continuation's tokens of their natural log-probabilities, and how many there are."""
+    """Sum over the continuation's tokens of their natural log-probabilities, and how many there are.
+
+    ``logprob`` is NaN where the server will not read the text (too long).
+    """
 
     id: str
     logprob: float
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsRequest:
+    """Ask which of a few short ``options`` the model would write next.
+
+    In-process models and servers that score prompts give log p(option | prompt); servers that only list the likeliest
+    next tokens are asked for those. ``messages`` as in ``Request``.
+    """
+
+    id: str
+    prompt: str
+    options: tuple[str, ...]
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OptionScores:
+    """Natural log-probabilities of the options, in their order; None for one that the server did not list.
+
+    ``tokens``: generated or scored on the way.
+    """
+
+    id: str
+    logprobs: tuple[float | None, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """No answer came, however often the call was tried, while other calls were answered. ``why`` is the same for all
+    calls that failed alike. Nothing is known about the call, so it is asked again when the step is run again."""
+
+    id: str
+    why: str
+
+
+Call = Request | ScoreRequest | OptionsRequest
+Result = Completion | Score | OptionScores
 
 
 class Client(Protocol):
@@ -96,4 +150,59 @@ class Client(Protocol):
 
     def close(self) -> None:
         """Release the model's memory or the connection."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a client has used so far. ``calls`` were answered; ``attempts`` were sent, those tried again included.
+
+    ``cost`` is in the currency of the model's prices, 0 where none is given. ``faults`` counts what went wrong and was
+    tried again, by kind. ``concurrency`` is the most calls that were in flight at once.
+    """
+
+    calls: int = 0
+    attempts: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    concurrency: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class Pool(Protocol):
+    """Calls on their way. One thread submits and takes; a pool is closed by whoever opened it."""
+
+    def room(self) -> int:
+        """How many more calls it wants now, so that no server waits for the next one; 0 or less: none."""
+        ...
+
+    def submit(self, tag: Hashable, call: Call) -> None:
+        """Take a call, at once and whatever ``room`` says; its result comes out of ``take`` under ``tag``."""
+        ...
+
+    def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:
+        """Everything that has been answered since; waits for the first, up to ``timeout`` seconds (None: as needed).
+
+        Raises:
+            CaiError: what cannot be mended by trying again, or no server answers any more; nothing more comes out then.
+        """
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What has been used through this pool."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is on its way. Comes back soon, whatever the servers do."""
+        ...
+
+
+@runtime_checkable
+class Flowing(Protocol):
+    """A client whose answer to a call depends on that call alone, so that calls can be on their way in any number."""
+
+    def open_pool(self) -> Pool:
+        """A way to send calls and to take results as they come."""
         ...

@@ -51,7 +51,12 @@ class NemoGenerateClient:
     is the number of prompts in a call. ``timeout`` is the least number of seconds that a call may take; what its
     prompts and budget ask for is added. ``retries`` is how often a call is tried again on the same server, after
     ``backoff`` seconds and twice as many each time; then the server counts as lost and another one takes the call.
+
+    ``lanes`` lists may be asked at once, from several threads: while one waits for its slowest call, the servers that
+    are done with it work on the other. A server then has at most so many calls, of which it works on one.
     """
+
+    lanes = 2
 
     def __init__(
         self,
@@ -284,7 +289,7 @@ class _Callers:
         if not calls:
             return
         replies: SimpleQueue[Any] = SimpleQueue()
-        run = _Run(self._serve_all(calls, replies), replies)
+        run = _Run(self._serve_all(calls, replies), replies, calls)
         self._running.add(run)
         try:
             run.start()
@@ -355,8 +360,9 @@ class _Callers:
         for attempt in range(self._retries + 1):
             if attempt:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(self._backoff * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            # A call that was given up keeps the server busy, so the next one waits for both.
-            seconds = (self._timeout + call.seconds) * (late + 1)
+            # A call that was given up keeps the server busy, so the next one waits for both; so does another list's.
+            others = max((run.longest for run in list(self._running) if id(call) not in run.calls), default=0.0)
+            seconds = (self._timeout + call.seconds + others) * (late + 1)
             try:
                 async with asyncio.timeout(seconds):
                     response = await http.put(url, json=call.body)
@@ -380,8 +386,10 @@ class _Callers:
 class _Run(threading.Thread):
     """A coroutine in a thread. Its result goes into no place but ``replies``: an exception, or CancelledError."""
 
-    def __init__(self, work: Coroutine[Any, Any, None], replies: SimpleQueue[Any]) -> None:
+    def __init__(self, work: Coroutine[Any, Any, None], replies: SimpleQueue[Any], calls: Sequence[_Call]) -> None:
         super().__init__(name="nemo-generate", daemon=True)
+        self.calls = {id(call) for call in calls}
+        self.longest = max(call.seconds for call in calls)
         self._work, self._replies = work, replies
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(work)

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cai.clients.base import Completion, Finish, Request, Score, ScoreRequest
+from cai.clients.base import (
+    Call,
+    Completion,
+    Finish,
+    OptionScores,
+    OptionsRequest,
+    Request,
+    Result,
+    Score,
+    ScoreRequest,
+    Unanswered,
+    Usage,
+)
 from cai.errors import StepFailed
 from cai.identity import counted, text_digest, uniform
 
@@ -30,7 +42,7 @@ class ScriptedClient:
     ``replies``: a function of the request, or texts by a part of the prompt (the first that occurs in it wins); where
     it says nothing, words are drawn from (prompt, seed). ``scores``: log-probabilities of continuations by text.
     ``fail_after``: raise ``StepFailed`` once this many requests have been answered. ``latency``: seconds a request.
-    ``asked`` and ``scored`` record every request answered, in order.
+    ``asked`` and ``scored`` record every request answered, in order, unless ``record`` is off.
     """
 
     replies: Replies = field(default_factory=dict)
@@ -41,6 +53,8 @@ class ScriptedClient:
     asked: list[Request] = field(default_factory=list)
     scored: list[ScoreRequest] = field(default_factory=list)
     closed: bool = False
+    record: bool = True
+    answered: int = 0
 
     @property
     def name(self) -> str:
@@ -51,25 +65,40 @@ class ScriptedClient:
         """Complete every request; last first where ``backwards`` is set."""
         for request in reversed(requests) if self.backwards else requests:
             self._count()
-            self.asked.append(request)
+            if self.record:
+                self.asked.append(request)
             yield self._complete(request)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """Score every request; last first where ``backwards`` is set."""
         for request in reversed(requests) if self.backwards else requests:
             self._count()
-            self.scored.append(request)
+            if self.record:
+                self.scored.append(request)
             words = len(request.continuation.split())
             drawn = -0.05 - 3.0 * uniform(0, text_digest(request.prompt), request.continuation)
             yield Score(request.id, self.scores.get(request.continuation, drawn * max(words, 1)), words)
+
+    def options(self, requests: Sequence[OptionsRequest]) -> Iterator[OptionScores]:
+        """Score every option as a continuation of its prompt."""
+        for request in requests:
+            parts = [ScoreRequest(f"{request.id}/{i}", request.prompt, o) for i, o in enumerate(request.options)]
+            found = {score.id: score for score in self.score(parts)}
+            scores = [found[part.id] for part in parts]
+            yield OptionScores(request.id, tuple(s.logprob for s in scores), sum(s.tokens for s in scores))
+
+    def open_pool(self) -> ScriptedPool:
+        """Calls one by one, answered in an order that has nothing to do with that of asking."""
+        return ScriptedPool(self)
 
     def close(self) -> None:
         """Note that the client was closed."""
         self.closed = True
 
     def _count(self) -> None:
-        if self.fail_after is not None and len(self.asked) + len(self.scored) >= self.fail_after:
+        if self.fail_after is not None and self.answered >= self.fail_after:
             raise StepFailed(f"scripted: told to fail after {self.fail_after} requests")
+        self.answered += 1
         if self.latency:
             time.sleep(self.latency)
 
@@ -92,6 +121,50 @@ class ScriptedClient:
         else:
             found = next((text for part, text in self.replies.items() if part in request.prompt), None)
         return made_up(request.prompt, request.seed) if found is None else found
+
+
+class ScriptedPool:
+    """A pool (``cai.clients.base.Pool``) that answers in this thread, up to ``width`` calls at a time."""
+
+    def __init__(self, client: ScriptedClient, width: int = 256) -> None:
+        self._client, self._width = client, width
+        self._waiting: list[tuple[Hashable, Call]] = []
+        self._calls = self._most = 0
+
+    def room(self) -> int:
+        """How many more calls there is room for."""
+        return self._width - len(self._waiting)
+
+    def submit(self, tag: Hashable, call: Call) -> None:
+        """Take a call."""
+        self._waiting.append((tag, call))
+        self._most = max(self._most, len(self._waiting))
+
+    def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:
+        """Answer a part of what waits: every other call, the last first."""
+        if not self._waiting:
+            if timeout:
+                time.sleep(timeout)
+            return []
+        ready, self._waiting = self._waiting[::-2], self._waiting[-2::-2][::-1]
+        self._calls += len(ready)
+        return [(tag, self._answer(call)) for tag, call in ready]
+
+    @property
+    def usage(self) -> Usage:
+        """Calls answered."""
+        return Usage(self._calls, self._calls, concurrency=self._most)
+
+    def close(self) -> None:
+        """Forget what waits."""
+        self._waiting = []
+
+    def _answer(self, call: Call) -> Result:
+        if isinstance(call, Request):
+            return next(self._client.generate([call]))
+        if isinstance(call, ScoreRequest):
+            return next(self._client.score([call]))
+        return next(self._client.options([call]))
 
 
 def made_up(prompt: str, seed: int) -> str:

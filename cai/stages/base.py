@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
 from cai.constitution import Constitution
 from cai.engines.base import Attempt, Engine, Progress
-from cai.identity import RUNTIME
+from cai.identity import RUNTIME, key_of
 from cai.settings import Settings
 
 T = TypeVar("T")
@@ -107,16 +107,12 @@ class Artifact:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Journal(Protocol):
-    """Append-only finished work of a step, kept when it is interrupted (see cai.data.journal)."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part ``index`` (from 0) of ``count`` of a step's rows."""
 
-    def __contains__(self, row: str) -> bool: ...
-
-    def __getitem__(self, row: str) -> dict[str, Any]: ...
-
-    def append(self, entries: list[dict[str, Any]]) -> None:
-        """Each entry has an ``id``; durable (fsync) when this returns."""
-        ...
+    index: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -124,8 +120,9 @@ class Context:
     """All that a stage's work may touch.
 
     ``templates`` are those of models that have their own, where a role has several models (by label). ``api_keys`` are
-    names of environment variables by role (``model``, ``models.LABEL``): the plan's, which a change of the name reaches
-    without a rerun.
+    names of environment variables by role (``model``, ``models.LABEL``), ``servers`` what else an endpoint is asked
+    with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``serves`` what of the engine
+    decides an answer; ``cache`` is the folder of the request cache. A ``shard`` does only its part of the rows.
     """
 
     name: str
@@ -141,6 +138,11 @@ class Context:
     stops: tuple[str, ...] = ()
     templates: Mapping[str, ChatTemplate] = field(default_factory=dict)
     api_keys: Mapping[str, str] = field(default_factory=dict)
+    servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    key: str = ""
+    serves: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    shard: Shard | None = None
 
     def one(self, role: str) -> Artifact:
         """The artifact of a role that has exactly one."""
@@ -168,26 +170,54 @@ class Context:
         """This attempt, as an engine's training takes it."""
         return Attempt(self.seed, self.out, self.work, self.progress)
 
-    def client(self, role: str) -> AbstractContextManager[Client]:
-        """The model of a role, served while the ``with`` block lasts."""
-        return serving(self.engine, self.one(role).path, self.api_keys.get(role))
+    def model(self, role: str, label: str = "") -> Artifact:
+        """The model of a role; ``label`` names one of several."""
+        found = self.inputs[role]
+        if isinstance(found, dict):
+            return found[label]
+        return self.one(role)
+
+    def client(self, role: str, label: str = "") -> AbstractContextManager[Client]:
+        """A model, served while the ``with`` block lasts."""
+        name = f"{role}.{label}" if label else role
+        return serving(self.engine, self.model(role, label).path, self.api_keys.get(name), self.servers.get(name))
+
+    def flows(self, role: str, label: str = "") -> bool:
+        """Whether the model's client takes calls one by one; known without opening it."""
+        return (self.model(role, label).path / ENDPOINT).is_file() or bool(getattr(self.engine, "flows", False))
+
+    def scope(self, role: str, label: str = "") -> str:
+        """What decides the answer to a call beside the call itself: the model, and the engine that serves it."""
+        model = self.model(role, label)
+        here = not (model.path / ENDPOINT).is_file()
+        return key_of({"model": model.key, "engine": dict(self.serves) if here else {}})
 
 
 class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as client``
     """A client that is closed at the end of the block: the engine's, or that of the endpoint the model is behind.
 
-    ``api_key_env`` names the variable with the endpoint's key; without it ``endpoint.json`` says.
+    ``api_key_env`` names the variable with the endpoint's key, without it ``endpoint.json`` says; ``server`` has the
+    ``limits`` and ``replicas`` of the endpoint.
     """
 
-    def __init__(self, engine: Engine, model: Path, api_key_env: str | None = None) -> None:
-        self._engine, self._model, self._api_key_env = engine, model, api_key_env
+    def __init__(
+        self,
+        engine: Engine,
+        model: Path,
+        api_key_env: str | None = None,
+        server: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._engine, self._model, self._api_key_env, self._server = engine, model, api_key_env, server or {}
 
     def __enter__(self) -> Client:
         endpoint = self._model / ENDPOINT
         if endpoint.is_file():
             from cai.clients.openai_api import open_endpoint
+            from cai.clients.settings import ApiLimits
 
-            self._client: Client = open_endpoint(endpoint, self._api_key_env)
+            limits = ApiLimits.model_validate(self._server.get("limits", {}))
+            replicas = tuple(self._server.get("replicas", ()))
+            self._client: Client = open_endpoint(endpoint, self._api_key_env, limits, replicas)
         else:
             self._client = self._engine.client(self._model)
         return self._client

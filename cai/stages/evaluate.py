@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,15 +16,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.clients.base import Client, Finish, Request
-from cai.data.journal import Journal
+from cai.data.journal import Journal, Record
 from cai.data.rows import Comparison, Prompt
 from cai.engines.base import RewardScorer
 from cai.identity import sampling_seed, uniform
 from cai.stages import statistics
 from cai.stages.answers import refuses
-from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, Sampled, StageSpec, Wants, chunks, serving
+from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, Sampled, StageSpec, Wants, chunks
 from cai.stages.caveats import caveats
-from cai.stages.generation import PROMPT_TOKENS, complete, distinct, prompts_of, rows_of, write_json
+from cai.stages.entries import Entry, Kept
+from cai.stages.flow import Flow, Shared, Turn
+from cai.stages.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of, source_of, writable, write_json
 
 
 class EvaluateSpec(StageSpec):
@@ -87,16 +89,14 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
     sets, repeated = _sets(spec, ctx)
     total = sum(map(len, sets.values()))
     ctx.progress.expect(rows=total * len(spec.models), tokens=total * len(spec.models) * spec.sampling.max_tokens)
-    ctx.work.mkdir(parents=True, exist_ok=True)
-    journal = Journal(ctx.work / "journal.jsonl")
+    said = {model: _answer(spec, ctx, model) for model in spec.models}
     with ExitStack() as stack:
         scorer: RewardScorer | None = None
         if spec.reward is not None:
             scorer = ctx.engine.reward_scorer(ctx.one("reward").path)
             stack.callback(scorer.close)
-        _answer(spec, ctx, sets, journal, scorer)
+        answers = _answers(spec, ctx, sets, said, scorer)
         reward_model = _accuracy(spec, ctx, scorer) if scorer is not None else {}
-    answers = _answers(spec, sets, journal)
     report: dict[str, Any] = {
         "models": list(spec.models),
         "sets": {name: _set_report(spec, ctx.seed, name, rows, answers[name]) for name, rows in sets.items()},
@@ -121,73 +121,80 @@ def _artifacts(ctx: Context, role: str) -> dict[str, Artifact]:
 
 
 def _sets(spec: EvaluateSpec, ctx: Context) -> tuple[dict[str, list[Prompt]], int]:
-    found = {name: prompts_of(artifact, spec.limit) for name, artifact in _artifacts(ctx, "prompts").items()}
+    found = {
+        name: distinct([as_prompt(row) for row in rows_of(artifact)][: spec.limit])
+        for name, artifact in _artifacts(ctx, "prompts").items()
+    }
     return {name: rows for name, (rows, _) in found.items()}, sum(n for _, n in found.values())
 
 
-def _key(model: str, name: str, row: str) -> str:
-    return f"{model}/{name}/{row}"
+def _answer(spec: EvaluateSpec, ctx: Context, model: str) -> dict[str, list[Kept]]:
+    """One model's answers to every set, by set; it is served only when something is left for it."""
+    own = ctx.templates.get(model)
+    chat, sampling = own or ctx.chat, spec.sampling.sampling(own.stops if own else ctx.stops)
+
+    def work(row: Prompt) -> Turn:
+        # The same seed for every model: what differs between their answers is the model.
+        seed = sampling_seed(ctx.seed, row.id, "evaluate")
+        (found,) = yield [Request(row.id, chat.prompt(row.messages), sampling, seed, row.messages)]
+        ended = found.finish is Finish.STOP
+        facts = {"text": writable(found.text).strip(), "ended": ended}
+        return Entry(row.id, calls=1, tokens=found.tokens, facts=facts)
+
+    said: dict[str, list[Kept]] = {}
+    with ExitStack() as stack:
+        clients: list[Client] = []
+
+        def opened() -> Client:
+            if not clients:
+                clients.append(stack.enter_context(ctx.client("models", model)))
+            return clients[0]
+
+        for name, artifact in _artifacts(ctx, "prompts").items():
+            source = source_of(artifact, as_prompt, spec.limit)
+            journal = f"{model}.{name}"
+            shared = Shared(opened, announce=False)
+            with Flow(ctx, "models", source, work, size=spec.chunk, name=journal, label=model, shared=shared) as flow:
+                flow.run()
+                said[name] = [entry for entry in flow.entries() if not entry.dropped]
+    return said
 
 
-def _answer(
-    spec: EvaluateSpec, ctx: Context, sets: Mapping[str, list[Prompt]], journal: Journal, scorer: RewardScorer | None
-) -> None:
-    """Every model answers every prompt, chunk by chunk; a model is served only when something is left for it."""
-    for model, artifact in _artifacts(ctx, "models").items():
-        own = ctx.templates.get(model)
-        chat, sampling = own or ctx.chat, spec.sampling.sampling(own.stops if own else ctx.stops)
-        with ExitStack() as stack:
-            client: Client | None = None
-            for name, rows in sets.items():
-                for chunk in chunks(rows, spec.chunk):
-                    if all(_key(model, name, row.id) in journal for row in chunk):
-                        ctx.progress.advance(rows=len(chunk))
-                        continue
-                    if client is None:
-                        client = stack.enter_context(
-                            serving(ctx.engine, artifact.path, ctx.api_keys.get(f"models.{model}"))
-                        )
-                    # The same seed for every model: what differs between their answers is the model.
-                    requests = [
-                        Request(r.id, chat.prompt(r.messages), sampling, seed, r.messages)
-                        for r in chunk
-                        for seed in (sampling_seed(ctx.seed, r.id, "evaluate"),)
-                    ]
-                    found = complete(client, requests)
-                    texts = [found[row.id].text.strip() for row in chunk]
-                    rewards: Sequence[float | None] = [None] * len(chunk)
-                    if scorer is not None:
-                        # Whatever the model reads, the reward model reads the experiment's template.
-                        rewards = scorer.score(
-                            [
-                                (ctx.chat.prompt(r.messages), ctx.chat.answer(r.messages, t))
-                                for r, t in zip(chunk, texts, strict=True)
-                            ]
-                        )
-                    journal.append(
-                        [
-                            {
-                                "id": _key(model, name, row.id),
-                                "text": text,
-                                "tokens": found[row.id].tokens,
-                                "ended": found[row.id].finish is Finish.STOP,
-                                "reward": reward,
-                            }
-                            for row, text, reward in zip(chunk, texts, rewards, strict=True)
-                        ]
-                    )
-                    ctx.progress.advance(rows=len(chunk), tokens=sum(found[row.id].tokens for row in chunk))
+def _answers(
+    spec: EvaluateSpec,
+    ctx: Context,
+    sets: Mapping[str, list[Prompt]],
+    said: Mapping[str, Mapping[str, list[Kept]]],
+    scorer: RewardScorer | None,
+) -> Answers:
+    """What was said with the reward model's opinion, which is journaled too."""
+    answers: Answers = {}
+    for name, rows in sets.items():
+        answers[name] = {}
+        for model in spec.models:
+            entries = said[model][name]
+            rewards: Sequence[float | None] = [None] * len(rows)
+            if scorer is not None:
+                texts = [entry.facts["text"] for entry in entries]
+                with closing(Journal(ctx.work / f"rewards.{model}.{name}.jsonl")) as journal:
+                    rewards = _rewards(spec, ctx, rows, texts, scorer, journal)
+            answers[name][model] = {
+                entry.id: Answer(entry.facts["text"], entry.tokens, entry.facts["ended"], reward)
+                for entry, reward in zip(entries, rewards, strict=True)
+            }
+    return answers
 
 
-def _answers(spec: EvaluateSpec, sets: Mapping[str, list[Prompt]], journal: Journal) -> Answers:
-    def one(key: str) -> Answer:
-        raw = journal[key]
-        return Answer(raw["text"], raw["tokens"], raw["ended"], raw["reward"])
-
-    return {
-        name: {model: {row.id: one(_key(model, name, row.id)) for row in rows} for model in spec.models}
-        for name, rows in sets.items()
-    }
+def _rewards(
+    spec: EvaluateSpec, ctx: Context, rows: list[Prompt], texts: list[str], scorer: RewardScorer, journal: Journal
+) -> list[float]:
+    # Whatever the model reads, the reward model reads the experiment's template.
+    for numbers in chunks(list(range(len(rows))), spec.chunk):
+        if not all(n in journal for n in numbers):
+            pairs = [(ctx.chat.prompt(rows[n].messages), ctx.chat.answer(rows[n].messages, texts[n])) for n in numbers]
+            found = scorer.score(pairs)
+            journal.append([Record(n, {"reward": reward}) for n, reward in zip(numbers, found, strict=True)])
+    return [journal[n]["reward"] for n in range(len(rows))]
 
 
 def _set_report(

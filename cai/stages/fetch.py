@@ -16,8 +16,8 @@ API = "api:"
 class FetchSpec(StageSpec):
     """A model by source; ``sha256`` (of the file) or ``revision`` (of the repository) pins it.
 
-    ``url`` and ``api_key_env`` are of an ``api:`` model. The key of this step is hashed from what the resolver takes as
-    the model's identity, not from these fields.
+    ``url``, ``api_key_env`` and ``logprobs`` are of an ``api:`` model. The key of this step is hashed from what the
+    resolver takes as the model's identity, not from these fields.
     """
 
     MAKES: ClassVar[str] = "model"
@@ -27,6 +27,7 @@ class FetchSpec(StageSpec):
     sha256: str = ""
     url: str = ""
     api_key_env: Annotated[str, RUNTIME] = ""
+    logprobs: str = ""
     parameters: Annotated[float | None, RUNTIME] = None
 
 
@@ -38,6 +39,8 @@ def run(spec: FetchSpec, ctx: Context) -> Outcome:
     """
     if spec.source.startswith(API):
         endpoint = {"model": spec.source.removeprefix(API), "url": spec.url, "api_key_env": spec.api_key_env}
+        if spec.logprobs:
+            endpoint["logprobs"] = spec.logprobs
         write_json(ctx.out / ENDPOINT, endpoint)
         return Outcome(Ledger(), {"model": endpoint["model"], "url": spec.url})
     source = ModelSource(spec.source, spec.revision, spec.sha256)

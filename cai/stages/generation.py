@@ -1,29 +1,23 @@
-"""Row by row work that survives being stopped: fixed chunks, each appended to the journal when it is whole.
-
-A client's draw is a function of the model and of the list of requests it is given, so the chunks are fixed by the
-spec and never by where an earlier attempt stopped: whole chunks are taken from the journal, a torn one is done again
-from its start. The output is written from the journal in the order of the input, so the bytes of a resumed run equal
-those of an uninterrupted one.
-"""
+"""What the stages that ask a model share: the rows they read, what they make of an answer, and their end of a flow."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.chat import Message
-from cai.clients.base import Client, Completion, Finish, Request
-from cai.data.journal import Journal
-from cai.data.rows import ROW_TYPES, Conversation, Prompt, Row, dump_line, from_json, read_rows, to_json
-from cai.stages.base import IS_A, Artifact, Context, Ledger, Outcome, chunks
+from cai.clients.base import Completion, Finish
+from cai.data.rows import ROW_TYPES, Conversation, Prompt, Row, read_rows
+from cai.stages.base import IS_A, Artifact, Context, Outcome
+from cai.stages.entries import ROWS, Kept, write_entries
+from cai.stages.flow import Flow, Work
+from cai.stages.source import Source
 
-ROWS = "rows.jsonl"
 PROMPT_TOKENS = 48
 """Tokens assumed for a prompt whose text is not known while planning."""
 
@@ -36,38 +30,6 @@ class Unfinished(str, Enum):
     KEEP = "keep"
     TRIM = "trim"
     DROP = "drop"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What became of one row: the rows it turned into, what was dropped by reason, and other counts to add up."""
-
-    id: str
-    rows: tuple[Row, ...] = ()
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    counts: Mapping[str, float] = field(default_factory=dict)
-    calls: int = 0
-    tokens: int = 0
-
-    def plain(self) -> dict[str, Any]:
-        """As the journal keeps it."""
-        return {
-            "id": self.id,
-            "rows": [{"makes": row.MAKES, "row": to_json(row)} for row in self.rows],
-            "dropped": dict(self.dropped),
-            "counts": dict(self.counts),
-            "calls": self.calls,
-            "tokens": self.tokens,
-        }
-
-
-def entry_of(raw: Mapping[str, Any]) -> Entry:
-    """The inverse of ``Entry.plain``."""
-    rows = tuple(from_json(ROW_TYPES[kept["makes"]], kept["row"]) for kept in raw["rows"])
-    return Entry(raw["id"], rows, raw["dropped"], raw["counts"], raw["calls"], raw["tokens"])
-
-
-Work = Callable[[Client, list[R]], Sequence[Entry]]
 
 
 def row_type(artifact: Artifact) -> type[Row]:
@@ -100,9 +62,9 @@ def as_prompt(row: Row) -> Prompt:
     return Prompt(row.id, messages, row.topic, row.meta)
 
 
-def prompts_of(artifact: Artifact, limit: int | None = None) -> tuple[list[Prompt], int]:
-    """Prompts with distinct ids, at most ``limit``, and how many repeated an id."""
-    return distinct([as_prompt(row) for row in rows_of(artifact)][:limit])
+def as_conversation(row: Row) -> Conversation | str:
+    """The row itself, where it is one."""
+    return row if isinstance(row, Conversation) else "no conversation"
 
 
 def distinct(rows: Sequence[R]) -> tuple[list[R], int]:
@@ -113,70 +75,62 @@ def distinct(rows: Sequence[R]) -> tuple[list[R], int]:
     return list(first.values()), len(rows) - len(first)
 
 
-def in_chunks(ctx: Context, role: str, rows: Sequence[R], size: int, work: Work[R], tokens: int = 0) -> Iterator[Entry]:
-    """Do every chunk that the journal does not hold whole, then yield all entries in the order of the rows.
+def source_of(artifact: Artifact, convert: Callable[[Row], R | str], limit: int | None = None) -> Source[R]:
+    """An artifact's rows, streamed, each as a stage works on it."""
+    path = part(artifact, "train")
+    assert path is not None
+    return Source(path, row_type(artifact), convert, limit)
 
-    The model of ``role`` is served only when something is left to do. ``tokens`` is the expected total.
+
+def through(
+    ctx: Context,
+    source: Source[R],
+    work: Work[R],
+    spec: Any,
+    tokens: int = 0,
+    seen: Callable[[Kept], None] | None = None,
+) -> Outcome:
+    """Take all rows through the model of role ``model`` and write what they became to ``rows.jsonl``.
+
+    ``tokens`` are expected in all. ``seen`` is shown every entry, in the order of the input.
     """
-    ctx.work.mkdir(parents=True, exist_ok=True)
-    journal = Journal(ctx.work / "journal.jsonl")
-    ctx.progress.expect(rows=len(rows), tokens=tokens or None)
-    with ExitStack() as stack:
-        client: Client | None = None
-        for chunk in chunks(list(rows), size):
-            if all(row.id in journal for row in chunk):
-                ctx.progress.advance(rows=len(chunk))
-                continue
-            if client is None:
-                client = stack.enter_context(ctx.client(role))
-            entries = work(client, chunk)
-            if [entry.id for entry in entries] != [row.id for row in chunk]:
-                raise RuntimeError(f"{ctx.name}: the entries of a chunk are not those of its rows")
-            journal.append([entry.plain() for entry in entries])
-            ctx.progress.advance(rows=len(chunk), tokens=sum(entry.tokens for entry in entries))
-    for row in rows:
-        yield entry_of(journal[row.id])
+    rate = spec.max_drop_rate
+    with Flow(ctx, "model", source, work, size=spec.chunk, max_drop_rate=rate, tokens=tokens) as flow:
+        flow.run()
+        outcome, counts = write_entries(ctx, _shown(flow.entries(), seen) if seen else flow.entries())
+    return replace(outcome, metrics={**counts, **usage(flow)})
 
 
-def write_entries(ctx: Context, entries: Iterator[Entry], repeated: int = 0) -> tuple[Outcome, Counter[str]]:
-    """Write the rows of all entries to ``rows.jsonl``; the outcome, and the sums of their other counts.
-
-    A row in is what was written or dropped, so that rows in = rows out + rows dropped whatever one input row makes.
-    """
-    dropped: Counter[str] = Counter({"repeated id": repeated} if repeated else {})
-    counts: Counter[str] = Counter()
-    written = calls = tokens = 0
-    with (ctx.out / ROWS).open("w", encoding="utf-8") as file:
-        for entry in entries:
-            for row in entry.rows:
-                file.write(dump_line(row))
-            written += len(entry.rows)
-            dropped.update(entry.dropped)
-            counts.update(entry.counts)
-            calls, tokens = calls + entry.calls, tokens + entry.tokens
-    ledger = Ledger(written + sum(dropped.values()), written, dict(sorted(dropped.items())))
-    return Outcome(ledger, {}, calls, tokens), counts
+def _shown(entries: Iterable[Kept], seen: Callable[[Kept], None]) -> Iterable[Kept]:
+    for entry in entries:
+        seen(entry)
+        yield entry
 
 
-def complete(client: Client, requests: Sequence[Request]) -> dict[str, Completion]:
-    """Completions by request id.
-
-    Raises:
-        RuntimeError: when the client leaves a request without an answer.
-    """
-    found = {completion.id: completion for completion in client.generate(requests)} if requests else {}
-    missing = [request.id for request in requests if request.id not in found]
-    if missing:
-        raise RuntimeError(f"{client.name}: no completion for {len(missing)} requests, the first is {missing[0]!r}")
-    return found
+def usage(flow: Flow[Any]) -> dict[str, Any]:
+    """What a flow asked of its model in this run, for the record; figures that are 0 are left out."""
+    found: Counter[str] = Counter(flow.counts)
+    if flow.most_at_once:
+        found["most calls at once"] = flow.most_at_once
+    told: dict[str, Any] = {name: count for name, count in sorted(found.items()) if count}
+    if flow.cost:
+        told["cost"] = round(flow.cost, 6)
+    return {"usage": told} if told else {}
 
 
 SENTENCE_ENDS = (".", "!", "?", '."', '!"', '?"', ".)", "\n")
 
 
+def writable(text: str) -> str:
+    """The text with half characters, which a model can answer and no file can hold, replaced by U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def settled(completion: Completion, unfinished: Unfinished) -> tuple[str, str]:
     """An answer's text and, when it cannot be used, the reason (else an empty string)."""
-    text = completion.text.strip()
+    if completion.finish is Finish.REFUSED:
+        return "", f"refused by the server: {completion.refused}" if completion.refused else "refused by the server"
+    text = writable(completion.text).strip()
     if text and completion.finish is Finish.LENGTH:
         if unfinished is Unfinished.DROP:
             return "", "unfinished"

@@ -1,51 +1,41 @@
 """Judge: which of two answers fits the constitution better, as a soft label.
 
 Three scorings (``cai.stages.judging``), one principle a row, an ensemble or the whole constitution, positions swapped
-and averaged. Nothing is invented: a tie stays a tie with p = 0.5, a judge that says nothing readable is counted.
+and averaged. Nothing is invented: a tie stays a tie with p = 0.5, a judge that says nothing readable is counted. Beside
+its labels it leaves ``judge_report.json``, which says how far they can be trusted (``docs/judge.md``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from enum import Enum
-from itertools import combinations
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cai.clients.base import Client
-from cai.data.rows import Candidates, Comparison, Conversation, Row
+from cai.clients.base import Call
+from cai.data.rows import Candidates, Comparison, Row
+from cai.engines.base import Progress
+from cai.errors import Incomplete, Problem, SpecError
 from cai.identity import RUNTIME
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
-from cai.stages.generation import Entry, distinct, in_chunks, rows_of
-from cai.stages.generation import write_entries as write
-from cai.stages.judging import EXEMPLARS, SCORINGS, Principles, Scoring, Verdict, questions
+from cai.stages.entries import Entry
+from cai.stages.flow import Flow, Turn, Work
+from cai.stages.generation import source_of, through, usage, write_json
+from cai.stages.judge_calibration import Calibration
+from cai.stages.judge_labels import Abstain, Labels, Ties, as_candidates, entry, facts
+from cai.stages.judge_pairs import (
+    Pairs,
+    Verdict,
+    different,
+)
+from cai.stages.judge_report import FILE, Report, headline
+from cai.stages.judging import EXEMPLARS, SCORINGS, Asked, Order, Principles, Scoring, questions
 from cai.stages.prompting import asking
 from cai.stages.respond import limited
+from cai.stages.source import Source
 
 JUDGE_TOKENS = 220
-
-
-class Pairs(str, Enum):
-    """Which pairs of a row's candidates come out."""
-
-    ALL = "all"
-    BEST_WORST = "best_worst"
-
-
-class Ties(str, Enum):
-    """What becomes of a tie: a comparison with p = 0.5, or dropped and counted."""
-
-    KEEP = "keep"
-    DROP = "drop"
-
-
-class Labels(str, Enum):
-    """Probabilities as they are, or rounded to 1."""
-
-    SOFT = "soft"
-    HARD = "hard"
 
 
 _PROMPTS = {
@@ -63,9 +53,11 @@ class JudgeSpec(StageSpec):
     ``exemplars``; ``logprob`` compares the probabilities of the two ``options``; ``choice`` parses a written one.
     ``temperature`` divides the difference of two answers (nats, per token when ``per_token``) before the sigmoid.
     A judge's p within ``margin`` of 0.5 is a tie. ``clamp`` bounds p (arXiv 2212.08073 uses 0.4 to 0.6 after
-    ``reasoning``).
+    ``reasoning``). ``labelled`` comparisons are judged beside the work, for the report alone. ``swap: true`` and
+    ``swap: false`` are older names of ``order: both`` and ``order: given``.
     """
 
+    VERSION: ClassVar[int] = 2
     MAKES: ClassVar[str] = "comparisons"
     USES_TEMPLATE: ClassVar[bool] = True
     USES_ENGINE: ClassVar[bool] = True
@@ -73,28 +65,38 @@ class JudgeSpec(StageSpec):
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]
     candidates: Annotated[
-        str, Wants("candidates", "revisions"), Field(description="answers; of revisions, the first answer and the last")
+        str,
+        Wants("candidates", "revisions", "comparisons"),
+        Field(description="answers; of revisions, the first answer and the last; of comparisons, both, judged anew"),
     ]
+    labelled: Annotated[
+        str | None, Wants("comparisons"), Field(description="comparisons by people, to hold the judge against")
+    ] = None
+    labelled_limit: Annotated[int | None, Field(ge=1, description="only the first n labelled comparisons")] = 200
     scoring: Scoring = Scoring.LOGPROB
     prompt: Annotated[str, TextFile(), Field(description="prompt template; empty takes the scoring's own")] = ""
     exemplars: Annotated[str | None, TextFile(), Field(description="good and bad answers, for contrast")] = None
     n_exemplars: Annotated[int, Field(ge=1, description="how many exemplars are shown")] = 6
     principles: Principles = Principles.ONE
     ensemble: Annotated[int, Field(ge=2, description="principles a row, for principles: ensemble")] = 4
-    swap: Annotated[bool, Field(description="ask with the answers in both orders and average")] = True
+    order: Annotated[Order, Field(description="how the answers are shown; both asks twice and averages")] = Order.BOTH
     options: Annotated[tuple[str, str], Field(description="what the judge would write for the first, the second")] = (
         "(A)",
         "(B)",
     )
-    reasoning: Annotated[bool, Field(description="let the judge think before its options are scored")] = False
+    tie_option: Annotated[str, Field(description="what it would write for neither, e.g. (C); empty: not offered")] = ""
+    structured: Annotated[bool, Field(description="choice: keep a server that can to the options")] = True
+    reasoning: Annotated[bool, Field(description="let the judge think before it decides")] = False
     sampling: Annotated[Sampled, Field(description="of the reasoning and of the written choice")] = Sampled(
         max_tokens=128, temperature=0.0
     )
+    samples: Annotated[int, Field(ge=1, le=64, description="reasonings or choices drawn a question, averaged")] = 1
     temperature: Annotated[float, Field(gt=0)] = 1.0
     per_token: Annotated[bool, Field(description="contrast: divide log-likelihoods by the answer's tokens")] = True
     pairs: Pairs = Pairs.ALL
     margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     ties: Ties = Ties.KEEP
+    abstain: Annotated[Abstain, Field(description="what becomes of a pair without a readable vote")] = Abstain.DROP
     clamp: tuple[float, float] | None = None
     labels: Labels = Labels.SOFT
     limit: Annotated[int | None, Field(ge=1, description="only the first n rows")] = None
@@ -103,129 +105,171 @@ class JudgeSpec(StageSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _prompt_of_scoring(cls, raw: Any) -> Any:
-        """The scoring's own prompt (and exemplars) where none is named, so that only texts that are read count."""
-        if not isinstance(raw, Mapping) or raw.get("scoring", Scoring.LOGPROB) not in list(Scoring):
+    def _as_written(cls, raw: Any) -> Any:
+        """The scoring's own prompt (and exemplars) where none is named, so that only texts that are read count; and
+        the order by its older name."""
+        if not isinstance(raw, Mapping):
             return raw
-        scoring = Scoring(raw.get("scoring", Scoring.LOGPROB))
-        filled = {**raw, "prompt": raw.get("prompt") or _PROMPTS[scoring]}
-        if scoring is Scoring.CONTRAST:
-            filled["exemplars"] = raw.get("exemplars") or _EXEMPLARS
+        filled = dict(raw)
+        if isinstance(filled.get("swap"), bool):
+            if "order" in filled:
+                raise ValueError("swap is the older name of order; give order alone")
+            filled["order"] = Order.BOTH if filled.pop("swap") else Order.GIVEN
+        if filled.get("scoring", Scoring.LOGPROB) in list(Scoring):
+            scoring = Scoring(filled.get("scoring", Scoring.LOGPROB))
+            filled["prompt"] = filled.get("prompt") or _PROMPTS[scoring]
+            if scoring is Scoring.CONTRAST:
+                filled["exemplars"] = filled.get("exemplars") or _EXEMPLARS
         return filled
 
     @model_validator(mode="after")
     def _settings_agree(self) -> JudgeSpec:
-        if self.exemplars and self.scoring is not Scoring.CONTRAST:
+        contrast = self.scoring is Scoring.CONTRAST
+        if self.exemplars and not contrast:
             raise ValueError(f"exemplars are read by scoring 'contrast' only, and this is '{self.scoring.value}'")
-        if self.reasoning and self.scoring is not Scoring.LOGPROB:
-            raise ValueError("reasoning goes before option log-probabilities; use scoring: logprob")
+        if self.reasoning and contrast:
+            raise ValueError("scoring 'contrast' writes nothing, so there is no reasoning; use logprob or choice")
+        if self.tie_option and contrast:
+            raise ValueError("scoring 'contrast' shows no options, so there is no tie_option; use margin")
+        if self.samples > 1 and not self.reasoning and self.scoring is not Scoring.CHOICE:
+            raise ValueError(f"samples is {self.samples}, but nothing is drawn; use reasoning, or scoring: choice")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(f"samples is {self.samples}, and all are the same at sampling.temperature 0; raise it")
         if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
             raise ValueError(f"clamp {list(self.clamp)} must hold 0.5 and lie within 0 and 1, e.g. [0.4, 0.6]")
-        if self.options[0] == self.options[1] or not all(self.options):
-            raise ValueError("options must be two different texts")
+        if len(set(self.answers)) < len(self.answers) or not all(self.options):
+            raise ValueError("options must be two different texts, and tie_option a third")
         return self
 
     @property
-    def votes(self) -> int:
-        """Questions for one pair (``contrast``: for one answer)."""
-        orders = 2 if self.scoring is Scoring.CONTRAST or self.swap else 1
-        return orders * (self.ensemble if self.principles is Principles.ENSEMBLE else 1)
+    def answers(self) -> tuple[str, ...]:
+        """What the judge may answer: the options, and the tie where it is one."""
+        return (*self.options, self.tie_option) if self.tie_option else self.options
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
-        """Every pair of a row's candidates (``contrast``: every candidate), with every vote asked for."""
+        """Every asked pair of a row's candidates (``contrast``: every candidate), with every vote asked for."""
         n = limited(rows.get("candidates"), self.limit)
         width = max(rows.get("candidates:width") or 1, 2)  # of revisions, the first answer and the last
-        pairs = width * (width - 1) // 2
-        # The probabilities of two options are two calls.
-        asked = {Scoring.CONTRAST: width, Scoring.LOGPROB: 2 * pairs, Scoring.CHOICE: pairs}[self.scoring]
-        calls = (n or 0) * self.votes * asked
-        written = self.sampling.max_tokens if self.reasoning or self.scoring is Scoring.CHOICE else 0
-        made = None if n is None else n * (pairs if self.pairs is Pairs.ALL else 1)
-        return Estimate(made, calls, calls * JUDGE_TOKENS, calls * written)
+        people = limited(rows.get("labelled"), self.labelled_limit) if self.labelled else 0
+        calls = (n or 0) * self._calls(width) + (people or 0) * self._calls(2)
+        # With reasoning before a choice both are written; before options, half of the calls.
+        writes = 1.0 if self.scoring is Scoring.CHOICE else 0.5 if self.reasoning else 0.0
+        made = {Pairs.ALL: width * (width - 1) // 2, Pairs.NEIGHBOURS: width - 1, Pairs.BEST_WORST: 1}[self.pairs]
+        tokens = int(calls * writes) * self.sampling.max_tokens
+        return Estimate(None if n is None else n * made, calls, calls * JUDGE_TOKENS, tokens)
+
+    def _calls(self, width: int) -> int:
+        """For one row of so many answers."""
+        told = self.ensemble if self.principles is Principles.ENSEMBLE else 1
+        if self.scoring is Scoring.CONTRAST:
+            return 2 * width * told
+        pairs = width - 1 if self.pairs is Pairs.NEIGHBOURS else width * (width - 1) // 2
+        return pairs * told * (2 if self.order is Order.BOTH else 1) * self.samples * (2 if self.reasoning else 1)
 
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     """Judge every row; a row in is a pair looked at."""
-    everything = [candidates for row in rows_of(ctx.one("candidates")) if (candidates := _candidates(row)) is not None]
-    rows, repeated = distinct(everything[: spec.limit])
     score = SCORINGS[spec.scoring](spec, ctx)
+    variables = asking(ctx, "prompt").template.variables()
+    if spec.tie_option and "tie_option" not in variables:
+        what = "never shows tie_option, so the judge cannot know of it"
+        raise SpecError(Problem(f"{ctx.name}.prompt", what, "show {{ tie_option }}, or leave tie_option empty"))
     # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
-    reads = "principle" in asking(ctx, "prompt").template.variables()
+    reads = "principle" in variables
+    again = ctx.one("candidates").makes == Comparison.MAKES
 
-    def work(client: Client, chunk: list[Candidates]) -> list[Entry]:
-        asked = {
-            row.id: questions(ctx, row.id, spec.principles, spec.ensemble) if reads else EXEMPLARS for row in chunk
-        }
-        verdicts = score(client, chunk, asked)
-        return [_entry(spec, row, verdicts[row.id], [name for name, _ in asked[row.id]]) for row in chunk]
+    def judged(row: Candidates) -> Generator[Sequence[Call], Sequence[Any], tuple[Verdict, list[Asked]]]:
+        asked = questions(ctx, row.id, spec.principles, spec.ensemble) if reads else EXEMPLARS
+        verdict = yield from score(row, different(spec.pairs, row), asked)
+        return verdict, asked
 
-    outcome, counts = write(ctx, in_chunks(ctx, "model", rows, spec.chunk, work), repeated)
-    return replace(outcome, metrics=_metrics(counts))
+    def work(row: Candidates) -> Turn:
+        verdict, asked = yield from judged(row)
+        return entry(spec, row, verdict, [name for name, _ in asked], again)
+
+    def beside(row: Candidates) -> Turn:
+        verdict, asked = yield from judged(row)
+        told = facts(row, verdict, [name for name, _ in asked], True)
+        return Entry(row.id, (), {}, {}, verdict.calls, verdict.tokens, told)
+
+    def convert(row: Row) -> Candidates | str:
+        return as_candidates(row, ctx.seed)
+
+    held = _Held()
+    if spec.labelled:
+        held = _hold(spec, ctx, source_of(ctx.one("labelled"), convert, spec.labelled_limit), beside)
+    report = Report(spec.margin, spec.order is Order.BOTH)
+    source = source_of(ctx.one("candidates"), convert, spec.limit)
+    expected = spec.estimate({"candidates": len(source)}).tokens
+    outcome = through(ctx, source, work, spec, expected, report.see)
+    if held.late is not None:
+        raise held.late
+    figures = report.figures(_settings(spec), held.calibration)
+    write_json(ctx.out / FILE, figures)
+    metrics = {**_metrics(outcome.metrics), **headline(figures), **held.used}
+    return replace(outcome, metrics=metrics, calls=outcome.calls + held.calls, tokens=outcome.tokens + held.tokens)
 
 
-def _candidates(row: Row) -> Candidates | None:
-    """The row itself; of a revised answer, what was first said and what became of it."""
-    if isinstance(row, Conversation) and "response" in row.meta:
-        meta = {k: v for k, v in row.meta.items() if k not in ("response", "rounds")}
-        return Candidates(row.id, row.prompt, (str(row.meta["response"]), row.answer), row.topic, meta)
-    return row if isinstance(row, Candidates) else None
+@dataclass
+class _Held:
+    """What came of the labelled set. ``late``: some of it got no answer, which the next run asks again."""
+
+    calibration: Calibration | None = None
+    calls: int = 0
+    tokens: int = 0
+    used: dict[str, Any] = field(default_factory=dict)
+    late: Incomplete | None = None
 
 
-def _metrics(counts: Mapping[str, float]) -> dict[str, Any]:
+def _hold(spec: JudgeSpec, ctx: Context, source: Source[Candidates], work: Work[Candidates]) -> _Held:
+    """Judge the labelled set, apart from the step's rows and ledger."""
+    held = _Held()
+    apart = replace(ctx, progress=_Beside(ctx.progress))
+    with Flow(apart, "model", source, work, size=spec.chunk, name="labelled") as flow:
+        try:
+            flow.run()
+        except Incomplete as error:
+            return replace(held, late=error)  # The work itself need not wait for what is only held against it.
+        if ctx.shard is None:
+            held.calibration = Calibration()
+            for one in flow.entries():
+                held.calibration.see(one.facts, one.dropped)
+                held.calls, held.tokens = held.calls + one.calls, held.tokens + one.tokens
+        held.used = {f"{name} of the labelled set": value for name, value in usage(flow).items()}
+    return held
+
+
+def _settings(spec: JudgeSpec) -> dict[str, Any]:
+    """What one must know of the judge to read its report."""
+    asks = ["order", "samples", "reasoning", "tie_option"] if spec.scoring is not Scoring.CONTRAST else []
+    shown = ["scoring", "principles", "pairs", "margin", *asks]
+    found = spec.model_dump(mode="json", include=set(shown))
+    settings = {name: found[name] for name in shown if found[name] not in ("", False)}
+    return settings if spec.scoring is Scoring.CHOICE else {**settings, "temperature": spec.temperature}
+
+
+class _Beside:
+    """The progress of work beside the rows: its tokens count, its rows do not."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
+        """Nothing: the rows of the step are to come."""
+
+    def advance(self, rows: int = 0, tokens: int = 0) -> None:
+        """Tokens alone."""
+        self._progress.advance(tokens=tokens)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """As it is."""
+        self._progress.note(event, **fields)
+
+
+def _metrics(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums over the rows as shares; what is 0 is left out."""
     pairs, both = counts.get("pairs", 0), counts.get("judged in both orders", 0)
     shares = {"mean p_chosen": counts.get("p_chosen", 0.0) / pairs} if pairs else {}
     if both:
         shares["agreement of the two orders"] = counts.get("orders agree", 0) / both
     return {**{k: v for k, v in counts.items() if v and k != "p_chosen"}, **shares}
-
-
-def _entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[str]) -> Entry:
-    dropped: dict[str, int] = {}
-    counts: dict[str, float] = {}
-    made = []
-    for i, j in _chosen_pairs(spec, row, verdict):
-        p = 0.5 if row.answers[i] == row.answers[j] else verdict.p.get((i, j))
-        if row.answers[i] == row.answers[j]:
-            dropped["identical"] = dropped.get("identical", 0) + 1
-            continue
-        if p is None:
-            dropped["unparsed"] = dropped.get("unparsed", 0) + 1
-            continue
-        judged = max(p, 1 - p)
-        if abs(p - 0.5) <= spec.margin:
-            p = 0.5
-            counts["ties"] = counts.get("ties", 0) + 1
-            if spec.ties is Ties.DROP:
-                dropped["tie"] = dropped.get("tie", 0) + 1
-                continue
-        first, second, label = (i, j, p) if p >= 0.5 else (j, i, 1 - p)
-        if spec.labels is Labels.HARD and label != 0.5:
-            label = 1.0
-        if spec.clamp is not None:
-            label = min(max(label, spec.clamp[0]), spec.clamp[1])
-        meta = {**row.meta, "principles": principles, "judged": round(judged, 6)}
-        chosen, rejected = row.answers[first], row.answers[second]
-        made.append(Comparison(f"{row.id}/{i}-{j}", row.messages, chosen, rejected, round(label, 6), row.topic, meta))
-        counts["pairs"] = counts.get("pairs", 0) + 1
-        counts["p_chosen"] = counts.get("p_chosen", 0.0) + label
-    if not made and not dropped:
-        dropped["fewer than two answers"] = 1
-    counts["judged in both orders"], counts["orders agree"] = verdict.both, verdict.agree
-    return Entry(row.id, tuple(made), dropped, counts, verdict.calls, verdict.tokens)
-
-
-def _chosen_pairs(spec: JudgeSpec, row: Candidates, verdict: Verdict) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j. The best and the worst are those with the highest and the lowest mean p over the others."""
-    n = len(row.answers)
-    everything = list(combinations(range(n), 2))
-    if spec.pairs is Pairs.ALL or n <= 2:
-        return everything
-    means = [0.0] * n
-    for i, j in everything:
-        p = verdict.p.get((i, j))
-        p = 0.5 if p is None else p
-        means[i] += p
-        means[j] += 1 - p
-    best = max(range(n), key=lambda i: (means[i], -i))
-    worst = min((i for i in range(n) if i != best), key=lambda i: (means[i], -i))
-    return [(min(best, worst), max(best, worst))]

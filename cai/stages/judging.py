@@ -1,24 +1,24 @@
-"""The judge's scorings: each asks a client about a chunk of candidates and says how likely each answer is better.
+"""The judge's scorings: each asks about the pairs of one row, and reads votes from what comes back.
 
-A verdict's ``p[i, j]`` is the probability that answer ``i`` is better than answer ``j``; None where nothing readable
-came back.
+A scoring yields the calls it needs now and is sent their results, like the work it is a part of (``cai.stages.flow``).
+What cannot be read is no vote, and says why.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from cai.clients.base import Client, Score, ScoreRequest
+from cai.clients.base import Call, Completion, Finish, OptionScores, OptionsRequest, Score, ScoreRequest
 from cai.data.rows import Candidates
-from cai.identity import sampling_seed
+from cai.identity import counted, sampling_seed
 from cai.stages.base import Context
-from cai.stages.generation import complete, transcript
+from cai.stages.generation import transcript
+from cai.stages.judge_pairs import REFUSED, Pair, Verdict, Vote
+from cai.stages.judge_reading import NO_NUMBER, read_choice, read_options, sigmoid
 from cai.stages.prompting import Asking, asking, records
 
 if TYPE_CHECKING:
@@ -43,28 +43,24 @@ class Principles(str, Enum):
     WHOLE = "whole"
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What the judge thinks of one row's candidates; ``both`` and ``agree`` count pairs asked in both orders."""
+class Order(str, Enum):
+    """How the two answers of a pair are shown: both ways and averaged, in an order drawn for the question, as given."""
 
-    p: dict[tuple[int, int], float | None] = field(default_factory=dict)
-    calls: int = 0
-    tokens: int = 0
-    both: int = 0
-    agree: int = 0
+    BOTH = "both"
+    RANDOM = "random"
+    GIVEN = "given"
 
 
-Question = tuple[str, str]
+Asked = tuple[str, str]
 """A principle's id and the comparison question."""
 
-EXEMPLARS: list[Question] = [("exemplars", "")]
+EXEMPLARS: list[Asked] = [("exemplars", "")]
 """What a prompt asks that shows exemplars and no principle."""
 
-Asked = Mapping[str, list[Question]]
-Score_ = Callable[[Client, list[Candidates], Asked], dict[str, Verdict]]
+Scorer = Callable[[Candidates, Sequence[Pair], Sequence[Asked]], Generator[Sequence[Call], Sequence[Any], Verdict]]
 
 
-def questions(ctx: Context, row: str, principles: Principles, k: int) -> list[Question]:
+def questions(ctx: Context, row: str, principles: Principles, k: int) -> list[Asked]:
     """The questions of one row, by rendezvous: rewording a principle moves no row."""
     if principles is Principles.WHOLE:
         return [("whole", ctx.principles.as_text())]
@@ -72,30 +68,7 @@ def questions(ctx: Context, row: str, principles: Principles, k: int) -> list[Qu
     return [(principle.id, principle.comparison) for principle in drawn]
 
 
-def sigmoid(x: float) -> float:
-    """The logistic function, without overflow."""
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def scores(client: Client, requests: Sequence[ScoreRequest]) -> dict[str, Score]:
-    """Scores by request id.
-
-    Raises:
-        RuntimeError: when the client leaves a request without a score, or gives one that is no number.
-    """
-    found = {score.id: score for score in client.score(requests)} if requests else {}
-    for request in requests:
-        score = found.get(request.id)
-        if score is None or not math.isfinite(score.logprob):
-            raise RuntimeError(f"{client.name}: no finite log-probability for {request.id!r}")
-    return found
-
-
-def _different(row: Candidates) -> list[tuple[int, int]]:
-    return [(i, j) for i, j in combinations(range(len(row.answers)), 2) if row.answers[i] != row.answers[j]]
-
-
-def contrast(spec: JudgeSpec, ctx: Context) -> Score_:
+def contrast(spec: JudgeSpec, ctx: Context) -> Scorer:
     """log p(answer | good exemplars) - log p(answer | bad exemplars), for each answer; a pair compares the two.
 
     Both prompts differ in their exemplars' answers alone, so how likely the answer is as such, its length and its
@@ -105,172 +78,174 @@ def contrast(spec: JudgeSpec, ctx: Context) -> Score_:
     exemplars = records(ctx, "exemplars", "exemplars", EXEMPLAR_FIELDS)[: spec.n_exemplars]
     sides = {side: [{"prompt": e["prompt"], "answer": e[side]} for e in exemplars] for side in ("good", "bad")}
 
-    def score(client: Client, chunk: list[Candidates], asked: Asked) -> dict[str, Verdict]:
-        found: dict[str, Score] = {}
-        # One list for each side: a client computes what all prompts of a list begin with once.
+    def score(
+        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+    ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
+        if not pairs:
+            return Verdict()
+        found: dict[str, Sequence[Score]] = {}
+        # One turn for each side: a client computes what all prompts of a list begin with once.
         for side, shots in sides.items():
-            requests = []
-            for row in chunk:
-                for k, (_, question) in enumerate(asked[row.id]):
-                    values = {"shots": shots, "side": side, "principle": question, "messages": transcript(row.messages)}
-                    text = ask.text(**values)
-                    requests += [
-                        ScoreRequest(f"{row.id}/{k}/{side}/{i}", text, ask.continuation(text, answer))
-                        for i, answer in enumerate(row.answers)
-                    ]
-            found |= scores(client, requests)
-        verdicts = {}
-        for row in chunk:
-            verdict = verdicts[row.id] = Verdict()
-            votes = range(len(asked[row.id]))
-            ratio = [[_ratio(spec, found, f"{row.id}/{k}", i) for i in range(len(row.answers))] for k in votes]
-            for i, j in _different(row):
-                verdict.p[i, j] = _mean([sigmoid((r[i] - r[j]) / spec.temperature) for r in ratio])
-            mine = [found[f"{row.id}/{k}/{s}/{i}"] for k in votes for s in sides for i in range(len(row.answers))]
-            verdict.calls, verdict.tokens = len(mine), sum(s.tokens for s in mine)
-        return verdicts
+            calls: list[Call] = []
+            for k, (_, question) in enumerate(asked):
+                values = {"shots": shots, "side": side, "principle": question, "messages": transcript(row.messages)}
+                text = ask.text(**values)
+                calls += [
+                    ScoreRequest(f"{row.id}/{k}/{side}/{i}", text, ask.continuation(text, answer))
+                    for i, answer in enumerate(row.answers)
+                ]
+            found[side] = yield calls
+        n = len(row.answers)
+        ratios = [_ratio(spec, good, bad) for good, bad in zip(found["good"], found["bad"], strict=True)]
+        votes = []
+        for i, j in pairs:
+            for k in range(len(asked)):
+                difference = ratios[k * n + i] - ratios[k * n + j]
+                read = math.isfinite(difference)
+                p = sigmoid(difference / spec.temperature) if read else None
+                votes.append(Vote(i, j, k, None, 0, p, "" if read else NO_NUMBER))
+        scores = [*found["good"], *found["bad"]]
+        return Verdict(votes, len(scores), sum(s.tokens for s in scores))
 
     return score
 
 
-def _ratio(spec: JudgeSpec, found: Mapping[str, Score], row: str, i: int) -> float:
-    good, bad = found[f"{row}/good/{i}"], found[f"{row}/bad/{i}"]
+def _ratio(spec: JudgeSpec, good: Score, bad: Score) -> float:
     return (good.logprob - bad.logprob) / (max(good.tokens, 1) if spec.per_token else 1)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """One question about one pair in one order; ``flipped`` shows answer ``j`` first."""
+class _Question:
+    """One question about one pair in one order; ``vote`` is what is known of its answer so far."""
 
     id: str
-    row: str
-    i: int
-    j: int
-    flipped: bool
-    values: dict[str, Any]
+    vote: Vote
+    values: Mapping[str, Any]
 
 
-def _turns(spec: JudgeSpec, chunk: list[Candidates], asked: Asked) -> list[_Turn]:
-    turns = []
-    for row in chunk:
-        for i, j in _different(row):
-            for k, (_, question) in enumerate(asked[row.id]):
-                for flipped in (False, True) if spec.swap else (False,):
-                    first, second = (j, i) if flipped else (i, j)
-                    values = {
-                        "principle": question,
-                        "messages": transcript(row.messages),
-                        "first": row.answers[first],
-                        "second": row.answers[second],
-                        "options": spec.options,
-                        "think": False,
-                        "reasoning": "",
-                    }
-                    turns.append(_Turn(f"{row.id}/{i}-{j}/{k}/{int(flipped)}", row.id, i, j, flipped, values))
-    return turns
+def _ask(
+    spec: JudgeSpec, ctx: Context, row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+) -> list[_Question]:
+    """Every question, once for each sample. The first sample has the question's own id, and so its seed."""
+    found = []
+    messages = transcript(row.messages)
+    for i, j in pairs:
+        for k, (principle, question) in enumerate(asked):
+            for flipped in _orders(spec, ctx.seed, f"{row.id}/{i}-{j}", principle):
+                first, second = (j, i) if flipped else (i, j)
+                values = {
+                    "principle": question,
+                    "messages": messages,
+                    "first": row.answers[first],
+                    "second": row.answers[second],
+                    "options": spec.options,
+                    "tie_option": spec.tie_option,
+                    "think": False,
+                    "reasoning": "",
+                }
+                name = f"{row.id}/{i}-{j}/{k}/{int(flipped)}"
+                for sample in range(spec.samples):
+                    vote = Vote(i, j, k, flipped, sample, None)
+                    found.append(_Question(f"{name}/s{sample}" if sample else name, vote, values))
+    return found
 
 
-def _collect(
-    chunk: list[Candidates], turns: Sequence[_Turn], p_first: Mapping[str, float | None]
-) -> dict[str, Verdict]:
-    """Average over orders and principles; a question without a readable answer does not vote."""
-    votes: dict[tuple[str, int, int], list[float]] = {}
-    straight: dict[str, float] = {}
-    verdicts = {row.id: Verdict() for row in chunk}
-    for turn in turns:
-        verdict, p = verdicts[turn.row], p_first[turn.id]
-        verdict.p.setdefault((turn.i, turn.j), None)
-        if p is None:
-            continue
-        p = 1 - p if turn.flipped else p
-        votes.setdefault((turn.row, turn.i, turn.j), []).append(p)
-        question = turn.id.rpartition("/")[0]
-        if not turn.flipped:
-            straight[question] = p
-        elif question in straight:
-            verdict.both += 1
-            verdict.agree += (p > 0.5) == (straight[question] > 0.5)
-    for (row, i, j), values in votes.items():
-        verdicts[row].p[i, j] = _mean(values)
-    return verdicts
+def _orders(spec: JudgeSpec, seed: int, pair: str, principle: str) -> tuple[bool, ...]:
+    if spec.order is Order.BOTH:
+        return (False, True)
+    return (spec.order is Order.RANDOM and counted(seed, pair, f"judge/order/{principle}") % 2 == 1,)
 
 
-def _written(
-    spec: JudgeSpec, ctx: Context, client: Client, ask: Asking, turns: list[_Turn], think: bool
-) -> dict[str, Any]:
+def _write(
+    spec: JudgeSpec, ctx: Context, ask: Asking, questions: Sequence[_Question], think: bool, choices: tuple[str, ...]
+) -> list[Call]:
     sampling = spec.sampling.sampling(ask.stops)
-    return complete(
-        client,
-        [
-            ask.request(t.id, sampling, sampling_seed(ctx.seed, t.id, "judge"), **{**t.values, "think": think})
-            for t in turns
-        ],
-    )
+    purpose = "judge" if think or not spec.reasoning else "judge/choice"
+    calls: list[Call] = []
+    for question in questions:
+        seed = sampling_seed(ctx.seed, question.id, purpose)
+        request = ask.request(question.id, sampling, seed, **{**question.values, "think": think})
+        calls.append(replace(request, choices=choices) if choices else request)
+    return calls
 
 
-def logprob(spec: JudgeSpec, ctx: Context) -> Score_:
+def _think(
+    spec: JudgeSpec, ctx: Context, ask: Asking, questions: list[_Question], verdict: Verdict
+) -> Generator[Sequence[Call], Sequence[Any], list[_Question]]:
+    """Let the judge reason about every question, where it shall; the questions as they are asked then.
+
+    One whose reasoning the server refused goes no further.
+    """
+    if not spec.reasoning or not questions:
+        return questions
+    thoughts = yield _write(spec, ctx, ask, questions, True, ())
+    _count(verdict, thoughts)
+    going = []
+    for question, thought in zip(questions, thoughts, strict=True):
+        if thought.finish is Finish.REFUSED:
+            verdict.votes.append(replace(question.vote, why=_refusal(thought)))
+        else:
+            going.append(replace(question, values={**question.values, "reasoning": thought.text.strip()}))
+    return going
+
+
+def _refusal(completion: Completion) -> str:
+    return f"{REFUSED}: {completion.refused}" if completion.refused else REFUSED
+
+
+def _count(verdict: Verdict, results: Sequence[Any]) -> None:
+    verdict.calls += len(results)
+    verdict.tokens += sum(result.tokens for result in results)
+
+
+def logprob(spec: JudgeSpec, ctx: Context) -> Scorer:
     """p(first option) / (p(first option) + p(second option)), after the judge's reasoning when it is asked for."""
     ask = asking(ctx, "prompt")
 
-    def score(client: Client, chunk: list[Candidates], asked: Asked) -> dict[str, Verdict]:
-        turns = _turns(spec, chunk, asked)
-        thoughts = _written(spec, ctx, client, ask, turns, think=True) if spec.reasoning else {}
-        requests = []
-        for turn in turns:
-            thought = thoughts[turn.id].text.strip() if turn.id in thoughts else ""
-            text = ask.text(**{**turn.values, "reasoning": thought})
-            requests += [
-                ScoreRequest(f"{turn.id}/{o}", text, ask.continuation(text, option))
-                for o, option in enumerate(spec.options)
-            ]
-        found = scores(client, requests)
-        p_first: dict[str, float | None] = {
-            t.id: sigmoid((found[f"{t.id}/0"].logprob - found[f"{t.id}/1"].logprob) / spec.temperature) for t in turns
-        }
-        verdicts = _collect(chunk, turns, p_first)
-        for turn in turns:
-            verdicts[turn.row].calls += 2 + (turn.id in thoughts)
-            verdicts[turn.row].tokens += thoughts[turn.id].tokens if turn.id in thoughts else 0
-        return verdicts
+    def score(
+        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+    ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
+        verdict = Verdict()
+        going = yield from _think(spec, ctx, ask, _ask(spec, ctx, row, pairs, asked), verdict)
+        calls: list[Call] = []
+        for question in going:
+            filled = ask.fill(**question.values)
+            options = tuple(ask.continuation(filled.text, option) for option in spec.answers)
+            calls.append(OptionsRequest(question.id, filled.text, options, filled.messages))
+        found: Sequence[OptionScores] = (yield calls) if calls else ()
+        verdict.calls += len(found)  # a judge that reads writes no tokens
+        for question, scores in zip(going, found, strict=True):
+            p, why = read_options(scores.logprobs, spec.temperature)
+            verdict.votes.append(replace(question.vote, p=p, why=why))
+        return verdict
 
     return score
 
 
-def choice(spec: JudgeSpec, ctx: Context) -> Score_:
-    """The option that the judge writes first; both or neither is no vote."""
+def choice(spec: JudgeSpec, ctx: Context) -> Scorer:
+    """The option that the judge writes, after its reasoning when it is asked for; several or none is no vote."""
     ask = asking(ctx, "prompt")
 
-    def score(client: Client, chunk: list[Candidates], asked: Asked) -> dict[str, Verdict]:
-        turns = _turns(spec, chunk, asked)
-        found = _written(spec, ctx, client, ask, turns, think=False)
-        p_first = {turn.id: parse_choice(found[turn.id].text, spec.options) for turn in turns}
-        verdicts = _collect(chunk, turns, p_first)
-        for turn in turns:
-            verdicts[turn.row].calls += 1
-            verdicts[turn.row].tokens += found[turn.id].tokens
-        return verdicts
+    def score(
+        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+    ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
+        verdict = Verdict()
+        going = yield from _think(spec, ctx, ask, _ask(spec, ctx, row, pairs, asked), verdict)
+        choices = spec.answers if spec.structured else ()
+        found: Sequence[Completion] = (yield _write(spec, ctx, ask, going, False, choices)) if going else ()
+        _count(verdict, found)
+        for question, completion in zip(going, found, strict=True):
+            if completion.finish is Finish.REFUSED:
+                verdict.votes.append(replace(question.vote, why=_refusal(completion)))
+                continue
+            p, why = read_choice(completion.text, spec.answers)
+            verdict.votes.append(replace(question.vote, p=p, why=why))
+        return verdict
 
     return score
 
 
-def parse_choice(text: str, options: tuple[str, str]) -> float | None:
-    """1 for the first option, 0 for the second, None when the text names neither or both.
-
-    An option also counts without its brackets, as a word by itself: ``A``, ``Option B.``
-    """
-    named = []
-    for option in options:
-        bare = option.strip("()[] .:")
-        pattern = rf"{re.escape(option)}|(?<!\w){re.escape(bare)}(?!\w)" if bare else re.escape(option)
-        named.append(re.search(pattern, text) is not None)
-    return None if named[0] == named[1] else float(named[0])
-
-
-SCORINGS: dict[Scoring, Callable[[JudgeSpec, Context], Score_]] = {
+SCORINGS: dict[Scoring, Callable[[JudgeSpec, Context], Scorer]] = {
     Scoring.LOGPROB: logprob,
     Scoring.CONTRAST: contrast,
     Scoring.CHOICE: choice,

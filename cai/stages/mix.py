@@ -7,7 +7,7 @@ training will see: the rendered chat text, in the tokens of ``model``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,13 +15,15 @@ from pydantic import Field, model_validator
 
 from cai.chat import ChatTemplate
 from cai.data.nemo_tokens import open_tokenizer
-from cai.data.rows import Comparison, Row, write_rows
+from cai.data.rows import Comparison, Row
+from cai.data.seen import Seen
 from cai.data.splits import prompt_key
 from cai.errors import PlanError, PrerequisiteError, Problem
-from cai.identity import row_id, uniform
+from cai.identity import counted, row_id
 from cai.settings import Settings
 from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants, fits
-from cai.stages.generation import rows_of
+from cai.stages.generation import part, row_type, rows_of
+from cai.stages.mix_table import RowAt, Table, rows_at
 
 TRAIN, VAL = "train", "val"
 
@@ -92,7 +94,10 @@ class MixSpec(StageSpec):
 
 
 def run(spec: MixSpec, ctx: Context) -> Outcome:
-    """Filter, choose, order and split. Every choice is counted from the seed and the row, so order does not matter."""
+    """Filter, choose, order and split. Every choice is counted from the seed and the row, so order does not matter.
+
+    Rows are read once and written from where they lie: about 50 bytes of each are held, whatever its length.
+    """
     sources = ctx.inputs["sources"]
     assert isinstance(sources, tuple)
     length = None
@@ -100,53 +105,57 @@ def run(spec: MixSpec, ctx: Context) -> Outcome:
         length = _Length(ctx.chat, ctx.one("model").path if spec.model else None)
     held = _groups_of(ctx.inputs.get("held_out", ()))
     dropped: Counter[str] = Counter()
-    seen: set[str] = set()
-    kept: list[Row] = []
+    seen = Seen()
     shares: dict[str, int] = {}
     rows_in = first = 0
-    for i, (setting, artifact) in enumerate(zip(spec.sources, sources, strict=True)):
-        name = f"{i}/{setting.source}"
-        rows = [row for part in (TRAIN, VAL) for row in rows_of(artifact, part)]
-        rows_in += len(rows)
-        good = []
-        for row in rows:
-            reason = _reason(spec, row, held, seen, length)
-            if reason:
-                dropped[reason] += 1
-            else:
-                good.append(row)
-        wanted = setting.rows if setting.ratio is None else round(setting.ratio * first)
-        chosen = _choose(ctx.seed, good, i, wanted)
-        if len(chosen) < len(good):
-            dropped["not chosen"] += len(good) - len(chosen)
-        first = first if i else len(chosen)
-        shares[name] = len(chosen)
-        kept += chosen
-    kept.sort(key=lambda row: (uniform(ctx.seed, _content(row), "mix/order"), _content(row)))
-    train, val = split(ctx.seed, kept, spec.val)
-    written = {TRAIN: write_rows(ctx.out / "train.jsonl", train), VAL: write_rows(ctx.out / "val.jsonl", val)}
-    ledger = Ledger(rows_in, len(kept), dict(sorted(dropped.items())), written)
+    with Table() as table:
+        for i, (setting, artifact) in enumerate(zip(spec.sources, sources, strict=True)):
+            begin, good = len(table), 0
+            for file, row_at in _lines(artifact, table):
+                rows_in += 1
+                reason = _reason(spec, row_at.row, held, seen, length)
+                if reason:
+                    dropped[reason] += 1
+                else:
+                    good += 1
+                    table.add(file, row_at.at, row_at.length, *_draws(ctx.seed, row_at.row, i))
+            wanted = setting.rows if setting.ratio is None else round(setting.ratio * first)
+            chosen = table.keep_lowest(begin, wanted)
+            if chosen < good:
+                dropped["not chosen"] += good - chosen
+            first = first if i else chosen
+            shares[f"{i}/{setting.source}"] = chosen
+        written = table.write({TRAIN: ctx.out / "train.jsonl", VAL: ctx.out / "val.jsonl"}, spec.val)
+    ledger = Ledger(rows_in, sum(written.values()), dict(sorted(dropped.items())), written)
     ctx.progress.expect(rows=rows_in)
     ctx.progress.advance(rows=rows_in)
     return Outcome(ledger, {"rows by source": shares})
 
 
+def _lines(artifact: Artifact, table: Table) -> Iterator[tuple[int, RowAt]]:
+    kind = row_type(artifact)
+    for name in (TRAIN, VAL):
+        path = part(artifact, name)
+        if path is not None:
+            file = table.open(path)
+            for row_at in rows_at(path, kind):
+                yield file, row_at
+
+
+def _draws(seed: int, row: Row, source: int) -> tuple[int, int, int, int]:
+    """Content, and what is drawn for it: whether it is chosen, its place, its side."""
+    content, group = _content(row), prompt_group(row)
+    return (
+        int(content, 16),
+        counted(seed, content, f"mix/{source}"),
+        counted(seed, content, "mix/order"),
+        counted(seed, group, "mix/split"),
+    )
+
+
 def prompt_group(row: Row) -> str:
     """What keeps rows on one side: the conversation's first question, as in the splits of data sources."""
     return row_id(prompt_key(row))
-
-
-def split(seed: int, rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Train and validation rows, each prompt group on one side. With two groups or more neither side is empty."""
-    draws = {group: uniform(seed, group, "mix/split") for group in {prompt_group(row) for row in rows}}
-    held = {group for group, at in draws.items() if at < share}
-    if share > 0 and len(draws) > 1:
-        if not held:
-            held = {min(draws, key=lambda group: (draws[group], group))}
-        elif len(held) == len(draws):
-            held.discard(max(draws, key=lambda group: (draws[group], group)))
-    train = [row for row in rows if prompt_group(row) not in held]
-    return train, [row for row in rows if prompt_group(row) in held]
 
 
 def _answers(row: Row) -> tuple[str, ...]:
@@ -159,22 +168,14 @@ def _content(row: Row) -> str:
     return row_id(*said, *(_answers(row) if isinstance(row, Comparison) else ()))
 
 
-def _choose(seed: int, rows: list[Row], source: int, wanted: int | None) -> list[Row]:
-    """The ``wanted`` rows with the smallest draws, in their order: a larger number keeps those of a smaller one."""
-    if wanted is None or wanted >= len(rows):
-        return rows
-    places = sorted(range(len(rows)), key=lambda n: (uniform(seed, _content(rows[n]), f"mix/{source}"), n))
-    return [rows[n] for n in sorted(places[:wanted])]
-
-
 def _groups_of(artifacts: object) -> set[str]:
     found = artifacts if isinstance(artifacts, tuple) else ()
     return {prompt_group(row) for a in found if isinstance(a, Artifact) for row in _everything(a)}
 
 
 def _everything(artifact: Artifact) -> Iterator[Row]:
-    for part in (TRAIN, VAL):
-        yield from rows_of(artifact, part)
+    for name in (TRAIN, VAL):
+        yield from rows_of(artifact, name)
 
 
 class _Length:
@@ -204,7 +205,7 @@ class _Length:
         return ["".join(span.text for span in self._chat.spans(row.messages))]
 
 
-def _reason(spec: MixSpec, row: Row, held: set[str], seen: set[str], length: _Length | None) -> str:
+def _reason(spec: MixSpec, row: Row, held: set[str], seen: Seen, length: _Length | None) -> str:
     """Why a row is not used; empty when it is. Notes what was seen."""
     if min(len(answer.strip()) for answer in _answers(row)) < spec.min_chars:
         return "too short"
@@ -216,9 +217,4 @@ def _reason(spec: MixSpec, row: Row, held: set[str], seen: set[str], length: _Le
             return "too long"
         if spec.max_tokens is not None and tokens is not None and tokens > spec.max_tokens:
             return "too long"
-    if spec.deduplicate:
-        content = _content(row)
-        if content in seen:
-            return "duplicate"
-        seen.add(content)
-    return ""
+    return "duplicate" if spec.deduplicate and not seen.add(_content(row)) else ""

@@ -11,12 +11,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cai.chat import Message
-from cai.clients.base import Client, Request
+from cai.clients.base import Request
 from cai.data.rows import Conversation, Prompt
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
-from cai.stages.generation import write_entries as write
+from cai.stages.entries import Entry
+from cai.stages.flow import Turn
+from cai.stages.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 
 
 class RespondSpec(StageSpec):
@@ -34,6 +35,7 @@ class RespondSpec(StageSpec):
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
+    shards: Annotated[int, RUNTIME, Field(ge=1, le=1000, description="processes that share the rows")] = 1
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
         """One call a prompt."""
@@ -55,30 +57,15 @@ def with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ..
 
 def run(spec: RespondSpec, ctx: Context) -> Outcome:
     """Answer every prompt; empty and (as the spec says) unfinished answers are dropped and counted."""
-    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
+    sampling = spec.sampling.sampling(ctx.stops)
 
-    def work(client: Client, chunk: list[Prompt]) -> list[Entry]:
-        requests = [
-            Request(
-                row.id,
-                ctx.chat.prompt(messages),
-                spec.sampling.sampling(ctx.stops),
-                sampling_seed(ctx.seed, row.id, "respond"),
-                messages,
-            )
-            for row in chunk
-            for messages in (with_system(row.messages, spec.system),)
-        ]
-        answers = complete(client, requests)
-        entries = []
-        for row in chunk:
-            answer = answers[row.id]
-            text, reason = settled(answer, spec.unfinished)
-            made = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
-            entries.append(
-                Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
-            )
-        return entries
+    def work(row: Prompt) -> Turn:
+        messages = with_system(row.messages, spec.system)
+        seed = sampling_seed(ctx.seed, row.id, "respond")
+        (answer,) = yield [Request(row.id, ctx.chat.prompt(messages), sampling, seed, messages)]
+        text, reason = settled(answer, spec.unfinished)
+        made = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
+        return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
 
-    tokens = len(prompts) * spec.sampling.max_tokens
-    return write(ctx, in_chunks(ctx, "model", prompts, spec.chunk, work, tokens), repeated)[0]
+    source = source_of(ctx.one("prompts"), as_prompt, spec.limit)
+    return through(ctx, source, work, spec, len(source) * spec.sampling.max_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,13 +17,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.chat import Message
-from cai.clients.base import Client, Completion, Request, Sampling
+from cai.clients.base import Completion, Request
 from cai.constitution import Principle
 from cai.data.rows import Conversation
 from cai.identity import RUNTIME, rendezvous_order, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
-from cai.stages.generation import Entry, Unfinished, complete, distinct, in_chunks, rows_of, settled, transcript
-from cai.stages.generation import write_entries as write
+from cai.stages.entries import Entry
+from cai.stages.flow import Turn
+from cai.stages.generation import Unfinished, as_conversation, settled, source_of, through, transcript
 from cai.stages.prompting import Asking, asking, records
 from cai.stages.respond import limited
 
@@ -76,6 +77,7 @@ class ReviseSpec(StageSpec):
     limit: Annotated[int | None, Field(ge=1, description="only the first n responses")] = None
     chunk: Annotated[int, Field(ge=1, description="rows asked together; decides the draws")] = 32
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
+    shards: Annotated[int, RUNTIME, Field(ge=1, le=1000, description="processes that share the rows")] = 1
 
     @model_validator(mode="after")
     def _rounds_exist(self) -> ReviseSpec:
@@ -125,32 +127,30 @@ class _Chain:
 
 
 def run(spec: ReviseSpec, ctx: Context) -> Outcome:
-    """Critique and revise every response; a row in is a row out or dropped with a reason, for each round asked for."""
-    everything = [row for row in rows_of(ctx.one("responses")) if isinstance(row, Conversation)]
-    rows, repeated = distinct(everything[: spec.limit])
+    """Take every row through its rounds."""
     shots = records(ctx, "few_shots", "shots", SHOT_FIELDS) if spec.few_shots else []
     critique, revision = asking(ctx, "critique"), asking(ctx, "revision")
     copies = {part: {_plain(shot[part]) for shot in shots} for part in ("critique", "revision")}
 
-    def work(client: Client, chunk: list[Conversation]) -> list[Entry]:
-        chains = [_Chain(row, row.answer) for row in chunk]
+    def work(row: Conversation) -> Turn:
+        chain = _Chain(row, row.answer)
         for number in range(1, spec.rounds + 1):
-            going = [chain for chain in chains if not chain.ended]
-            principles = {c.row.id: ctx.principles.draw(ctx.seed, c.row.id, f"revise/{number}") for c in going}
-            turns = {
-                c.row.id: _variables(c, principles[c.row.id], shown(spec, ctx.seed, c.row.id, number, shots))
-                for c in going
-            }
+            principle = ctx.principles.draw(ctx.seed, row.id, f"revise/{number}")
+            turn = _variables(chain, principle, shown(spec, ctx.seed, row.id, number, shots))
             if not spec.direct:
-                _critiques(spec, ctx, client, going, turns, number, critique, copies["critique"])
-                going = [chain for chain in going if not chain.ended]
-            _revisions(spec, ctx, client, going, turns, number, revision, principles, copies["revision"])
-        return [_entry(spec, chain) for chain in chains]
+                completion = yield [_request(ctx, critique, spec.critique_sampling, chain, number, "critique", turn)]
+                _criticised(spec, chain, completion[0], turn, copies["critique"])
+                if chain.ended:
+                    break
+            completion = yield [_request(ctx, revision, spec.revision_sampling, chain, number, "revision", turn)]
+            _revised(spec, chain, completion[0], turn, number, principle, copies["revision"])
+            if chain.ended:
+                break
+        return _entry(spec, chain)
 
     made = spec.revision_sampling.max_tokens + (0 if spec.direct else spec.critique_sampling.max_tokens)
-    tokens = len(rows) * spec.rounds * made
-    outcome, counts = write(ctx, in_chunks(ctx, "model", rows, spec.chunk, work, tokens), repeated)
-    return replace(outcome, metrics=dict(counts))
+    source = source_of(ctx.one("responses"), as_conversation, spec.limit)
+    return through(ctx, source, work, spec, len(source) * spec.rounds * made)
 
 
 def shown(spec: ReviseSpec, seed: int, row: str, number: int, shots: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -174,64 +174,49 @@ def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str,
     }
 
 
-def _requests(
-    ctx: Context, going: list[_Chain], turns: Mapping[str, dict[str, Any]], ask: Asking, drawn: Sampling, purpose: str
-) -> list[Request]:
-    return [ask.request(c.row.id, drawn, sampling_seed(ctx.seed, c.row.id, purpose), **turns[c.row.id]) for c in going]
+def _request(
+    ctx: Context, ask: Asking, drawn: Sampled, chain: _Chain, number: int, part: str, turn: Mapping[str, Any]
+) -> Request:
+    seed = sampling_seed(ctx.seed, chain.row.id, f"revise/{number}/{part}")
+    return ask.request(chain.row.id, drawn.sampling(ask.stops), seed, **turn)
 
 
-def _critiques(
+def _criticised(
+    spec: ReviseSpec, chain: _Chain, completion: Completion, turn: dict[str, Any], copies: set[str]
+) -> None:
+    """Take a critique up; an unusable one ends the row, or leaves the critique empty."""
+    chain.took(completion)
+    text, reason = settled(completion, spec.unfinished)
+    reason = reason or _fault(spec, text, copies)
+    if reason:
+        chain.fail(f"critique: {reason}", spec.failed)
+    turn["critique"] = "" if reason else text
+
+
+def _revised(
     spec: ReviseSpec,
-    ctx: Context,
-    client: Client,
-    going: list[_Chain],
-    turns: Mapping[str, dict[str, Any]],
+    chain: _Chain,
+    completion: Completion,
+    turn: Mapping[str, Any],
     number: int,
-    ask: Asking,
+    principle: Principle,
     copies: set[str],
 ) -> None:
-    drawn = spec.critique_sampling.sampling(ask.stops)
-    found = complete(client, _requests(ctx, going, turns, ask, drawn, f"revise/{number}/critique"))
-    for chain in going:
-        completion = found[chain.row.id]
-        chain.took(completion)
-        text, reason = settled(completion, spec.unfinished)
-        reason = reason or _fault(spec, text, copies)
-        if reason:
-            chain.fail(f"critique: {reason}", spec.failed)
-        turns[chain.row.id]["critique"] = "" if reason else text
-
-
-def _revisions(
-    spec: ReviseSpec,
-    ctx: Context,
-    client: Client,
-    going: list[_Chain],
-    turns: Mapping[str, dict[str, Any]],
-    number: int,
-    ask: Asking,
-    principles: Mapping[str, Principle],
-    copies: set[str],
-) -> None:
-    drawn = spec.revision_sampling.sampling(ask.stops)
-    found = complete(client, _requests(ctx, going, turns, ask, drawn, f"revise/{number}/revision"))
-    for chain in going:
-        completion = found[chain.row.id]
-        chain.took(completion)
-        text, reason = settled(completion, spec.unfinished)
-        reason = reason or _fault(spec, text, copies)
-        asked = turns[chain.row.id]
-        record = {"round": number, "principle": principles[chain.row.id].id, "critique": asked["critique"]}
-        if reason:
-            chain.fail(f"revision: {reason}", spec.failed)
-            chain.rounds.append({**record, "revision": chain.text, "failed": reason})
-        else:
-            if _plain(text) == _plain(chain.row.answer):
-                chain.fail("revision: unchanged", spec.unchanged)
-            chain.text = text
-            chain.rounds.append({**record, "revision": text})
-        if not chain.ended:
-            chain.made.append((number, chain.text))
+    """Take a revision up; an unusable one ends the row, or leaves its text as it was."""
+    chain.took(completion)
+    text, reason = settled(completion, spec.unfinished)
+    reason = reason or _fault(spec, text, copies)
+    record = {"round": number, "principle": principle.id, "critique": turn["critique"]}
+    if reason:
+        chain.fail(f"revision: {reason}", spec.failed)
+        chain.rounds.append({**record, "revision": chain.text, "failed": reason})
+    else:
+        if _plain(text) == _plain(chain.row.answer):
+            chain.fail("revision: unchanged", spec.unchanged)
+        chain.text = text
+        chain.rounds.append({**record, "revision": text})
+    if not chain.ended:
+        chain.made.append((number, chain.text))
 
 
 def _plain(text: str) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cai.clients.base import Client, Request
+from cai.clients.base import Completion, Request
 from cai.data.rows import Candidates, Prompt
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, Entry, Unfinished, complete, in_chunks, prompts_of, settled
-from cai.stages.generation import write_entries as write
+from cai.stages.entries import Entry
+from cai.stages.flow import Turn
+from cai.stages.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 from cai.stages.respond import limited, with_system
 
 
@@ -38,6 +39,7 @@ class SampleSpec(StageSpec):
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
+    shards: Annotated[int, RUNTIME, Field(ge=1, le=1000, description="processes that share the rows")] = 1
 
     @model_validator(mode="after")
     def _temperatures_fit(self) -> SampleSpec:
@@ -59,39 +61,37 @@ class SampleSpec(StageSpec):
 
 def run(spec: SampleSpec, ctx: Context) -> Outcome:
     """Draw the candidates; a prompt left with fewer than two usable ones is dropped and counted."""
-    prompts, repeated = prompts_of(ctx.one("prompts"), spec.limit)
     sampling = spec.sampling.sampling(ctx.stops)
     temperatures = spec.temperatures or (spec.sampling.temperature,) * spec.n
 
-    def work(client: Client, chunk: list[Prompt]) -> list[Entry]:
-        requests = [
+    def work(row: Prompt) -> Turn:
+        messages = with_system(row.messages, spec.system)
+        prompt = ctx.chat.prompt(messages)
+        found = yield [
             Request(
                 f"{row.id}/{i}",
-                ctx.chat.prompt(messages),
+                prompt,
                 replace(sampling, temperature=temperature),
                 sampling_seed(ctx.seed, row.id, f"sample/{i}"),
                 messages,
             )
-            for row in chunk
-            for messages in (with_system(row.messages, spec.system),)
             for i, temperature in enumerate(temperatures)
         ]
-        found = complete(client, requests)
-        return [entry(row, [found[f"{row.id}/{i}"] for i in range(spec.n)]) for row in chunk]
+        return _entry(spec, row, found)
 
-    def entry(row: Prompt, completions: list) -> Entry:  # type: ignore[type-arg]
-        settle = [settled(completion, spec.unfinished) for completion in completions]
-        usable = [text for text, reason in settle if not reason]
-        answers = tuple(dict.fromkeys(usable)) if spec.distinct else tuple(usable)
-        counts = {
-            "unusable candidates": len(settle) - len(usable),
-            "identical candidates": len(usable) - len(set(usable)),
-        }
-        reason = "" if len(answers) > 1 else "identical" if len(usable) > 1 else "fewer than two usable"
-        made = Candidates(row.id, row.messages, answers, row.topic, row.meta)
-        tokens = sum(completion.tokens for completion in completions)
-        return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, counts, spec.n, tokens)
+    source = source_of(ctx.one("prompts"), as_prompt, spec.limit)
+    return through(ctx, source, work, spec, len(source) * spec.n * spec.sampling.max_tokens)
 
-    expected = len(prompts) * spec.n * spec.sampling.max_tokens
-    outcome, counts = write(ctx, in_chunks(ctx, "model", prompts, spec.chunk, work, expected), repeated)
-    return replace(outcome, metrics=dict(counts))
+
+def _entry(spec: SampleSpec, row: Prompt, found: Sequence[Completion]) -> Entry:
+    settle = [settled(completion, spec.unfinished) for completion in found]
+    usable = [text for text, reason in settle if not reason]
+    answers = tuple(dict.fromkeys(usable)) if spec.distinct else tuple(usable)
+    counts = {
+        "unusable candidates": len(settle) - len(usable),
+        "identical candidates": len(usable) - len(set(usable)),
+    }
+    reason = "" if len(answers) > 1 else "identical" if len(usable) > 1 else "fewer than two usable"
+    made = Candidates(row.id, row.messages, answers, row.topic, row.meta)
+    tokens = sum(completion.tokens for completion in found)
+    return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, counts, spec.n, tokens)

@@ -274,6 +274,11 @@ class _Served:
         """The inner client's."""
         return self._client.name
 
+    @property
+    def lanes(self) -> int:
+        """The inner client's."""
+        return int(getattr(self._client, "lanes", 1))
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete every request."""
         try:

@@ -1,0 +1,82 @@
+"""Calls and results as plain data: what identifies a call, and what a journal or a cache keeps of a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+from cai.clients.base import (
+    Call,
+    Completion,
+    Finish,
+    OptionScores,
+    OptionsRequest,
+    Request,
+    Result,
+    Score,
+    ScoreRequest,
+)
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_KINDS = {Request: "generate", ScoreRequest: "score", OptionsRequest: "options"}
+
+
+def call_key(scope: str, call: Call) -> bytes:
+    """16 bytes that are the same for two calls exactly when the model of ``scope`` would be asked the same.
+
+    The call's id does not count, and of a greedy request neither does the seed. Where there are turns, the server
+    renders them, so the rendered prompt does not count.
+    """
+    said: Any = [(m.role, m.content) for m in call.messages] if not isinstance(call, ScoreRequest) else None
+    asked: list[Any] = [scope, _KINDS[type(call)], said or call.prompt]
+    if isinstance(call, Request):
+        drawn = call.sampling
+        seed = call.seed if drawn.temperature > 0 else 0
+        asked += [
+            drawn.max_tokens,
+            drawn.temperature,
+            drawn.top_p,
+            drawn.top_k,
+            drawn.repetition_penalty,
+            drawn.min_tokens,
+            drawn.stop,
+            seed,
+            call.choices,
+        ]
+    elif isinstance(call, ScoreRequest):
+        asked.append(call.continuation)
+    else:
+        asked.append(call.options)
+    return blake2b(_encode(asked).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def to_plain(result: Result) -> dict[str, Any]:
+    """A result without its id."""
+    if isinstance(result, Completion):
+        plain = {
+            "text": result.text,
+            "prompt_tokens": result.prompt_tokens,
+            "tokens": result.tokens,
+            "finish": result.finish.value,
+        }
+        return plain | {"refused": result.refused} if result.refused else plain
+    if isinstance(result, Score):
+        return {"logprob": result.logprob, "tokens": result.tokens}
+    return {"logprobs": result.logprobs, "tokens": result.tokens}
+
+
+def from_plain(call: Call, plain: Mapping[str, Any]) -> Result:
+    """The inverse of ``to_plain``, as the result of ``call``."""
+    if isinstance(call, Request):
+        return Completion(call.id, **{**plain, "finish": Finish(plain["finish"])})
+    if isinstance(call, ScoreRequest):
+        return Score(call.id, **plain)
+    return OptionScores(call.id, tuple(plain["logprobs"]), plain["tokens"])
+
+
+def as_result_of(call: Call, result: Result) -> Result:
+    """Another call's result, under this call's id."""
+    return result if result.id == call.id else replace(result, id=call.id)

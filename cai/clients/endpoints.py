@@ -1,0 +1,120 @@
+"""One server among those of a model: how many calls it may have, and when it is left alone.
+
+A server is left alone for two reasons. It is *held* when it says that it is asked too often: for as long as it says,
+or for growing pauses while nothing but refusals come. It *rests* when it fails many times in a row, or cannot be
+reached: then one call at a time finds out whether it is back. All times are passed in.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from cai.clients.concurrency import Limit
+
+BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
+"""Seconds: the first pause (doubled each time), and the longest."""
+
+IN_A_ROW = 5
+"""Failures without an answer in between after which a server rests; more where many calls are in flight."""
+
+
+class Kind(str, Enum):
+    """What went wrong with an attempt."""
+
+    LIMIT = "limit"
+    """The server is asked too often: the call did nothing wrong, and trying again is no attempt of its own."""
+    OVERLOAD = "overload"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An attempt that may go better another time.
+
+    ``why`` in a few words, the same for all calls; ``said`` with the server's own; ``wait`` is how long the server
+    asks to be left alone, in seconds.
+    """
+
+    kind: Kind
+    why: str
+    said: str
+    wait: float | None = None
+
+
+def pause(times: int) -> float:
+    """Seconds before the next try after ``times`` failures, without jitter."""
+    return min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(times - 1, 30))
+
+
+class Endpoint:
+    """The state of one server; ``url`` ends before ``/chat/completions``."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self.url, self.limit, self.in_flight = url, Limit(most), 0
+        self.said = ""
+        """What went wrong last."""
+        self.rests = 0
+        """Pauses since the last answer because it failed."""
+        self._failed, self._refused, self._waves = 0, 0, 0
+        self._held, self._away = float("-inf"), float("-inf")
+        self._probe: float | None = None
+
+    def wakes(self) -> float:
+        """When it may be asked again."""
+        return max(self._held, self._away)
+
+    def free(self, now: float) -> int:
+        """How many more calls it may have now."""
+        if now < self._held or now < self._away:
+            return 0
+        if self.rests:
+            return 1 if self._probe is None else 0
+        return self.limit.value - self.in_flight
+
+    def started(self, now: float) -> None:
+        """A call goes out."""
+        self.limit.started(now, self.in_flight)
+        self.in_flight += 1
+        if self.rests:
+            self._probe = now
+
+    def ended(self, sent: float) -> None:
+        """A call is over, however it went."""
+        self.in_flight -= 1
+        if sent == self._probe:
+            self._probe = None
+
+    def answered(self, now: float, sent: float) -> None:
+        """A call was answered; ``ended`` has been told."""
+        self._failed = self._refused = self._waves = 0
+        if self.rests:
+            self.rests, self._away = 0, float("-inf")
+            self.limit.restart(now)
+        self.limit.answered(now, sent, self.in_flight)
+
+    def went_wrong(self, trouble: Trouble, now: float, sent: float) -> None:
+        """A call came to nothing; ``ended`` has been told."""
+        self.said = trouble.said
+        if trouble.wait is not None:
+            self._held = max(self._held, now + trouble.wait)
+        if trouble.kind in (Kind.LIMIT, Kind.OVERLOAD):
+            self.limit.refused(now, sent)
+        elif trouble.kind is Kind.TIMEOUT:
+            self.limit.timed_out(now, sent)
+        if trouble.kind is Kind.LIMIT:
+            self._refused += 1
+            # Refusals beside answers take places away; refusals alone mean that the server wants a pause.
+            if self._refused >= self.limit.value and now >= self._held:
+                self._refused, self._waves = 0, self._waves + 1
+                self._held = now + pause(self._waves) * random.uniform(0.5, 1.0)
+            return
+        self._failed += 1
+        enough = 1 if self.rests or trouble.kind is Kind.UNREACHABLE else max(IN_A_ROW, self.limit.value // 4)
+        # What was sent before the pause began says nothing new.
+        if self._failed >= enough and now >= self._away and sent >= self._away:
+            self.rests += 1
+            self._away = now + pause(self.rests) * random.uniform(0.75, 1.25)

@@ -1,0 +1,130 @@
+"""A caller's side of the calls on their way: what it submits and takes, each tag exactly once.
+
+Whoever submits only puts calls into a queue and wakes the loop, once for many of them; the loop puts results here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from cai.clients.base import Call, Result, Unanswered, Usage
+from cai.clients.endpoints import Endpoint, Trouble
+from cai.errors import CaiError, StepFailed
+
+if TYPE_CHECKING:
+    from cai.clients.traffic import Traffic
+
+
+class Job:
+    """A call as it was submitted."""
+
+    __slots__ = ("call", "left", "over", "pool", "results", "tag")
+
+    def __init__(self, pool: HttpPool, tag: Hashable, call: Call, parts: int) -> None:
+        self.pool, self.tag, self.call = pool, tag, call
+        self.left, self.over = parts, False
+        self.results: list[Result | None] = [None] * parts
+
+
+class Part:
+    """What a server is asked at once, and how often it has been."""
+
+    __slots__ = ("avoid", "began", "call", "failures", "index", "job", "last", "refusals", "since", "wrong")
+
+    def __init__(self, job: Job, call: Call, index: int) -> None:
+        self.job, self.call, self.index = job, call, index
+        self.failures, self.refusals = 0, 0
+        self.began: float | None = None
+        # When it went wrong the last time, and the time before.
+        self.wrong: float | None = None
+        self.since: float | None = None
+        self.avoid: Endpoint | None = None
+        self.last: Trouble | None = None
+
+
+class HttpPool:
+    """Calls of one caller (``Pool``). The caller's thread submits and takes, the loop fills in what is public here."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self.inbox = deque[Part]()
+        self.tasks = set[asyncio.Task[None]]()
+        self.over = False
+        self.attempts = self.calls = self.prompt_tokens = self.tokens = self.in_flight = self.peak = self.settled = 0
+        self.faults = Counter[str]()
+        self.ending: CaiError | None = None
+        """Why nothing more is sent; answers on their way still come."""
+        self._error: CaiError | None = None
+        self._submitted = 0
+        self._open_tags = 0
+        self._out: list[tuple[Hashable, Result | Unanswered]] = []
+        self._news = threading.Condition()
+
+    def room(self) -> int:
+        """How many more calls are wanted."""
+        there = sum(pool._submitted - pool.settled for pool in list(self._traffic.pools) if not pool.over)
+        return 0 if self.over or self.ending is not None else self._traffic.wanted() - there
+
+    def submit(self, tag: Hashable, call: Call) -> None:
+        """Send a call.
+
+        Raises:
+            SpecError: a call that this client cannot be asked.
+        """
+        if self._error is not None:
+            raise self._error
+        parts = self._traffic.speaker.parts(call)
+        job = Job(self, tag, call, len(parts))
+        self._submitted += len(parts)
+        self._open_tags += 1
+        if not parts:
+            self.put(tag, self._traffic.speaker.unread(call, ""))  # A choice among no options.
+        self.inbox.extend(Part(job, part, i) for i, part in enumerate(parts))
+        self._traffic.wake()
+
+    def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:
+        """What has been answered since; waits for the first."""
+        with self._news:
+            while not self._out:
+                if self._error is not None:
+                    raise self._error
+                if self._open_tags == 0 or self.over:
+                    return []
+                if not self._news.wait(timeout if timeout is not None else 5.0) and timeout is not None:
+                    return []
+                if not self._traffic.runs and not self._out:
+                    raise StepFailed(f"{self._traffic.speaker.name}: the thread that asks has ended")
+            out, self._out = self._out, []
+            self._open_tags -= len(out)
+            return out
+
+    @property
+    def usage(self) -> Usage:
+        """What has been used so far."""
+        prices = self._traffic.limits.prices
+        cost = (self.prompt_tokens * prices.prompt + self.tokens * prices.completion) / 1e6
+        return Usage(self.calls, self.attempts, self.prompt_tokens, self.tokens, cost, self.peak, dict(self.faults))
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        with self._news:
+            self.over = True
+            self._news.notify()
+        self._traffic.forget(self)
+
+    def put(self, tag: Hashable, result: Result | Unanswered) -> None:
+        """A result for the caller."""
+        with self._news:
+            self._out.append((tag, result))
+            self._news.notify()
+
+    def fail(self, error: CaiError) -> None:
+        """The end: the caller hears of it after the results that are there."""
+        with self._news:
+            self._error = self._error or error
+            self.over = True
+            self._news.notify()

@@ -1,0 +1,223 @@
+"""What is said to an OpenAI-compatible server, and how its answers are read; nothing here touches the network.
+
+Requests with messages go to ``/chat/completions``, where the server applies its own chat template; raw prompts go to
+``/completions``. Likelihoods of given texts come from ``/completions`` with the prompt repeated (``prompt``), those of
+short options from the likeliest tokens of a short answer (``top``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from cai.chat import Message
+from cai.clients.base import (
+    Call,
+    Completion,
+    Finish,
+    OptionScores,
+    OptionsRequest,
+    Request,
+    Result,
+    Score,
+    ScoreRequest,
+)
+from cai.clients.openai_logprobs import continuation, options, positions
+
+LONGEST_RETRY_AFTER = 120.0
+"""Seconds that are waited at most where a server says how long."""
+
+STOPS = 4
+"""Stop strings that the protocol allows; the rest is cut here."""
+
+LIKELY, LIKELY_RAW, LOOKED_AT = 20, 5, 4
+"""Tokens listed at each place by the chat endpoint and by the other, and places that are looked at."""
+
+EXTENSIONS = {
+    "top_k": r"top_k",
+    "repetition_penalty": r"repetition_penalty",
+    "min_tokens": r"min_tokens",
+    "seed": r"seed",
+    "response_format": r"response_format|json_schema",
+}
+"""Fields that some servers do not know, and how a refusal names them; they are left out then, with one note."""
+
+_TOO_LONG = re.compile(
+    r"context.?(length|window|size)|(prompt|input) is too long|longer than the (model|maximum)"
+    r"|exceed\w* the (maximum|available|model)",
+    re.I,
+)
+_FILTERED = re.compile(r"content.?filter|content management policy", re.I)
+
+
+def address(call: Call) -> str:
+    """Where a call goes, below the server's ``url``."""
+    return "/completions" if isinstance(call, ScoreRequest) or not call.messages else "/chat/completions"
+
+
+def body(call: Call, model: str, left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The JSON of a call, without the fields in ``left_out``."""
+    if isinstance(call, ScoreRequest):
+        text = call.prompt + call.continuation
+        return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    if isinstance(call, OptionsRequest):
+        made: dict[str, Any] = {"model": model, "max_tokens": LOOKED_AT, "temperature": 0}
+        made |= {"logprobs": True, "top_logprobs": LIKELY} if call.messages else {"logprobs": LIKELY_RAW}
+    else:
+        made = _drawn(call, model)
+        for name in left_out:
+            made.pop(name, None)
+    return {**made, "messages": _turns(call.messages)} if call.messages else {**made, "prompt": call.prompt}
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _drawn(call: Request, model: str) -> dict[str, Any]:
+    drawn = call.sampling
+    made: dict[str, Any] = {
+        "model": model,
+        "max_tokens": drawn.max_tokens,
+        "temperature": drawn.temperature,
+        "top_p": drawn.top_p,
+        "seed": call.seed,
+    }
+    if stops := [stop for stop in drawn.stop if stop]:
+        made["stop"] = stops[:STOPS]
+    if drawn.top_k:
+        made["top_k"] = drawn.top_k
+    if drawn.repetition_penalty != 1.0:
+        made["repetition_penalty"] = drawn.repetition_penalty
+    if drawn.min_tokens:
+        made["min_tokens"] = drawn.min_tokens
+    if call.choices:
+        choice = {"type": "object", "properties": {"choice": {"type": "string", "enum": list(call.choices)}}}
+        schema = {**choice, "required": ["choice"], "additionalProperties": False}
+        made["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "choice", "strict": True, "schema": schema},
+        }
+    return made
+
+
+def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Result, int, int]:
+    """The result of a call, and the prompt's and the answer's tokens; ``hide`` takes the key out of a text.
+
+    Raises:
+        ValueError: it is no answer; NoLogprobs among them: it is one, without what was asked for.
+    """
+    try:
+        raw = json.loads(payload)
+        choice, usage = raw["choices"][0], raw.get("usage") or {}
+        if not isinstance(choice, Mapping) or not isinstance(usage, Mapping):
+            raise TypeError
+        text = choice["message"]["content"] if address(call) == "/chat/completions" else choice["text"]
+        # A budget spent on thinking leaves no content; the stages count an empty answer.
+        text = "" if text is None else text
+        if not isinstance(text, str):
+            raise TypeError
+    except (TypeError, LookupError, AttributeError, RecursionError):
+        raise ValueError("no completion") from None
+    if isinstance(call, ScoreRequest):
+        asked = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
+        generated = 0 if usage.get("completion_tokens") == 0 else 1
+        logprob, tokens = continuation(choice, call.prompt, call.continuation, generated)
+        return Score(call.id, logprob, tokens), asked, generated
+    # A server that does not count is counted for, roughly, in words.
+    asked, tokens = whole(usage.get("prompt_tokens"), call.prompt), whole(usage.get("completion_tokens"), text)
+    if isinstance(call, OptionsRequest):
+        return OptionScores(call.id, options(positions(choice), call.options), tokens), asked, tokens
+    ended = choice.get("finish_reason")
+    if ended == "content_filter":
+        return Completion(call.id, "", asked, tokens, Finish.REFUSED, "filtered"), asked, tokens
+    finish = Finish.LENGTH if ended == "length" else Finish.STOP
+    # The key cannot be in an answer, unless the server is made to echo it; rows are kept and shared.
+    text = hide(text)
+    cut = min((at for stop in call.sampling.stop if stop and (at := text.find(stop)) >= 0), default=-1)
+    if cut >= 0:
+        text, finish = text[:cut], Finish.STOP
+    return Completion(call.id, text, asked, tokens, finish), asked, tokens
+
+
+def parts(call: Call, logprobs: str) -> tuple[Call, ...]:
+    """The calls that the server is asked for one call: options whose prompt is scored are asked one by one."""
+    if isinstance(call, OptionsRequest) and logprobs == "prompt":
+        return tuple(ScoreRequest(call.id, call.prompt, option) for option in call.options)
+    return (call,)
+
+
+def joined(call: Call, results: Sequence[Result]) -> Result:
+    """The result of a call from the results of its parts."""
+    if isinstance(call, OptionsRequest) and not isinstance(results[0], OptionScores):
+        scores = [score for score in results if isinstance(score, Score)]
+        logprobs = tuple(None if score.logprob != score.logprob else score.logprob for score in scores)
+        return OptionScores(call.id, logprobs, sum(score.tokens for score in scores))
+    return results[0]
+
+
+def unread(call: Call, why: str) -> Result:
+    """The result of a call that is not answered for a reason that counts as the answer."""
+    if isinstance(call, ScoreRequest):
+        return Score(call.id, float("nan"), 0)
+    if isinstance(call, OptionsRequest):
+        return OptionScores(call.id, (None,) * len(call.options), 0)
+    return Completion(call.id, "", len(call.prompt.split()), 0, Finish.REFUSED, why)
+
+
+def refusal(status: int, text: str) -> str:
+    """Why a prompt is not read, in words that are the same for all; empty when something else is wrong."""
+    if status not in (400, 413, 422):
+        return ""
+    if _FILTERED.search(text):
+        return "filtered"
+    return "prompt too long" if status == 413 or _TOO_LONG.search(text) else ""
+
+
+def named(sent: Mapping[str, Any], text: str) -> set[str]:
+    """The extensions in ``sent`` that a refusal names."""
+    # The message and the place of the error, not what the server repeats of the request: that names every field.
+    try:
+        raw = json.loads(text)
+        details = raw.get("detail")
+        if isinstance(details, list):
+            told = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
+        else:
+            told = message(text) + " " + str((raw.get("error") or {}).get("param", ""))
+    except (ValueError, AttributeError, RecursionError):
+        told = text
+    return {name for name, said in EXTENSIONS.items() if name in sent and re.search(rf"\b({said})\b", told)}
+
+
+def message(text: str) -> str:
+    """The server's own words, where they can be found; else the body."""
+    try:
+        raw: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    for name in ("error", "detail", "message"):
+        if isinstance(raw, Mapping) and raw.get(name):
+            raw = raw[name]
+    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds to wait as a ``Retry-After`` header says it, in seconds or as a date (RFC 9110, 10.2.3), capped."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+        except (ValueError, TypeError):
+            return None
+        seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None
+
+
+def whole(count: object, text: str) -> int:
+    """What the server counted, or the words of ``text`` where it did not count."""
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else len(text.split())

@@ -1,0 +1,43 @@
+"""How hard a server may be asked: settings of a model behind an API that cannot change its answers."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from pydantic import Field
+
+from cai.settings import Settings
+
+
+class GaveUp(str, Enum):
+    """What becomes of a call that no attempt got an answer for: asked again by the next run, or counted as dropped."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
+class Prices(Settings):
+    """What a million tokens cost, in any currency."""
+
+    prompt: Annotated[float, Field(ge=0)] = 0.0
+    completion: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ApiLimits(Settings):
+    """Limits of one model's client. Times are in seconds.
+
+    The number of calls in flight begins small, rises while throughput rises, and falls when a server says that it is
+    too many; ``concurrency`` bounds it. ``timeout`` is for one attempt from its first byte sent to its last byte
+    received, ``connect`` for reaching the server, ``deadline`` for a call with all its attempts.
+    """
+
+    concurrency: Annotated[int, Field(ge=1, description="most calls in flight, over all servers of the model")] = 256
+    timeout: Annotated[float, Field(gt=0, description="seconds for one attempt, its whole answer included")] = 300.0
+    connect: Annotated[float, Field(gt=0, description="seconds to reach a server")] = 15.0
+    deadline: Annotated[float, Field(gt=0, description="seconds for a call with all its attempts")] = 3600.0
+    retries: Annotated[int, Field(ge=0, description="attempts after the first, those that a limit refused aside")] = 6
+    unanswered: Annotated[GaveUp, Field(description="keep: the next run asks again; drop: counted as dropped")] = (
+        GaveUp.KEEP
+    )
+    prices: Annotated[Prices, Field(description="per million tokens; for the cost that a run tells")] = Prices()

@@ -1,0 +1,83 @@
+"""What the traffic of calls wants of a protocol: someone who knows what to send and what a reply means.
+
+A speaker touches no network, so that it can be tried without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cai.clients.base import Call, Result
+from cai.clients.endpoints import Trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What is sent for a call: the path below the server's ``url``, the bytes, and the fields that were left out."""
+
+    path: str
+    payload: bytes
+    left_out: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server says."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result of a call, with the tokens of its prompt and of its answer."""
+
+    result: Result
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """The call is to be sent again at once, in another form."""
+
+
+class Speaker(Protocol):
+    """Who knows what to say to the servers. Raises CaiError for what cannot pass."""
+
+    @property
+    def name(self) -> str:
+        """The client's name, for errors."""
+        ...
+
+    def parts(self, call: Call) -> tuple[Call, ...]:
+        """The calls that a server is asked for one call."""
+        ...
+
+    def joined(self, call: Call, results: Sequence[Result]) -> Result:
+        """The result of a call from those of its parts."""
+        ...
+
+    def unread(self, call: Call, why: str) -> Result:
+        """The result of a call that counts as refused."""
+        ...
+
+    def request(self, call: Call) -> Sent:
+        """What to send."""
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """With which headers."""
+        ...
+
+    def read(self, call: Call, sent: Sent, reply: Reply) -> Answer | Anew | Trouble:
+        """What a reply means."""
+        ...
+
+    def hide(self, text: str) -> str:
+        """A text from outside, fit for an error: on one line, without secrets."""
+        ...

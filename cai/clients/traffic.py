@@ -1,0 +1,378 @@
+"""Calls on their way over HTTP: kept as many as the servers can use, tried again elsewhere, and none of them lost.
+
+One event loop in a daemon thread serves all pools of a client. In it each call goes to the server with the largest part
+of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
+cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
+is not a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from io import BytesIO
+
+import aiohttp
+from yarl import URL
+
+from cai.clients.base import Unanswered
+from cai.clients.endpoints import Endpoint, Kind, Trouble, pause
+from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
+from cai.clients.http_pool import HttpPool, Part
+from cai.clients.settings import ApiLimits, GaveUp
+from cai.clients.speaker import Anew, Answer, Reply, Speaker
+from cai.errors import CaiError, PrerequisiteError, StepFailed
+
+LARGEST = 64 << 20
+"""Bytes of an answer that are read at most."""
+
+FEW = 3
+"""Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
+may all be rows that no server can answer."""
+
+GRACE = 1.0
+"""Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
+
+REFUSED_PAUSE = 0.05
+"""Seconds that a call waits at most after its first refusal, so that it does not knock at once again."""
+
+
+class Traffic:
+    """All calls of one client, on their way to its servers. Its private half runs in the loop alone."""
+
+    def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits) -> None:
+        self.speaker, self.limits = speaker, limits
+        self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
+        self.pools: list[HttpPool] = []
+        self._thread: LoopThread | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
+        self._fresh, self._again = deque[Part](), deque[Part]()
+        self._in_flight = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._answered = float("-inf")
+        self._failing = set[Part]()
+        self._woken = self._closed = False
+
+    def open(self) -> HttpPool:
+        """A pool of its own."""
+        if self._closed:
+            raise StepFailed(f"{self.speaker.name}: the client is closed")
+        if self._thread is None:
+            self._thread = LoopThread("http_pool")
+        pool = HttpPool(self)
+        self.pools.append(pool)
+        return pool
+
+    def wanted(self) -> int:
+        """How many calls there should be here, on their way or waiting, so that no server idles."""
+        # While a limit doubles, the next doubling must find its calls here.
+        values = [(e.limit.value, e.limit.rising) for e in self.endpoints]
+        most = self.limits.concurrency
+        return min(sum(2 * v if rising else v + max(8, v // 2) for v, rising in values), most + max(8, most // 2))
+
+    def wake(self) -> None:
+        """Something has been submitted."""
+        if not self._woken and self._thread is not None:
+            self._woken = True
+            self._thread.soon(self._collect)
+
+    @property
+    def runs(self) -> bool:
+        """Is anybody at work?"""
+        return self._thread is not None and self._thread.runs
+
+    def forget(self, pool: HttpPool) -> None:
+        """Give up the calls of a pool, without waiting for them."""
+        if pool in self.pools:
+            self.pools.remove(pool)
+        if self._thread is not None:
+            self._thread.soon(self._cancel, pool)
+
+    def close(self) -> None:
+        """Give up everything. Comes back soon."""
+        self._closed = True
+        for pool in list(self.pools):
+            pool.close()
+        if self._thread is not None:
+            self._thread.close(self._end)
+            self._thread = None
+
+    async def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    def _fail(self, pool: HttpPool, error: CaiError) -> None:
+        """Send nothing more of a pool, and end it as soon as the answers that are on their way are in."""
+        if pool.ending is None:
+            pool.ending = error
+            self._drop(pool)
+            if pool.in_flight == 0:
+                self._end_of(pool)
+            elif self._thread is not None:
+                self._thread.loop.call_later(GRACE, self._end_of, pool)
+
+    def _end_of(self, pool: HttpPool) -> None:
+        if pool.ending is not None and not pool.over:
+            pool.fail(pool.ending)
+            self._cancel(pool)
+
+    def _cancel(self, pool: HttpPool) -> None:
+        for task in pool.tasks - {asyncio.current_task()}:
+            task.cancel()
+        self._drop(pool)
+
+    def _drop(self, pool: HttpPool) -> None:
+        self._failing = {part for part in self._failing if part.job.pool is not pool}
+        self._again = deque(part for part in self._again if part.job.pool is not pool)
+        self._fresh = deque(part for part in self._fresh if part.job.pool is not pool)
+
+    def _collect(self) -> None:
+        self._woken = False  # First: what is submitted from here on wakes the loop again.
+        for pool in list(self.pools):
+            while pool.inbox:
+                self._fresh.append(pool.inbox.popleft())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what can be sent."""
+        now = self._now()
+        for queue in (self._again, self._fresh):
+            while queue:
+                part = queue[0]
+                if part.job.over or part.job.pool.over or part.job.pool.ending is not None:
+                    part.job.pool.settled += 1
+                    queue.popleft()
+                    continue
+                endpoint = self._room(part, now) if self._in_flight < self.limits.concurrency else None
+                if endpoint is None:
+                    self._look_again(now)
+                    return
+                queue.popleft()
+                self._send(part, endpoint, now)
+
+    def _room(self, part: Part, now: float) -> Endpoint | None:
+        """The server with the largest part of its places free; not the one that failed last, if there is another."""
+        best, most = None, (False, False, 0.0)
+        for endpoint in self.endpoints:
+            free = endpoint.free(now)
+            # Whether a server is back is found out with a call that has not failed yet.
+            asks = endpoint.rests > 0 and part.failures == 0
+            if free > 0:
+                better = (endpoint is not part.avoid, asks, free / endpoint.limit.value)
+                if better > most:
+                    best, most = endpoint, better
+        return best
+
+    def _look_again(self, now: float) -> None:
+        """Wake up when a server may be asked again, and now and then for the calls whose time is up."""
+        times = [at for e in self.endpoints if (at := e.wakes()) > now]
+        if not times:
+            return
+        at = min(min(times) + 0.001, now + 1.0)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        assert self._thread is not None, "the loop is what calls this"
+        self._timer = self._thread.loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._now()
+        late = [p for p in self._again if p.last and now - (p.began or now) >= self.limits.deadline]
+        if late:
+            self._again = deque(part for part in self._again if part not in late)
+        for part in late:
+            self._give_up(part)
+        self._pump()
+
+    def _send(self, part: Part, endpoint: Endpoint, now: float) -> None:
+        pool = part.job.pool
+        if part.began is None:
+            part.began = now
+        endpoint.started(now)
+        self._in_flight += 1
+        pool.in_flight += 1
+        pool.attempts += 1
+        pool.peak = max(pool.peak, pool.in_flight)
+        assert self._thread is not None, "the loop is what calls this"
+        task = self._thread.loop.create_task(self._attempt(part, endpoint, now))
+        pool.tasks.add(task)
+        task.add_done_callback(pool.tasks.discard)
+
+    async def _attempt(self, part: Part, endpoint: Endpoint, sent: float) -> None:
+        """One attempt, from the first byte to what becomes of it."""
+        found: Answer | Trouble | CaiError
+        try:
+            found = await self._exchange(part, endpoint, sent)
+        except CaiError as error:
+            where = f" ({endpoint.url})" if len(self.endpoints) > 1 else ""
+            found = type(error)(f"{error}{where}") if isinstance(error, PrerequisiteError | StepFailed) else error
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_soon(self._pump)  # Its place is free for the calls of others.
+            raise
+        except Exception as error:  # Whoever waits for this call must hear of it, whatever it is.
+            what = self.speaker.hide(str(error))
+            found = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({what})")
+        finally:
+            endpoint.ended(sent)
+            self._in_flight -= 1
+            part.job.pool.in_flight -= 1
+        now = self._now()
+        if isinstance(found, CaiError):
+            self._fail(part.job.pool, found)
+        elif isinstance(found, Answer):
+            endpoint.answered(now, sent)
+            self._answered = now
+            self._failing.clear()
+            self._done(part, found)
+        else:
+            endpoint.went_wrong(found, now, sent)
+            self._went_wrong(part, endpoint, found, now)
+        if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
+            self._end_of(part.job.pool)
+        self._pump()
+
+    async def _exchange(self, part: Part, endpoint: Endpoint, sent: float) -> Answer | Trouble:
+        session = self._session or self._open_session()
+        left = self.limits.deadline - (sent - (part.began or sent))
+        total = max(min(self.limits.timeout, left), 0.001)
+        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self.limits.connect)
+        try:
+            while True:
+                form = self.speaker.request(part.call)
+                to, proxy = self._to.get((endpoint.url, form.path)) or self._address(endpoint.url, form.path)
+                headers = self.speaker.headers()
+                # aiohttp warns of bytes that it would write at once, and reads a file in pieces.
+                data = form.payload if len(form.payload) < 1 << 20 else BytesIO(form.payload)
+                async with session.post(
+                    to, data=data, headers=headers, allow_redirects=False, proxy=proxy, timeout=timeout
+                ) as got:
+                    payload = await _body(got)
+                    reply = Reply(got.status, got.reason or "", got.headers, payload)
+                meaning = self.speaker.read(part.call, form, reply)
+                if not isinstance(meaning, Anew):
+                    return meaning
+                part.job.pool.attempts += 1
+        except aiohttp.ConnectionTimeoutError:
+            return Trouble(Kind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
+        except TimeoutError:
+            return Trouble(Kind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
+        except (aiohttp.ClientError, OSError) as error:
+            kind = Kind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else Kind.FAULT
+            what = self.speaker.hide(str(error)) or type(error).__name__
+            return Trouble(kind, "the connection failed", f"the connection failed ({what})")
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        # Connections are bounded by the calls in flight; a bound of its own would only queue them a second time.
+        secure = any(endpoint.url.startswith("https") for endpoint in self.endpoints)
+        connector = aiohttp.TCPConnector(
+            limit=0, resolver=DaemonResolver(), ttl_dns_cache=60, ssl=trust() if secure else True
+        )
+        agent = {"User-Agent": "constitution-as-code", "Content-Type": "application/json"}
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=agent, max_field_size=65536
+        )
+        return self._session
+
+    def _address(self, url: str, path: str) -> tuple[URL, str | None]:
+        to = URL(url + path)
+        found = (to, proxy_of(to.scheme, f"{to.host}:{to.port}"))
+        self._to[url, path] = found
+        return found
+
+    def _done(self, part: Part, answer: Answer) -> None:
+        job = part.job
+        job.pool.settled += 1
+        job.pool.prompt_tokens += answer.prompt_tokens
+        job.pool.tokens += answer.tokens
+        if job.over:
+            return
+        job.results[part.index] = answer.result
+        job.left -= 1
+        if job.left == 0:
+            job.over = True
+            job.pool.calls += 1
+            job.pool.put(
+                job.tag, self.speaker.joined(job.call, [result for result in job.results if result is not None])
+            )
+
+    def _went_wrong(self, part: Part, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
+        """Try again, where and when it may go better; or give up."""
+        part.job.pool.faults[trouble.why] += 1
+        part.avoid, part.last, part.since, part.wrong = endpoint, trouble, part.wrong, now
+        if part.job.over:
+            part.job.pool.settled += 1
+            return
+        if trouble.kind is Kind.LIMIT:
+            part.refusals += 1
+            wait = random.uniform(0, min(pause(part.refusals), REFUSED_PAUSE * 2 ** min(part.refusals, 10)))
+        else:
+            part.failures += 1
+            self._failing.add(part)
+            awake = sum(1 for e in self.endpoints if e is not endpoint and not e.rests and e.wakes() <= now)
+            # At once where another server may know better, or where all rest and the first to wake decides.
+            at_once = part.failures <= awake or all(e.wakes() > now for e in self.endpoints)
+            wait = 0.0 if at_once else random.uniform(0, pause(part.failures - awake))
+        assert part.began is not None, "it has been sent"
+        if part.failures > self.limits.retries or now + wait - part.began >= self.limits.deadline:
+            self._give_up(part)
+        elif all(e.rests > self.limits.retries for e in self.endpoints):
+            error = self._dead(part)
+            for pool in list(self.pools):
+                self._fail(pool, error)
+        elif wait > 0 and self._thread is not None:
+            self._thread.loop.call_later(wait, self._once_more, part)
+        else:
+            self._again.append(part)
+
+    def _once_more(self, part: Part) -> None:
+        self._again.append(part)
+        self._pump()
+
+    def _give_up(self, part: Part) -> None:
+        """No attempt is left: is it the call, or are the servers gone?"""
+        job, trouble = part.job, part.last
+        assert trouble is not None, "what is given up has failed"
+        few = trouble.kind is not Kind.UNREACHABLE and len(self._failing) <= FEW
+        # Since its last but one failure: the calls that a dead server leaves must not count as rows without an answer.
+        since = part.since if part.since is not None else part.began or 0.0
+        alive = self._answered >= since or (self._answered > float("-inf") and few)
+        if not alive:
+            self._fail(job.pool, self._dead(part))
+            return
+        job.pool.settled += 1
+        if job.over:
+            return
+        job.over = True
+        if self.limits.unanswered is GaveUp.DROP:
+            job.pool.put(job.tag, self.speaker.unread(job.call, f"gave up: {trouble.why}"))
+        else:
+            job.pool.put(job.tag, Unanswered(job.call.id, trouble.why))
+
+    def _dead(self, part: Part) -> StepFailed:
+        if len(self.endpoints) == 1:
+            times = part.failures + part.refusals
+            return StepFailed(f"{self.speaker.name}: {self.endpoints[0].said}, {times} times in a row")
+        told = "; ".join(f"{e.url}: {e.said or 'nothing yet'}" for e in self.endpoints)
+        return StepFailed(f"{self.speaker.name}: no server answers any more ({told})")
+
+    def _now(self) -> float:
+        assert self._thread is not None, "the loop is what calls this"
+        return self._thread.loop.time()
+
+
+async def _body(got: aiohttp.ClientResponse) -> bytes:
+    if got.content_length is not None and got.content_length <= LARGEST:
+        return await got.read()
+    whole = bytearray()
+    while chunk := await got.content.readany():
+        whole += chunk
+        if len(whole) > LARGEST:
+            raise aiohttp.ClientPayloadError(f"the answer has more than {LARGEST} bytes")
+    return bytes(whole)

@@ -1,0 +1,67 @@
+"""Models behind an API, as the resolver sees them: what they cannot do, and what a step is told of how to ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cai.errors import Problem
+from cai.experiment import Experiment, ModelSpec
+from cai.stages.base import StageSpec
+from cai.stages.fetch import API
+from cai.stages.judge import JudgeSpec
+from cai.stages.judging import Scoring
+
+ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
+"""Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
+
+_TELLS = {
+    "": (Scoring.CHOICE,),
+    "top": (Scoring.CHOICE, Scoring.LOGPROB),
+    "prompt": (Scoring.CHOICE, Scoring.LOGPROB, Scoring.CONTRAST),
+}
+"""What a judge can read of a server, by what it tells of log-probabilities."""
+
+
+def served_elsewhere(experiment: Experiment, step: str) -> ModelSpec | None:
+    """The model of a step, where it is one behind an API."""
+    model = experiment.models.get(step)
+    return model if model is not None and model.source.startswith(API) else None
+
+
+def endpoint_problems(
+    experiment: Experiment, path: str, spec: StageSpec, names: Mapping[str, str]
+) -> Iterator[Problem]:
+    """A model behind an API writes answers; its weights and its tokenizer are not to be had, and of log-probabilities
+    what it is said to tell. ``names`` are a stage's steps by role; ``where`` of a problem is a field."""
+    for role, step in names.items():
+        model = served_elsewhere(experiment, step)
+        if model is None:
+            continue
+        if spec.kind not in ANSWERING:
+            what = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
+            yield Problem(f"{path}.{role}", what, "name a model whose source is hf:, gguf: or pypi:")
+        elif isinstance(spec, JudgeSpec) and spec.scoring not in _TELLS[model.logprobs]:
+            wanted = "prompt" if spec.scoring is Scoring.CONTRAST else "top"
+            what = f"scoring '{spec.scoring.value}' reads log-probabilities that '{step}' is not said to tell"
+            hint = f"use `scoring: choice`, or say `models.{step}.logprobs: {wanted}` where its server does"
+            yield Problem(f"{path}.scoring", what, hint)
+
+
+def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict[str, Any]:
+    """How a step's endpoints are asked, by role. None of it counts: it changes no answer, and a variable has any name.
+
+    ``api_keys`` are names of variables that hold the keys, ``servers`` the limits and the replicas.
+    """
+    keys: dict[str, str] = {}
+    servers: dict[str, dict[str, Any]] = {}
+    for role, step in names.items():
+        model = served_elsewhere(experiment, step)
+        if model is None:
+            continue
+        keys[role] = model.api_key_env
+        limits = model.limits.model_dump(mode="json", exclude_defaults=True)
+        asked = {"replicas": list(model.replicas), "limits": limits}
+        if any(asked.values()):
+            servers[role] = {name: value for name, value in asked.items() if value}
+    return {name: found for name, found in (("api_keys", keys), ("servers", servers)) if found}

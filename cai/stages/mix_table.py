@@ -1,0 +1,123 @@
+"""The rows of a mix by where they lie: chosen, ordered and split by numbers drawn for them, then copied as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cai.data.rows import Row, from_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class RowAt:
+    """A row and where its line lies, in bytes."""
+
+    row: Row
+    at: int
+    length: int
+
+
+def rows_at(path: Path, kind: type[Row]) -> Iterator[RowAt]:
+    """The rows of a file, streamed, with their places."""
+    at = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield RowAt(from_json(kind, json.loads(line)), at, len(line))
+            at += len(line)
+
+
+class Table:
+    """Places of rows and the numbers drawn for them (64 bits each), in flat arrays."""
+
+    def __init__(self) -> None:
+        self._files: list[int] = []
+        self._file, self._length = array("H"), array("I")
+        self._at, self._content, self._choice, self._place, self._side = (array("Q") for _ in range(5))
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self._files:
+            os.close(fd)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def open(self, path: Path) -> int:
+        """A number for a file whose rows will be added."""
+        self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return len(self._files) - 1
+
+    def add(self, file: int, at: int, length: int, content: int, choice: int, place: int, side: int) -> None:
+        """A row: where it lies, what it says, and the draws that decide whether, where and on which side it goes."""
+        self._file.append(file)
+        self._length.append(length)
+        for column, value in zip(self._columns, (at, content, choice, place, side), strict=True):
+            column.append(value)
+
+    @property
+    def _columns(self) -> tuple[array[int], ...]:
+        return self._at, self._content, self._choice, self._place, self._side
+
+    def keep_lowest(self, begin: int, wanted: int | None) -> int:
+        """Of the rows from ``begin`` on keep the ``wanted`` with the lowest draws: a larger number keeps those of a
+        smaller one. Returns how many were kept; None keeps all."""
+        import numpy as np
+
+        count = len(self) - begin
+        if wanted is None or wanted >= count:
+            return count
+        order = np.argsort(np.array(self._choice[begin:], dtype=np.uint64), kind="stable")
+        kept = np.sort(order[:wanted]) + begin
+        for column in (*self._columns, self._file, self._length):
+            chosen = np.array(column, copy=True)[kept]
+            del column[begin:]
+            column.frombytes(chosen.tobytes())
+        return wanted
+
+    def write(self, paths: Mapping[str, Path], share: float) -> dict[str, int]:
+        """Copy the rows, in the order of their draws, to the files of ``train`` and ``val``; returns the counts.
+
+        Rows with the same side draw stay together. With two such groups or more neither side is empty when ``share``
+        is above 0.
+        """
+        import numpy as np
+
+        content, place, side = (np.array(c, dtype=np.uint64) for c in (self._content, self._place, self._side))
+        order = np.lexsort((content, place))
+        held = held_out(side, share)
+        written = {}
+        for (name, path), wanted in zip(paths.items(), (False, True), strict=True):
+            rows = order[held[order] == wanted]
+            written[name] = len(rows)
+            with path.open("wb") as out:
+                for n in rows.tolist():
+                    line = os.pread(self._files[self._file[n]], self._length[n], self._at[n])
+                    out.write(line if line.endswith(b"\n") else line + b"\n")
+        return written
+
+
+def held_out(side_N: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:  # noqa: N803 - N rows
+    """Which rows go to validation."""
+    import numpy as np
+
+    draws_N = (side_N.astype(np.float64) + 0.5) / 2.0**64  # noqa: N806
+    held_N = draws_N < share  # noqa: N806
+    groups = np.unique(side_N)
+    if share > 0 and len(groups) > 1:
+        if not held_N.any():
+            held_N = side_N == groups[0]  # noqa: N806
+        elif held_N.all():
+            held_N = side_N != groups[-1]  # noqa: N806
+    return held_N
