@@ -16,6 +16,7 @@ from pathlib import Path
 from cai.errors import Incomplete
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_STUCK = (*_FULL, errno.EROFS)
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,12 +75,12 @@ def disk_space(path: Path, needed: int = 0) -> Iterator[None]:
     ``needed`` is the bytes about to be written, 0 where they are not known. Other errors pass unchanged.
 
     Raises:
-        Incomplete: when the disk is full or the quota is used up.
+        Incomplete: when the disk is full, the quota is used up, or the disk may only be read.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _STUCK:
             raise
         raise disk_full(path, error, needed) from error
 
@@ -89,19 +90,24 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
 
     Libraries that write models hide the system's error in their own, so an all but full disk (below 1 MiB) counts.
     """
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _STUCK:
         return True
     return "No space left on device" in str(error) or shutil.disk_usage(folder).free < 2**20
 
 
 def disk_full(path: Path, error: BaseException, needed: int = 0) -> Incomplete:
-    """The error for a full disk at ``path``; ``needed`` in bytes, 0 where it is not known."""
+    """The error for a full disk at ``path``, or one that may only be read; ``needed`` in bytes, 0 if not known."""
     at = path.absolute()
     while not at.exists() and at != at.parent:
         at = at.parent
     disk = at
     while not os.path.ismount(disk) and disk != disk.parent:
         disk = disk.parent
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return Incomplete(
+            f"{path}: the disk at {disk} may only be read; everything finished so far is kept. "
+            "Make it writable again (`mount` tells), or set CAI_HOME elsewhere, then run the same command again"
+        )
     quota = isinstance(error, OSError) and error.errno == errno.EDQUOT
     what = "your quota is used up" if quota else "no space is left"
     wants = f", {size_text(needed)} wanted" if needed else ""

@@ -152,6 +152,27 @@ def gc(store: Store, *, keep: Collection[str] = (), older_than: float = 0.0, dry
     return removed
 
 
+def request_caches(home: Path) -> list[tuple[Path, int, float]]:
+    """The request caches, one a model: file, size in bytes with its side files, and when it was last written."""
+    found = []
+    for path in sorted((home / "cache" / "requests").glob("*.sqlite")):
+        parts = [part for part in path.parent.glob(f"{path.name}*") if part.is_file()]
+        found.append((path, sum(p.stat().st_size for p in parts), max(p.stat().st_mtime for p in parts)))
+    return found
+
+
+def gc_requests(home: Path, older_than: float = 0.0, dry_run: bool = False) -> list[Removed]:
+    """Remove request caches not written for ``older_than`` seconds; a run that has one open goes on, and asks again."""
+    removed = []
+    for path, size, written in request_caches(home):
+        if time.time() - written >= older_than:
+            removed.append(Removed(f"requests/{path.name}", size))
+            if not dry_run:
+                for part in path.parent.glob(f"{path.name}*"):
+                    part.unlink(missing_ok=True)
+    return removed
+
+
 def _remove(store: Store, path: Path) -> None:
     if not path.name.endswith(".partial"):
         # The record first: an artifact half removed must not look whole.

@@ -353,13 +353,12 @@ def test_answers_are_sampled_over_the_api_from_the_rows_own_turns(tmp_path: Path
 
 
 def test_a_judge_goes_on_where_the_server_failed(tmp_path: Path, server: FakeServer) -> None:
-    model, limit = served(tmp_path, server), 12
-    server.answer = lambda path, body: (
-        verdict(path, body) if len(server.asked) <= limit else Reply({"error": {"message": "no credit"}}, 402)
-    )
+    model, credit = served(tmp_path, server), iter(range(12))
+    no_credit = Reply({"error": {"message": "no credit"}}, 402)
+    server.answer = lambda path, body: verdict(path, body) if next(credit, None) is not None else no_credit
     with pytest.raises(Exception, match="no credit"):
         judged(tmp_path, model)
-    asked, limit = len(server.asked), 99
+    asked, credit = len(server.asked), iter(range(99))
     outcome, rows = judged(tmp_path, model)
     assert len(rows) == 10
     assert outcome.calls == 20

@@ -227,6 +227,15 @@ def test_results_are_kept_without_their_id() -> None:
         assert back == type(result)(**{**{n: getattr(result, n) for n in result.__slots__}, "id": "new"})
 
 
+def test_what_a_broken_cache_of_this_process_claimed_is_free(path: Path) -> None:
+    broken = RequestCache(path, "a")
+    assert broken.look(KEYS[:1]) == [Place.OURS]
+    broken._give_up(OSError("disk full"))
+    next_cell = RequestCache(path, "b")
+    assert next_cell.look(KEYS[:1]) == [Place.OURS]
+    next_cell.close()
+
+
 def test_the_owner_is_this_very_process(path: Path) -> None:
     cache = RequestCache(path, "a")
     with sqlite3.connect(path) as look:

@@ -139,3 +139,18 @@ def test_a_home_without_write_permission_says_so(tmp_path: Path):
         finally:
             os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_request_caches_are_listed_and_removed_only_when_asked(tmp_path: Path) -> None:
+    from cai.clients.cache import RequestCache
+
+    cache = RequestCache(tmp_path / "cache" / "requests" / "model.sqlite", "step")
+    cache.put([(b"k" * 16, {"text": "x" * 5000})])
+    ((path, size, _),) = upkeep.request_caches(tmp_path)
+    assert size > 5000
+    assert upkeep.gc_requests(tmp_path, older_than=3600) == []
+    assert [r.name for r in upkeep.gc_requests(tmp_path, dry_run=True)] == ["requests/model.sqlite"]
+    assert path.exists()
+    assert len(upkeep.gc_requests(tmp_path)) == 1
+    assert upkeep.request_caches(tmp_path) == []
+    cache.close()

@@ -2,8 +2,8 @@
 
 One SQLite file for each model. Beside the results it holds claims: a call that somebody is asking right now, so that
 two processes with the same call ask it once; the second waits for the first one's answer. A claim lapses when its
-owner has died (on this machine: its process is gone; elsewhere: its beat has stood still for ``LAPSE`` seconds of the
-waiting one's own clock, so that no wall clock counts). The cache saves work and nothing rests on it: whatever goes
+owner has died (on this machine: its process is gone) or its beat has stood still for ``LAPSE`` seconds of the waiting
+one's own clock, so that no wall clock counts; then the call is asked twice at worst. The cache saves work and nothing rests on it: whatever goes
 wrong with its file, it is left alone for the rest of the run, with one note, and everything is asked.
 """
 
@@ -21,13 +21,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-LAPSE = 90.0
-"""Seconds without a sign of life after which a claim of another machine is taken over."""
+LAPSE = 600.0
+"""Seconds without a sign of life after which a claim is taken over; an in-process model may be silent for minutes."""
 BEAT = 15.0
 """Seconds between two signs of life."""
 _BUSY = 30.0  # seconds for which another process may hold the file
 _MANY = 400  # keys in one question, below SQLite's limit on parameters
 _SHARED = frozenset({"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "9p", "wekafs"})
+_OPEN: set[str] = set()  # owners in this process
 _log = logging.getLogger(__name__)
 
 _SCHEMA = """
@@ -77,6 +78,7 @@ class RequestCache:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
             self._db.execute("INSERT INTO owners VALUES (?, 0)", (self._owner,))
+            _OPEN.add(self._owner)
             self._beaten = time.monotonic()
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
@@ -115,6 +117,7 @@ class RequestCache:
             db.execute("DELETE FROM owners WHERE owner = ?", (self._owner,))
 
         self._do(work, None)
+        _OPEN.discard(self._owner)
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -137,6 +140,7 @@ class RequestCache:
             return otherwise
 
     def _give_up(self, error: Exception) -> None:
+        _OPEN.discard(self._owner)  # what we claimed stays in the file, and nobody must wait for it
         _log.warning("%s: the request cache cannot be used (%s); everything is asked", self.path, error)
         if self._db is not None:
             self._db.close()
@@ -175,7 +179,10 @@ class RequestCache:
     def _alive(self, db: sqlite3.Connection, owner: str) -> bool:
         host, pid, started, _ = owner.split(" ")
         if host == socket.gethostname():
-            return _started(int(pid)) == started
+            if int(pid) == os.getpid():
+                return owner in _OPEN
+            if _started(int(pid)) != started:
+                return False
         row = db.execute("SELECT beat FROM owners WHERE owner = ?", (owner,)).fetchone()
         if row is None:
             return False

@@ -75,12 +75,12 @@ class HttpPool:
         Raises:
             SpecError: a call that this client cannot be asked.
         """
-        if self._error is not None:
-            raise self._error
         parts = self._traffic.speaker.parts(call)
         job = Job(self, tag, call, len(parts))
         self._submitted += len(parts)
         self._open_tags += 1
+        if self._error is not None:
+            return  # ``take`` tells it, after the results that are there.
         if not parts:
             self.put(tag, self._traffic.speaker.unread(call, ""))  # A choice among no options.
         self.inbox.extend(Part(job, part, i) for i, part in enumerate(parts))

@@ -128,8 +128,11 @@ class Traffic:
 
     def _drop(self, pool: HttpPool) -> None:
         self._failing = {part for part in self._failing if part.job.pool is not pool}
-        self._again = deque(part for part in self._again if part.job.pool is not pool)
-        self._fresh = deque(part for part in self._fresh if part.job.pool is not pool)
+        for queue in (self._again, self._fresh):
+            # In place: whoever goes through a queue may be the one who finds that the pool has failed.
+            kept = [part for part in queue if part.job.pool is not pool]
+            queue.clear()
+            queue.extend(kept)
 
     def _collect(self) -> None:
         self._woken = False  # First: what is submitted from here on wakes the loop again.
@@ -147,6 +150,10 @@ class Traffic:
                 if part.job.over or part.job.pool.over or part.job.pool.ending is not None:
                     part.job.pool.settled += 1
                     queue.popleft()
+                    continue
+                if self._late(part, now):
+                    queue.popleft()
+                    self._give_up(part)
                     continue
                 endpoint = self._room(part, now) if self._in_flight < self.limits.concurrency else None
                 if endpoint is None:
@@ -184,12 +191,16 @@ class Traffic:
     def _tick(self) -> None:
         self._timer = None
         now = self._now()
-        late = [p for p in self._again if p.last and now - (p.began or now) >= self.limits.deadline]
-        if late:
-            self._again = deque(part for part in self._again if part not in late)
-        for part in late:
+        for part in [p for p in self._again if self._late(p, now)]:
+            self._again.remove(part)
             self._give_up(part)
+            if part.job.pool.ending is not None:
+                break  # The rest of the pool has gone with it.
         self._pump()
+
+    def _late(self, part: Part, now: float) -> bool:
+        """Has it failed, and its time is up?"""
+        return part.last is not None and now - (part.began or now) >= self.limits.deadline
 
     def _send(self, part: Part, endpoint: Endpoint, now: float) -> None:
         pool = part.job.pool

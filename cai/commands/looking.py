@@ -166,15 +166,21 @@ def store_verb(args: Sequence[str]) -> int:
     )
     clean = actions.add_parser("gc", help="remove what no run refers to")
     clean.add_argument("--dry-run", action="store_true", help="only say what would go")
+    clean.add_argument("--requests", action="store_true", help="also the answers that the request cache keeps")
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what was unused for so long")
     parsed = parser.parse_args(list(args))
     from cai import upkeep
+    from cai.durable import size_text
     from cai.executor import default_store
     from cai.listing import print_removed, print_store
 
     store = default_store()
     if parsed.action == "ls":
         print_store(upkeep.ls(store))
+        caches = upkeep.request_caches(store.home)
+        if caches:
+            size = size_text(sum(size for _, size, _ in caches))
+            print(f"request cache: {len(caches)} models, {size} (gc --requests removes it)")
         return 0
     if parsed.action == "verify":
         findings = upkeep.verify(store, repair=parsed.repair)
@@ -182,6 +188,9 @@ def store_verb(args: Sequence[str]) -> int:
             print(finding)
         print(f"{len(findings)} problem{'s' * (len(findings) != 1)} found")
         return 1 if findings and not parsed.repair else 0
-    removed = upkeep.gc(store, older_than=parsed.older_than * 86400, dry_run=parsed.dry_run)
+    older = parsed.older_than * 86400
+    removed = upkeep.gc(store, older_than=older, dry_run=parsed.dry_run)
+    if parsed.requests:
+        removed += upkeep.gc_requests(store.home, older, parsed.dry_run)
     print_removed(removed, parsed.dry_run)
     return 0

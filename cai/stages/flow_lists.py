@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from cai.clients.base import Call, Client, OptionScores, OptionsRequest, Request, Result, ScoreRequest
-from cai.clients.cache import Place
+from cai.clients.cache import BEAT, Place
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
 from cai.stages.flow import Chain, Flow
@@ -62,7 +62,9 @@ class _Run:
                         going[workers.submit(answers, client, list(step.ours.values()))] = step
                 if not going or workers is None:
                     return
-                for future in wait(going, return_when=FIRST_COMPLETED).done:
+                if self.cache is not None:
+                    self.cache.beat()
+                for future in wait(going, BEAT, FIRST_COMPLETED).done:
                     more = self._settle(going.pop(future), future.result())
                     if more is not None:
                         going[workers.submit(answers, self.flow.client(), list(more.ours.values()))] = more

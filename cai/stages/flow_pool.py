@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from cai.clients.base import Completion, Finish, Flowing, Pool, Result, Unanswered
-from cai.clients.cache import Place
+from cai.clients.cache import BEAT, Place
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
 from cai.stages.flow import Chain, Flow
@@ -120,7 +120,8 @@ class _Run:
         """What has been answered, by the servers or by other processes."""
         found: list[tuple[bytes, Result | Unanswered]] = []
         if self.pool is not None and (self.asked or not self.elsewhere):
-            taken = self.pool.take(_POLL if self.elsewhere else None)
+            # Not without end: others must see that we live.
+            taken = self.pool.take(_POLL if self.elsewhere else BEAT)
             found += [(cast(bytes, key), result) for key, result in taken]
         elif self.elsewhere:
             _sleep(_POLL)
