@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+import threading
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from cai.clients.base import Call, Client, Completion, Finish, Request, Result, Unanswered, Usage
+from cai.clients.cache import Place, RequestCache
+from cai.clients.calls import call_key, to_plain
 from cai.clients.scripted import ScriptedClient, made_up
 from cai.data.rows import Conversation, Prompt
 from cai.errors import Incomplete, StepFailed
@@ -145,23 +150,9 @@ def test_order_of_arrival_and_room_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_client_of_lists_gives_the_same_rows_in_cohorts(tmp_path: Path) -> None:
-    class Lists(Memory):
-        lists: ClassVar[list[int]] = []
-
-        def client(self, model: Path) -> Any:
-            engine = self
-
-            class _Client(ScriptedClient):
-                def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-                    engine.lists.append(len(requests))
-                    for request in requests:
-                        yield Completion(request.id, made_up(request.prompt, request.seed), 1, 2, Finish.STOP)
-
-            return _Client()
-
     engine = Lists()
     assert run(tmp_path / "lists", engine) == run(tmp_path / "pool", Flowing())
-    assert engine.lists == [16, 32, 16] * 18 + [12, 24, 12]
+    assert [len(names) for names in engine.lists] == [16, 32, 16] * 18 + [12, 24, 12]
 
 
 def test_a_row_goes_on_without_waiting_for_the_others(tmp_path: Path) -> None:
@@ -230,10 +221,6 @@ def test_a_row_without_an_answer_is_set_aside_and_only_it_is_asked_again(tmp_pat
 
 
 def test_the_same_call_is_asked_once_within_and_across_steps(tmp_path: Path) -> None:
-    def same(row: Prompt) -> Turn:
-        (found,) = yield [Request(row.id, f"shared {int(row.id[3:]) % 10}", seed=3)]
-        return Entry(row.id, (Conversation(row.id, (*row.messages, *user(found.text))),), calls=1)
-
     first = Flowing()
     whole = run(tmp_path / "first", first, same)
     assert len(first.server.asked) == len({call.prompt for call in first.server.asked}) <= 30
@@ -244,14 +231,110 @@ def test_the_same_call_is_asked_once_within_and_across_steps(tmp_path: Path) -> 
     assert other.server.opened == 0, "every answer is in the cache, so no model is served"
 
 
-def test_ten_rows_with_one_call_are_one_call(tmp_path: Path) -> None:
-    def same(row: Prompt) -> Turn:
-        (found,) = yield [Request(row.id, "shared", seed=3)]
-        return Entry(row.id, (Conversation(row.id, (*row.messages, *user(found.text))),), calls=1)
-
+def test_thirty_rows_with_one_call_are_one_call(tmp_path: Path) -> None:
     engine = Flowing()
-    assert len(run(tmp_path, engine, same, ROWS[:10], cache=tmp_path / "cache").splitlines()) == 10
+    rows = ROWS[::10]
+    assert len(run(tmp_path, engine, same, rows, cache=tmp_path / "cache").splitlines()) == 30
     assert len(engine.server.asked) == 1
+
+
+class Lists(Memory):
+    """An engine whose client answers lists, as a function of each request alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: list[list[str]] = []
+
+    def client(self, model: Path) -> Any:
+        engine = self
+
+        class _Client(ScriptedClient):
+            def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+                engine.lists.append([request.id for request in requests])
+                for request in requests:
+                    yield Completion(request.id, made_up(request.prompt, request.seed), 1, 2, Finish.STOP)
+
+        return _Client()
+
+
+def same(row: Prompt) -> Turn:
+    """Rows 0 and 10, 1 and 11 ... ask the same."""
+    (found,) = yield [Request(row.id, f"shared {int(row.id[3:]) % 10}", seed=3)]
+    return Entry(row.id, (Conversation(row.id, (*row.messages, *user(found.text))),), calls=1)
+
+
+def test_a_cohort_waits_for_answers_that_another_process_is_getting(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", Lists(), same, ROWS[:32])
+    ctx = ctx_of(tmp_path / "a", Lists(), ROWS[:32], cache=tmp_path / "cache")
+    other = RequestCache(tmp_path / "cache" / f"{ctx.scope('model')[:32]}.sqlite", "another step")
+    calls = [Request("", f"shared {i}", seed=3) for i in range(10)]
+    keys = [call_key(ctx.scope("model"), call) for call in calls]
+    assert set(other.look(keys[:4])) == {Place.OURS}
+
+    def answer_later() -> None:
+        time.sleep(0.5)
+        other.put([(keys[i], to_plain(Completion("", made_up(f"shared {i}", 3), 1, 2, Finish.STOP))) for i in range(3)])
+        other.release(keys[3:4])
+
+    # SQLite objects belong to one thread; this one is only handed over.
+    other._db = sqlite3.connect(other.path, isolation_level=None, check_same_thread=False)
+    later = threading.Thread(target=answer_later)
+    later.start()
+    engine = Lists()
+    assert run(tmp_path / "a", engine, same, ROWS[:32], cache=tmp_path / "cache") == whole
+    later.join()
+    other.close()
+    asked = [int(name[3:]) % 10 for names in engine.lists for name in names]
+    assert not {0, 1, 2} & set(asked), "what the other process answered is not asked here"
+    assert 3 in asked, "what it gave up is"
+
+
+def test_an_interrupted_cohort_is_asked_in_the_same_company(tmp_path: Path) -> None:
+    class Stops(Lists):
+        def client(self, model: Path) -> Any:
+            made = super().client(model)
+            whole, engine = made.generate, self
+
+            def generate(requests: Sequence[Request]) -> Iterator[Completion]:
+                if len(engine.lists) == 3:
+                    raise Crash
+                return whole(requests)
+
+            made.generate = generate
+            return made
+
+    undisturbed = Lists()
+    run(tmp_path / "whole", undisturbed, rows=ROWS[:40], cache=tmp_path / "cache1")
+    stopped, again = Stops(), Lists()
+    with pytest.raises(Crash):
+        run(tmp_path / "a", stopped, rows=ROWS[:40], cache=tmp_path / "cache2")
+    run(tmp_path / "a", again, rows=ROWS[:40], cache=tmp_path / "cache2")
+    assert stopped.lists + again.lists == undisturbed.lists
+
+
+def test_lanes_keep_several_cohorts_on_their_way(tmp_path: Path) -> None:
+    class Lanes(Lists):
+        at_once = most = 0
+
+        def client(self, model: Path) -> Any:
+            made, engine = super().client(model), self
+            whole, made.lanes = made.generate, 3
+
+            def generate(requests: Sequence[Request]) -> list[Completion]:
+                engine.at_once += 1
+                engine.most = max(engine.most, engine.at_once)
+                time.sleep(0.02)
+                found = list(whole(requests))
+                engine.at_once -= 1
+                return found
+
+            made.generate = generate
+            return made
+
+    engine = Lanes()
+    assert run(tmp_path / "lanes", engine) == run(tmp_path / "one", Lists())
+    assert engine.most == 3
+    assert sorted(map(len, engine.lists)) == sorted([16, 32, 16] * 18 + [12, 24, 12])
 
 
 def drops(rate: float) -> Any:

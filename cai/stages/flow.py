@@ -40,6 +40,8 @@ Work = Callable[[R], Turn]
 """What becomes of one row: yields calls, is sent their results in the same order, returns the entry. It must do the
 same again when it is sent the same: what was answered before an interruption is replayed to it."""
 
+JOURNAL = "journal"
+"""The journal's name of the rows that a stage makes its artifact of."""
 _SURE = 5.0
 """Standard deviations that the share of dropped rows must lie above ``max_drop_rate`` for a stage to be given up."""
 _ENOUGH = 200
@@ -47,7 +49,14 @@ _ENOUGH = 200
 
 
 class ShardDone(Exception):
-    """All rows of this shard have their entries; the artifact is made by whoever puts the parts together."""
+    """All rows of this shard have their entries; the artifact is made by whoever puts the parts together.
+
+    ``flow`` is the one that did them.
+    """
+
+    def __init__(self, flow: Flow[Any]) -> None:
+        super().__init__()
+        self.flow = flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +103,13 @@ class Flow(Generic[R]):
         size: int,
         max_drop_rate: float = 1.0,
         tokens: int = 0,
-        name: str = "journal",
+        name: str = JOURNAL,
         label: str = "",
         shared: Shared | None = None,
     ) -> None:
         self.ctx, self.role, self.source, self.work, self.size = ctx, role, source, work, size
         self.label, self.limit, self.tokens = label, max_drop_rate, tokens
-        self._shared = shared
+        self._shared, self._beside = shared, name != JOURNAL
         self.total = len(source)
         ctx.work.mkdir(parents=True, exist_ok=True)
         shard = ctx.shard
@@ -131,7 +140,8 @@ class Flow(Generic[R]):
         """Ask whatever is left until every row has an entry.
 
         Raises:
-            ShardDone: when this process is a shard and its rows have theirs.
+            ShardDone: when this process is a shard and its rows have theirs; not of rows beside the stage's own, which
+                have a journal of another name.
             StepFailed: when too many rows are dropped already, or the model cannot be asked.
             Incomplete: when some rows got no answer; the next run asks them again.
         """
@@ -158,8 +168,8 @@ class Flow(Generic[R]):
             self._stack.close()
         if self.unanswered:
             raise Incomplete(self._unanswered())
-        if self.ctx.shard is not None:
-            raise ShardDone
+        if self.ctx.shard is not None and not self._beside:
+            raise ShardDone(self)
 
     def entries(self) -> Iterator[Kept]:
         """Every row's entry, in the order of the input."""

@@ -36,7 +36,7 @@ class _Step:
     waiting: list[tuple[Chain, int, Call]] = field(default_factory=list)
     known: dict[str, Result] = field(default_factory=dict)
     ours: dict[str, Call] = field(default_factory=dict)
-    elsewhere: dict[bytes, Call] = field(default_factory=dict)
+    elsewhere: dict[bytes, list[Call]] = field(default_factory=dict)
 
 
 class _Run:
@@ -96,7 +96,7 @@ class _Run:
                 if isinstance(place, Mapping):
                     step.known[call.id] = from_plain(call, place)
                 elif place is Place.ELSEWHERE:
-                    step.elsewhere[key] = call
+                    step.elsewhere.setdefault(key, []).append(call)
                 else:
                     step.ours[call.id] = call
             self.flow.counts["from the cache"] += len(step.known)
@@ -132,19 +132,19 @@ class _Run:
         while step.elsewhere and self.cache is not None:
             self.cache.beat()
             places = dict(zip(step.elsewhere, self.cache.look(list(step.elsewhere)), strict=True))
-            free: dict[bytes, Call] = {}
+            free: dict[bytes, list[Call]] = {}
             for key, place in places.items():
                 if isinstance(place, Mapping):
-                    call = step.elsewhere.pop(key)
-                    step.known[call.id] = from_plain(call, place)
-                    self.flow.counts["from the cache"] += 1
+                    calls = step.elsewhere.pop(key)
+                    step.known |= {call.id: from_plain(call, place) for call in calls}
+                    self.flow.counts["from the cache"] += len(calls)
                 elif place is Place.OURS:
                     free[key] = step.elsewhere.pop(key)
             if free:
-                found = answers(self.flow.client(), list(free.values()))
+                found = answers(self.flow.client(), [call for calls in free.values() for call in calls])
                 step.known |= found
-                self.flow.counts["asked"] += len(free)
-                self.cache.put([(key, to_plain(found[call.id])) for key, call in free.items()])
+                self.flow.counts["asked"] += len(found)
+                self.cache.put([(key, to_plain(found[calls[0].id])) for key, calls in free.items()])
             elif step.elsewhere:
                 time.sleep(_POLL)
 

@@ -150,7 +150,8 @@ class _Run:
             for chain, i in waiting:
                 if isinstance(result, Unanswered):
                     self.flow.lose(chain, result)
-                elif not chain.lost:
+                else:
+                    # Also of a row that will not end now: what it has is kept for the next run.
                     self.flow.take(chain, i, result)
                     touched[chain.number] = chain
         moved = [chain for chain in touched.values() if self.flow.advance(chain, records)]
