@@ -13,24 +13,25 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from cai.durable import disk_full, is_disk_full, write_durably
-from cai.engines.base import Engine
+from cai.engines.base import Engine, Progress
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
 from cai.events import EventLog, plain_json, point_latest
 from cai.execution.checks import Kind, check_keys, check_ledger, checked_specs
+from cai.execution.engine import LazyEngine, MakeEngine
 from cai.execution.status import Action, StepStatus, previous_plan
 from cai.execution.status import statuses as _statuses
 from cai.execution.stopping import Interrupted, sigterm_raises, stopped_error
 from cai.execution.watch import Recorded, Silent, Watcher
-from cai.home import cai_home
+from cai.home import cai_home, request_cache
 from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step
-from cai.stages.base import Artifact, Context, Outcome, StageSpec
+from cai.stages.base import Artifact, Context, Outcome, Shard, StageSpec
 from cai.store import Build, Store, Stored, versions
 from cai.upkeep import register_run
 
@@ -44,12 +45,12 @@ __all__ = [
     "Watcher",
     "default_store",
     "run",
+    "run_shard",
     "run_step",
     "statuses",
     "write_record",
 ]
 
-MakeEngine = Callable[[dict[str, Any]], Engine]
 RUNS = Path("runs")
 
 
@@ -125,7 +126,7 @@ def run(
     write_durably(run_dir / "plan.json", plan.to_json())
     point_latest(run_dir)
     register_run(store, run_dir, plan.experiment, {step.key for step in plan.steps})
-    job = _Job(plan, store, run_dir, kinds, specs, watch or Silent(), _LazyEngine(make_engine, plan.engine))
+    job = _Job(plan, store, run_dir, kinds, specs, watch or Silent(), LazyEngine(make_engine, plan.engine))
     return job.run(found)
 
 
@@ -148,6 +149,42 @@ def run_step(
         SpecError: when the plan has no such step, cannot be run, or a step that must run before has not been.
         PrerequisiteError, StepFailed, Incomplete: as ``run``.
     """
+    job, step = _job_of(plan, name, store, run_dir, make_engine, kinds, watch)
+    return job.run_one(step)
+
+
+def run_shard(
+    plan: Plan,
+    name: str,
+    shard: Shard,
+    *,
+    store: Store,
+    run_dir: Path,
+    make_engine: MakeEngine,
+    kinds: Mapping[str, Kind] | None = None,
+    watch: Watcher | None = None,
+) -> dict[str, Any]:
+    """Do one part of a step's rows, beside the processes that do the others; ``run_step`` then makes the artifact.
+
+    A step that is done already is left as it is. Returns what this part asked of its model, as a record holds it.
+
+    Raises:
+        SpecError: as ``run_step``, or when a step of this kind is not done in parts.
+        PrerequisiteError, StepFailed, Incomplete: as ``run``; Incomplete too when this part is being done elsewhere.
+    """
+    job, step = _job_of(plan, name, store, run_dir, make_engine, kinds, watch)
+    return job.run_part(step, shard)
+
+
+def _job_of(
+    plan: Plan,
+    name: str,
+    store: Store,
+    run_dir: Path,
+    make_engine: MakeEngine,
+    kinds: Mapping[str, Kind] | None,
+    watch: Watcher | None,
+) -> tuple[_Job, Step]:
     if kinds is None:
         from cai.stages import KINDS
 
@@ -157,8 +194,8 @@ def run_step(
         raise SpecError(Problem(name, f"the plan of {plan.experiment} has no such step", did_you_mean(name, specs)))
     store.prepare()
     run_dir.mkdir(parents=True, exist_ok=True)
-    job = _Job(plan, store, run_dir, kinds, specs, watch or Silent(), _LazyEngine(make_engine, plan.engine))
-    return job.run_one(plan.step(name))
+    engine = LazyEngine(make_engine, plan.engine)
+    return _Job(plan, store, run_dir, kinds, specs, watch or Silent(), engine), plan.step(name)
 
 
 def write_record(
@@ -188,16 +225,19 @@ class _Job:
         kinds: Mapping[str, Kind],
         specs: Mapping[str, StageSpec],
         watch: Watcher,
-        engine: _LazyEngine,
+        engine: LazyEngine,
     ) -> None:
         self.plan, self.store, self.run_dir, self.kinds, self.specs = plan, store, run_dir, kinds, specs
         self.watch, self.engine = watch, engine
+        self.shard: Shard | None = None
+        self.spread = False
         self.log = EventLog(run_dir / "events.jsonl")
         self.results: list[StepResult] = []
         self.artifacts: dict[str, Artifact] = {}
         self.began, self.clock = datetime.now(UTC), time.perf_counter()
 
     def run(self, found: list[StepStatus]) -> RunResult:
+        self.spread = True
         self.log.write("run.started", experiment=self.plan.experiment, steps=len(self.plan.steps), versions=versions())
         with self._ending("the run", self._end_run):
             self.watch.run_started(self.plan, found)
@@ -218,6 +258,42 @@ class _Job:
                 self._find_inputs(step)
             self._step(step)
         return self.results[-1]
+
+    def run_part(self, step: Step, shard: Shard) -> dict[str, Any]:
+        from cai.execution.shards import check_shard
+
+        check_shard(self.specs[step.name], step)
+        self.shard = shard
+        of = f"{shard.index}/{shard.count}"
+
+        def end(status: str, error: str) -> None:
+            self.log.write(f"shard.{status}", step.name, shard=of, **({"error": error} if error else {}))
+
+        self.log.write("shard.started", step.name, shard=of, process=os.getpid(), host=socket.gethostname())
+        with self._ending(step.name, end):
+            self.watch.run_started(self.plan, [])
+            if self.store.find(step.kind, step.key) is None:
+                self._find_inputs(step)
+                return self._part(step, shard)
+        return {}
+
+    def _part(self, step: Step, shard: Shard) -> dict[str, Any]:
+        from cai.execution.shards import Part
+        from cai.stages.flow import ShardDone
+        from cai.stages.generation import usage
+
+        with self.store.sharing(step.kind, step.key, lambda who: self.watch.waiting(step, who)) as build:
+            if build.done is not None:
+                return {}
+            told = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
+            try:
+                self._work(step, build, Part(told, shard, build.work))
+            except ShardDone as done:
+                return dict(usage(done.flow).get("usage", {}))
+            except BaseException as raised:
+                self.watch.step_failed(step, stopped_error(f"{step.name} ({step.kind})", raised))
+                raise
+            raise StepFailed(f"{step.name} ({step.kind}): its work knows no parts; leave --shard out")
 
     @contextmanager
     def _ending(self, what: str, end: Callable[[str, str], None]) -> Iterator[None]:
@@ -287,37 +363,54 @@ class _Job:
         self.watch.step_done(step, stored.record, reused)
 
     def _build(self, step: Step) -> tuple[Stored, bool]:
+        from cai.execution.shards import Merging, run_shards, shards_of
+
         def on_wait(who: str) -> None:
             self.log.write("step.waiting", step.name, holder=who)
             self.watch.waiting(step, who)
 
+        shards = shards_of(step) if self.spread else 1
         with self.store.building(step.kind, step.key, on_wait) as build:
             if build.done is not None:
                 return build.done, True
+            began = time.perf_counter()
             if build.aside is not None:
                 self.log.write("artifact.damaged", step.name, moved_to=str(build.aside))
-            self.log.write("step.started", step.name, resumed=build.resumed)
-            progress = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
-            began = time.perf_counter()
-            outcome = self._work(step, build, progress)
-            seconds = time.perf_counter() - began
-            stored = build.commit(
-                makes=step.makes,
-                seed=step.seed,
-                seconds=seconds,
-                ingredients=step.ingredients,
-                outcome=plain_json(asdict(outcome)),
-            )
-            return stored, False
+            self.log.write("step.started", step.name, resumed=build.resumed, shards=shards)
+            progress: Progress = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
+            if shards == 1:
+                return self._make(step, build, progress, began), False
+        # A model that this process holds would only take memory from the shards.
+        self.engine.rest()
+        told, _ = run_shards(step, self.store, self.run_dir, progress)
+        with self.store.building(step.kind, step.key, on_wait) as build:
+            if build.done is not None:
+                return build.done, True
+            return self._make(step, build, Merging(progress, told), began), False
 
-    def _work(self, step: Step, build: Build, progress: Recorded) -> Outcome:
+    def _make(self, step: Step, build: Build, progress: Progress, began: float) -> Stored:
+        from cai.execution.shards import with_usage
+
+        outcome = self._work(step, build, progress)
+        outcome = replace(outcome, metrics=with_usage(outcome.metrics, self.run_dir, step.name))
+        return build.commit(
+            makes=step.makes,
+            seed=step.seed,
+            seconds=time.perf_counter() - began,
+            ingredients=step.ingredients,
+            outcome=plain_json(asdict(outcome)),
+        )
+
+    def _work(self, step: Step, build: Build, progress: Progress) -> Outcome:
+        from cai.stages.flow import ShardDone
+
         spec = self.specs[step.name]
         self.engine.begin(step)
         try:
             outcome = self.kinds[step.kind].run(spec, self._context(step, build, progress))
             check_ledger(spec, outcome.ledger)
             return outcome
-        except (Incomplete, PrerequisiteError, SpecError):
+        except (Incomplete, PrerequisiteError, SpecError, ShardDone):
             raise
         except Exception as error:
             if is_disk_full(error, build.partial):
@@ -328,7 +421,7 @@ class _Job:
                 "goes on from there"
             ) from error
 
-    def _context(self, step: Step, build: Build, progress: Recorded) -> Context:
+    def _context(self, step: Step, build: Build, progress: Progress) -> Context:
         from cai.chat import ChatTemplate
         from cai.constitution import Constitution
 
@@ -351,6 +444,11 @@ class _Job:
             stops=chat.stops if chat else (),
             templates={label: chat_template(own) for label, own in step.resources.get("templates", {}).items()},
             api_keys=step.resources.get("api_keys", {}),
+            servers=step.resources.get("servers", {}),
+            key=step.key,
+            serves=step.ingredients.get("engine", {}),
+            cache=request_cache(self.store.home),
+            shard=self.shard,
         )
 
     def _inputs(self, names: str | list[str] | dict[str, str]) -> Artifact | tuple[Artifact, ...] | dict[str, Artifact]:
@@ -359,34 +457,3 @@ class _Job:
         if isinstance(names, dict):
             return {label: self.artifacts[name] for label, name in names.items()}
         return tuple(self.artifacts[name] for name in names)
-
-
-class _LazyEngine:
-    """Stands for the engine and makes it when something is first asked of it."""
-
-    def __init__(self, make: MakeEngine, settings: dict[str, Any]) -> None:
-        self._make, self._settings = make, settings
-        self._engine: Engine | None = None
-        self._step: Step | None = None
-
-    def begin(self, step: Step) -> None:
-        """A step's work begins: an engine that starts processes looks up which ones."""
-        self._step = step
-        self._tell()
-
-    def _tell(self) -> None:
-        begin = getattr(self._engine, "begin", None)
-        if begin is not None:
-            begin(self._step)
-
-    def __getattr__(self, name: str) -> Any:
-        if self._engine is None:
-            self._engine = self._make(self._settings)
-            self._tell()
-        return getattr(self._engine, name)
-
-    def close(self) -> None:
-        """Close the engine if it was made and can be closed."""
-        close = getattr(self._engine, "close", None)
-        if close is not None:
-            close()

@@ -5,16 +5,25 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+SHARING = "a process that does a part of it"
+"""The holder of a shared lock, as a person reads it."""
+
 OnWait = Callable[[str], None]
+_GLANCE = 0.05
+"""Seconds that a lock may be taken by somebody who only looks (``holder``)."""
 
 
 @contextmanager
 def locked(path: Path, on_wait: OnWait | None = None, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock at ``path``; wait where another holds it, after telling ``on_wait`` who that is."""
+    """Hold the lock at ``path``; wait where another holds it, after telling ``on_wait`` who that is.
+
+    Several processes hold a ``shared`` lock at once, while nobody holds it alone.
+    """
     fd = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait, wait=True)
     assert fd is not None
     try:
@@ -41,26 +50,42 @@ def holder(path: Path) -> str:
     except FileNotFoundError:
         return ""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+        return _holder(fd)
     finally:
         os.close(fd)
-    return ""
+
+
+def _holder(fd: int) -> str:
+    """Looks by taking the lock for a moment."""
+    if not _taken(fd, fcntl.LOCK_SH):
+        return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+    try:
+        return "" if _taken(fd, fcntl.LOCK_EX) else SHARING
+    except OSError:
+        return ""  # a network folder wants a file that can be written for this
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _taken(fd: int, mode: int) -> bool:
+    try:
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _acquire(path: Path, mode: int, on_wait: OnWait | None, *, wait: bool) -> int | None:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            try:
-                fcntl.flock(fd, mode | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _taken(fd, mode):
                 if not wait:
                     os.close(fd)
                     return None
-                if on_wait is not None:
-                    on_wait(os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process")
+                time.sleep(_GLANCE)
+                if on_wait is not None and (who := _holder(fd)):
+                    on_wait(who)
                     on_wait = None
                 fcntl.flock(fd, mode)
             if _is_still(fd, path):

@@ -63,7 +63,7 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "action": str(getattr(status.action, "value", status.action)),
         "reason": status.reason,
         "estimate": {cost: step.estimate.get(cost) for cost in COSTS},
-        "notes": list(step.notes),
+        "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
     }
 
 

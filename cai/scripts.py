@@ -2,7 +2,8 @@
 
 Each step is one file with the commands of the plan, word for word. This program does what lies before and after them
 (``step --prepare``, ``step --finish``): it writes upstream's data files and takes what upstream made into the store, so
-that a script and a run share every finished step. ``run.sh`` runs them in order, or submits them chained.
+that a script and a run share every finished step. ``run.sh`` runs them in order, or submits them chained. A step in
+shards does its parts side by side first: as background processes, or as an array with a script of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 from cai.durable import write_durably
 from cai.engines import engine_of
 from cai.engines.base import Places
+from cai.execution.shards import shards_of
 from cai.launchers.base import Command
 from cai.launchers.outside import host_variable
 from cai.launchers.settings import Slurm
-from cai.launchers.slurm_script import components_of, script
+from cai.launchers.slurm_script import TASK, components_of, script
 from cai.plan import Plan, Step
 from cai.store import Store
 
@@ -43,16 +45,28 @@ def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
         path = folder / names[step.name]
         body = _body(step, commands, folder, isinstance(launcher, Slurm))
         if isinstance(launcher, Slurm):
-            log = folder / "logs" / f"{step.name}.out"
-            text = script(launcher, step.name, components_of(launcher, commands), body, log, f"cai-{step.name}")
+            log, components = folder / "logs" / f"{step.name}.out", components_of(launcher, commands)
+            text = script(launcher, step.name, components, body, log, f"cai-{step.name}")
+            if (shards := shards_of(step)) > 1:
+                part = [*body[:-1], f"{body[-1]} --shard {TASK}/{shards}"]
+                array = script(launcher, step.name, components, part, log, f"cai-{step.name}", array=shards)
+                _write(folder / _array(names[step.name]), array)
         else:
             text = "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *body]) + "\n"
-        write_durably(path, text)
-        path.chmod(0o755)
+        _write(path, text)
     run = folder / "run.sh"
-    write_durably(run, _submit(plan, names) if isinstance(launcher, Slurm) else _in_order(plan, names))
-    run.chmod(0o755)
+    _write(run, _submit(plan, names) if isinstance(launcher, Slurm) else _in_order(plan, names))
     return run
+
+
+def _write(path: Path, text: str) -> None:
+    write_durably(path, text)
+    path.chmod(0o755)
+
+
+def _array(name: str) -> str:
+    """The script of the array that does the parts of the step whose own script is ``name``."""
+    return name.replace(".sbatch", ".shards.sbatch")
 
 
 def _alone(step: Step, places: Places) -> Command:
@@ -69,7 +83,7 @@ def _body(step: Step, commands: Sequence[Command], folder: Path, slurm: bool) ->
         if others:
             lines.append("# Several models are served one after the other, so the program starts the servers itself:")
             lines += [f"#   {shlex.join(command.argv)}" for command in others]
-        return [*lines, shlex.join(work.argv)]
+        return [*lines, *([] if slurm else _parts(work, folder, step)), shlex.join(work.argv)]
     done = shlex.join((*work.argv, "--done"))
     lines += [f"if {done}; then exit 0; fi  # it is in the store already", ""]
     if not any(command.background for command in others) or any(command.role == "actor" for command in others):
@@ -79,6 +93,22 @@ def _body(step: Step, commands: Sequence[Command], folder: Path, slurm: bool) ->
     for command in others:
         lines += _command(command, folder, step, slurm, others)
     return [*lines, "# Look at the result and keep it in the store.", shlex.join((*work.argv, "--finish"))]
+
+
+def _parts(work: Command, folder: Path, step: Step) -> list[str]:
+    """The shards of a step, side by side; what one of them leaves undone the step itself does."""
+    if (shards := shards_of(step)) == 1:
+        return []
+    log = shlex.quote(str(folder / "logs" / f"{step.name}.shard"))
+    return [
+        f"# {shards} parts side by side; then the step puts them together and does what one of them left.",
+        "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT",
+        f"for shard in $(seq 0 {shards - 1}); do",
+        f'    {shlex.join(work.argv)} --shard "$shard"/{shards} >> {log}-"$shard".log 2>&1 &',
+        "done",
+        "wait",
+        "",
+    ]
 
 
 def _command(command: Command, folder: Path, step: Step, slurm: bool, others: Sequence[Command]) -> list[str]:
@@ -141,5 +171,9 @@ def _submit(plan: Plan, names: dict[str, str]) -> str:
     for step in plan.steps:
         after = "".join(f":${{job[{shlex.quote(name)}]}}" for name in step.needs())
         wait = f" --dependency=afterok{after} --kill-on-invalid-dep=yes" if after else ""
+        if shards_of(step) > 1:
+            lines.append(f"shards=$(sbatch --parsable{wait} {shlex.quote(_array(names[step.name]))})")
+            ok = f"afterok{after}," if after else ""
+            wait = f" --dependency={ok}afterany:$shards{' --kill-on-invalid-dep=yes' if after else ''}"
         lines.append(f"job[{shlex.quote(step.name)}]=$(sbatch --parsable{wait} {shlex.quote(names[step.name])})")
     return "\n".join([*lines, "", 'squeue --jobs="$(IFS=,; echo "${job[*]}")"']) + "\n"

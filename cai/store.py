@@ -142,6 +142,27 @@ class Store:
             finally:
                 build.leave()
 
+    @contextmanager
+    def sharing(self, kind: str, key: str, on_wait: OnWait | None = None) -> Iterator[Build]:
+        """Hold the ``work`` of an artifact together with others that do parts of it, while nobody makes it.
+
+        Waits while somebody makes it, as ``building`` waits for those who share. Look at ``build.done`` first. There
+        is no ``out``: only who builds has one.
+        """
+        name = artifact_name(kind, key)
+        self.prepare()
+        with disk_space(self.root), locked(self.lock_of(name), on_wait, shared=True):
+            build = Build(self, kind, key)
+            build.done = self.find(kind, key)
+            if build.done is None:
+                build.partial.mkdir(exist_ok=True)
+                # One after the other: each may find an attempt that died, or a damaged artifact.
+                with locked(build.partial / ".sharing"):
+                    build.join()
+                    if build.done is not None:
+                        shutil.rmtree(build.work, ignore_errors=True)
+            yield build
+
     def set_aside(self, name: str) -> Path:
         """Move a damaged artifact to ``.damaged`` so that its step runs again. Hold its lock."""
         self.damaged.mkdir(exist_ok=True)
@@ -221,20 +242,26 @@ class Build:
 
     def begin(self) -> None:
         """Finish what a dead attempt had all but finished, else make the folders ready."""
+        self.join()
+        if self.done:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+
+    def join(self) -> None:
+        """As ``begin``, without the folders that others may be at work in."""
         look = self._store.look(self.kind, self.key)
         if look.stored is None and not look.damage:
             self._finish_dead_attempt()
         else:
             self.done = look.stored
         if self.done:
-            shutil.rmtree(self.partial, ignore_errors=True)
             return
         if look.damage or self._final.exists():
             self.aside = self._store.set_aside(self._name)
         self._claim()
         self.resumed = any(self.work.glob("*"))
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir()
 
     def leave(self) -> None:
         """Drop what was half-written: the next attempt begins ``out`` anew, and it may be what filled the disk."""

@@ -2,7 +2,8 @@
 
 The run's folder is all that is needed to come back: ``plan.json`` (what the jobs run), ``submission.json`` (from where,
 into which store), and for each job ``jobs/<step>.sbatch``, ``.json`` (its id), ``.out`` (what it printed) and
-``.exit.json`` (how it ended). What has become of the jobs is looked up in cai.execution.jobs.
+``.exit.json`` (how it ended). What has become of the jobs is looked up in cai.execution.jobs. A step in shards is two
+jobs: an array that does its parts (cai.execution.arrays), then the step's own, which puts them together.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from cai.engines import engine_of
 from cai.engines.base import Places
 from cai.errors import CaiError, Incomplete, Problem, SpecError, StepFailed
 from cai.events import EventLog, point_latest
+from cai.execution.arrays import ids_of, is_alive, write_array
 from cai.execution.checks import Kind, check_keys, checked_specs
+from cai.execution.files import now, read_json, word_file, write_json
 from cai.execution.jobs import (
     ALIVE,
     JobView,
@@ -32,13 +35,11 @@ from cai.execution.jobs import (
     Submission,
     is_submitted,
     launcher_of,
-    now,
     open_submission,
-    read_json,
     said_by,
     views_of,
-    write_json,
 )
+from cai.execution.shards import check_servers, shards_of
 from cai.executor import RunResult, StepResult, write_record
 from cai.launchers import slurm_cli
 from cai.launchers.slurm_script import components_of, script
@@ -84,6 +85,9 @@ def submit(plan: Plan, store: Store, run_dir: Path, kinds: Mapping[str, Kind] | 
     launcher = launcher_of(plan)
     if launcher is None:
         raise SpecError(Problem("engine.launcher", "runs in this process", "set engine.launcher.kind=slurm"))
+    for step in plan.steps:
+        if shards_of(step) > 1:
+            check_servers(plan, step.name, store, run_dir / "plan.json")
     if not launcher.setup:  # its lines may export the key
         check_keys(plan, [step.name for step in plan.steps if store.find(step.kind, step.key) is None])
     store.prepare()
@@ -132,14 +136,14 @@ def cancel(run_dir: Path) -> list[JobView]:
     with _alone(sub):
         _find_lost(sub)
         records = _records(sub)
-        known = slurm_cli.jobs([record["job"] for record in records.values()])
-        alive = {name: record for name, record in records.items() if (s := known.get(record["job"])) and not s.ended}
+        known = slurm_cli.jobs([job for record in records.values() for job in ids_of(record)])
+        alive = {name: record for name, record in records.items() if is_alive(record, known)}
         if not alive:
             return []
         views = [view for view in views_of(sub) if view.step.name in alive]
         for name, record in alive.items():
             write_json(sub.file(name, ".json"), {**record, "cancelled": now()})
-        ids = [record["job"] for record in alive.values()]
+        ids = [job for record in alive.values() for job in ids_of(record)]
         slurm_cli.cancel(ids)
     _log(sub, "run.cancelled", jobs=ids)
     deadline = time.monotonic() + _PATIENCE
@@ -158,13 +162,14 @@ def watch(run_dir: Path, console: Console) -> RunResult:
         Incomplete: when jobs were cancelled; or at Ctrl-C, or when Slurm does not answer: the jobs are left alone.
     """
     sub = open_submission(run_dir)
-    told: dict[str, tuple[Phase, int]] = {}
+    told: dict[str, tuple[Phase, int, int]] = {}
     try:
         while True:
             views = _look(sub)
             for number, view in enumerate(views, 1):
-                if told.get(view.step.name) != (view.phase, view.restarts):
-                    told[view.step.name] = (view.phase, view.restarts)
+                eighths = 8 * view.tasks.ended // view.tasks.count if view.tasks else 0
+                if told.get(view.step.name) != (news := (view.phase, view.restarts, eighths)):
+                    told[view.step.name] = news
                     console.print(Text(line_of(view, number, views)), soft_wrap=True)
             if not any(view.phase in ALIVE for view in views):
                 return _finish(sub, views)
@@ -216,8 +221,10 @@ def _alone(sub: Submission) -> Iterator[None]:
 
 def _submit_missing(sub: Submission) -> None:
     views = {view.step.name: view for view in views_of(sub)}
+    records = _records(sub)
     # These wait for what has failed; not every cluster takes them out of the queue at once.
-    slurm_cli.cancel([v.job for v in views.values() if v.phase is Phase.CANCELLED and v.state == "PENDING"])
+    stuck = [name for name, view in views.items() if view.phase is Phase.CANCELLED and view.state == "PENDING"]
+    slurm_cli.cancel([job for name in stuck if name in records for job in ids_of(records[name])])
     jobs = {name: view.job for name, view in views.items() if view.phase in ALIVE}
     first = {step.key: step.name for step in reversed(sub.plan.steps)}
     fresh: list[str] = []
@@ -233,9 +240,9 @@ def _submit_missing(sub: Submission) -> None:
             if step.name in jobs:
                 if views[step.name].phase is Phase.RUNNING or not set(after) & set(fresh):
                     continue
-                slurm_cli.cancel([jobs[step.name]])  # it waits for a job that ended without a result
-            jobs[step.name] = _submit_step(sub, step, after)
-            fresh.append(jobs[step.name])
+                slurm_cli.cancel(ids_of(records[step.name]))  # it waits for a job that ended without a result
+            jobs[step.name], *array = _submit_step(sub, step, after, records.get(step.name, {}))
+            fresh += [jobs[step.name], *array]
     except CaiError:
         # A chain of which the end is missing would only use up the cluster.
         if fresh:
@@ -243,7 +250,8 @@ def _submit_missing(sub: Submission) -> None:
         raise
 
 
-def _submit_step(sub: Submission, step: Step, after: list[str]) -> str:
+def _submit_step(sub: Submission, step: Step, after: list[str], before: Mapping[str, Any]) -> list[str]:
+    """Submit a step's job, and before it the array of its shards; the ids of both. ``before`` is the last record."""
     kind, settings = engine_of(sub.plan.engine)
     places = Places(sub.store.root, str(sub.run_dir / "plan.json"))
     commands = kind.commands(settings, sub.plan, step, places)
@@ -257,34 +265,54 @@ def _submit_step(sub: Submission, step: Step, after: list[str]) -> str:
     ]
     components = components_of(sub.launcher, commands)
     write_durably(path, script(sub.launcher, step.name, components, body, log, name, Path(sub.cwd)))
-    facts = {
+    facts: dict[str, Any] = {
         "job": "",
         "submitted": now(),
         "script": str(path),
         "after": after,
         "log_start": log.stat().st_size if log.exists() else 0,
     }
-    sub.file(step.name, ".exit.json").unlink(missing_ok=True)
-    write_json(record, facts)
+    word_file(sub.run_dir, step.name).unlink(missing_ok=True)
+    parts: list[str] = []
     try:
-        job = slurm_cli.submit(path, after)
+        if (count := shards_of(step)) > 1:
+            facts["array"] = _alive_array(before) or {"job": "", "count": count}
+            if not facts["array"]["job"]:
+                facts["array"]["script"] = str(write_array(sub, step, count, components, body))
+                write_json(record, facts)
+                facts["array"]["job"] = slurm_cli.submit(Path(facts["array"]["script"]), after)
+                _log(sub, "shards.submitted", step.name, job=facts["array"]["job"], shards=count, after=after)
+            parts = [facts["array"]["job"]]
+        write_json(record, facts)
+        job = slurm_cli.submit(path, after, parts)
     except CaiError:
-        record.unlink()
+        slurm_cli.cancel(parts)
+        record.unlink(missing_ok=True)
         raise
     write_json(record, {**facts, "job": job})
-    _log(sub, "job.submitted", step.name, job=job, after=after)
-    return job
+    _log(sub, "job.submitted", step.name, job=job, after=[*after, *parts])
+    return [job, *parts]
+
+
+def _alive_array(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A step's array where it is at work still, though the step's own job is not there any more."""
+    array = record.get("array", {})
+    state = slurm_cli.jobs([array["job"]]).get(array["job"]) if array.get("job") else None
+    return dict(array) if state is not None and not state.ended else None
 
 
 def _find_lost(sub: Submission) -> None:
     """Note the ids of jobs that were submitted by a process that died before it could note them."""
     for name, record in _records(sub).items():
         if not record["job"]:
-            found = slurm_cli.live_job(Path(record["script"]))
-            if found is None:
-                sub.file(name, ".json").unlink()
+            found = {**record, "job": slurm_cli.live_job(Path(record["script"])) or ""}
+            array = record.get("array", {})
+            if array and not array["job"]:
+                found["array"] = {**array, "job": slurm_cli.live_job(Path(array["script"])) or ""}
+            if ids_of(found):
+                write_json(sub.file(name, ".json"), found)
             else:
-                write_json(sub.file(name, ".json"), {**record, "job": found})
+                sub.file(name, ".json").unlink()
 
 
 def _records(sub: Submission) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,12 @@ STAGES: list[tuple[dict[str, Any], Any, dict[str, str]]] = [
     ),
     ({"kind": "judge", "candidates": "c", "scoring": "contrast", **BASE}, candidates, JUDGE_TEXTS),
     ({"kind": "judge", "candidates": "c", "scoring": "logprob", "reasoning": True, **BASE}, candidates, LETTERS),
-    ({"kind": "judge", "candidates": "c", "scoring": "choice", "pairs": "best_worst", **BASE}, candidates, LETTERS),
+    (
+        # None of what the double says can be read as a choice.
+        {"kind": "judge", "candidates": "c", "scoring": "choice", "pairs": "best_worst", "max_drop_rate": 1.0, **BASE},
+        candidates,
+        LETTERS,
+    ),
 ]
 
 

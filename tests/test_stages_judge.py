@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from cai.chat import Message
 from cai.clients.base import Completion, Finish, Request, Score, ScoreRequest
 from cai.data.rows import Candidates, Comparison, read_rows
+from cai.errors import SpecError
 from cai.stages.judge import JudgeSpec, run
-from cai.stages.judging import parse_choice, sigmoid
+from cai.stages.judge_reading import read_choice, read_options, sigmoid
 from tests.stage_doubles import Memory, artifact, context, shipped, user
 
-QUALITY = {"best": 2.0, "good": 1.0, "poor": -1.0, "same": 1.0}
+QUALITY = {"worse": -2.0, "best": 2.0, "good": 1.0, "poor": -1.0, "same": 1.0}
 LETTERS = "{#---\ndescription: test\nkind: prompt\nformat: text\n---#}\n{{ first }}|{{ second }}|{{ principle }}|"
 EXEMPLARS = "exemplars:\n- {prompt: q, good: kind words help, bad: rude words hurt}\n"
 
@@ -47,7 +48,7 @@ def judge(
 ) -> tuple[Any, list[Comparison]]:
     rows = [Candidates("r", user("What now?"), answers, "topic", {"kind": "harmless"})]
     inputs = {"model": artifact(folder / "m", "model"), "candidates": artifact(folder / "c", "candidates", rows)}
-    spec = JudgeSpec(model="m", candidates="c", **fields)
+    spec = JudgeSpec(model="m", candidates="c", **{"max_drop_rate": 1.0, **fields})
     outcome = run(spec, context(folder, engine, inputs, texts or {"prompt": LETTERS}))
     ledger = outcome.ledger
     assert ledger.rows_in == ledger.rows_out + sum(ledger.dropped.values())
@@ -137,16 +138,25 @@ def test_a_written_choice_is_parsed_and_averaged(tmp_path: Path) -> None:
         ("(A) or (B)", None),
         ("neither", None),
         ("Apples", None),
+        ("A better answer is (B).", 0),
+        ('{"choice": "(A)"}', 1),
+        ('```json\n{"choice": "B", "why": "(A) is rude"}\n```', 0),
+        ('{"choice": "(A) or (B)"}', None),
+        ('{"choice": 1}', None),
+        ('{"choice": null, "why": "(A)"}', None),
+        ('{"answer": "(A)"}', 1),
+        ('{"choice": "(B)', 0),
+        ("{]", None),
     ],
 )
 def test_parsing(text: str, expected: float | None) -> None:
-    assert parse_choice(text, ("(A)", "(B)")) == expected
+    assert read_choice(text, ("(A)", "(B)"))[0] == expected
 
 
 def test_an_ensemble_asks_several_principles_and_the_whole_asks_all(tmp_path: Path) -> None:
     outcome, (row,) = judge(tmp_path / "some", Opinion(), "poor", "best", principles="ensemble", ensemble=3)
     assert len(set(row.meta["principles"])) == 3
-    assert outcome.calls == 3 * 2 * 2
+    assert outcome.calls == 3 * 2
     seen = []
 
     class Listening(Opinion):
@@ -189,8 +199,12 @@ def test_contrast_per_token_does_not_count_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
+        ({"samples": 3, "reasoning": True}, "temperature 0"),
+        ({"samples": 3}, "nothing is drawn"),
+        ({"tie_option": "(A)"}, "tie_option a third"),
+        ({"tie_option": "(C)", "scoring": "contrast"}, "use margin"),
         ({"exemplars": "x.yaml"}, "read by scoring 'contrast' only"),
-        ({"reasoning": True, "scoring": "choice"}, "use scoring: logprob"),
+        ({"reasoning": True, "scoring": "contrast"}, "use logprob or choice"),
         ({"clamp": (0.6, 0.9)}, "must hold 0.5"),
         ({"options": ("A", "A")}, "two different"),
         ({"scoring": "oracle"}, "logprob"),
@@ -202,8 +216,6 @@ def test_settings_that_make_no_sense(fields: dict[str, Any], match: str) -> None
 
 
 def test_bad_exemplars_name_every_problem(tmp_path: Path) -> None:
-    from cai.errors import SpecError
-
     broken = "exemplars:\n- {prompt: q, good: g, baad: b}\n- 3\n"
     with pytest.raises(SpecError) as caught:
         judge(tmp_path, Memory(), "a", "b", scoring="contrast", texts={**CONTRAST["texts"], "exemplars": broken})
@@ -214,13 +226,13 @@ def test_bad_exemplars_name_every_problem(tmp_path: Path) -> None:
 
 def test_a_revision_is_judged_against_the_first_answer():
     from cai.data.rows import Conversation
-    from cai.stages.judge import _candidates
+    from cai.stages.judge_labels import as_candidates
 
     asked = (Message("user", "q"), Message("assistant", "kind"))
     revised = Conversation("a", asked, "t", {"response": "rude", "rounds": [{"round": 1}]})
-    found = _candidates(revised)
+    found = as_candidates(revised, 7)
     assert (found.id, found.messages, found.answers, found.topic) == ("a", asked[:1], ("rude", "kind"), "t")
-    assert _candidates(Conversation("b", asked)) is None
+    assert as_candidates(Conversation("b", asked), 7) == "no first answer"
 
 
 @pytest.mark.parametrize(
@@ -229,10 +241,212 @@ def test_a_revision_is_judged_against_the_first_answer():
         ({"scoring": "choice"}, 60, 120),
         ({"scoring": "choice", "swap": False}, 60, 60),
         ({"scoring": "choice", "pairs": "best_worst"}, 10, 120),
-        ({"scoring": "logprob"}, 60, 240),
+        ({"scoring": "logprob"}, 60, 120),
         ({"scoring": "contrast"}, 60, 80),
+        ({"scoring": "choice", "pairs": "neighbours"}, 30, 60),
+        ({"scoring": "choice", "order": "random", "reasoning": True}, 60, 120),
+        ({"scoring": "logprob", "reasoning": True, "samples": 3, "sampling": {"temperature": 1.0}}, 60, 720),
+        ({"scoring": "choice", "labelled": "l"}, 60, 120 + 2 * 200),
+        ({"scoring": "contrast", "labelled": "l", "labelled_limit": None}, 60, 80 + 4 * 300),
     ],
 )
 def test_the_estimate_counts_every_pair_of_the_candidates(spec, rows, calls):
-    estimate = JudgeSpec(model="m", candidates="c", **spec).estimate({"candidates": 10, "candidates:width": 4})
+    estimate = JudgeSpec(model="m", candidates="c", **spec).estimate(
+        {"candidates": 10, "candidates:width": 4, "labelled": 300}
+    )
     assert (estimate.rows, estimate.calls) == (rows, calls)
+
+
+def test_only_neighbours_are_asked(tmp_path: Path) -> None:
+    outcome, rows = judge(tmp_path, Opinion(), "good", "poor", "best", "worse", pairs="neighbours", scoring="choice")
+    assert [row.id for row in rows] == ["r/0-1", "r/1-2", "r/2-3"]
+    assert [(row.chosen, row.rejected) for row in rows] == [("good", "poor"), ("best", "poor"), ("best", "worse")]
+    assert outcome.calls == 3 * 2
+
+
+TIE = shipped("comparison.jinja")
+
+
+def test_a_tie_option_is_half_a_vote(tmp_path: Path) -> None:
+    class Torn(Opinion):
+        """Sees no difference between 'good' and 'same', and says so."""
+
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            even = "same" in request.prompt
+            return Completion(request.id, "(C)" if even else "(A)", 1, 1, Finish.STOP)
+
+        def likelihood(self, request: ScoreRequest) -> Score:
+            return Score(request.id, math.log({"(A)": 0.2, "(B)": 0.1, "(C)": 0.5}[request.continuation]), 1)
+
+    fields: dict[str, Any] = {"tie_option": "(C)", "texts": {"prompt": TIE}}
+    outcome, (row,) = judge(tmp_path / "said", Torn(), "good", "same", scoring="choice", **fields)
+    assert (row.p_chosen, outcome.metrics["ties"]) == (0.5, 1)
+    assert outcome.metrics["swap consistency"] == 1, "twice the tie is no contradiction"
+    _, (soft,) = judge(tmp_path / "soft", Torn(), "good", "poor", order="given", **fields)
+    assert soft.p_chosen == pytest.approx((0.2 + 0.25) / 0.8, abs=1e-6)
+    with pytest.raises(SpecError, match="never shows tie_option"):
+        judge(tmp_path / "unseen", Torn(), "good", "same", tie_option="(C)")
+
+
+@pytest.mark.parametrize("name", ["comparison.jinja", "comparison_text.jinja"])
+@pytest.mark.parametrize("more", [{}, {"think": True}, {"reasoning": "Because."}])
+def test_the_shipped_prompts_offer_a_tie_only_when_there_is_one(name: str, more: dict[str, Any]) -> None:
+    from cai.chat import PromptTemplate
+
+    template = PromptTemplate.from_text("prompt", shipped(name))
+    values = {
+        "principle": "Which is kinder?",
+        "messages": [{"role": "user", "content": "q"}],
+        "first": "one",
+        "second": "two",
+        "options": ("(A)", "(B)"),
+        "think": False,
+        "reasoning": "",
+        **more,
+    }
+    plain, offered = (template.render(**values, tie_option=option) for option in ("", "(C)"))
+    assert "(C)" not in plain
+    assert "neither" not in plain.lower()
+    assert ("(C)" in offered) == (name == "comparison_text.jinja" or "think" not in more)
+    assert "\n\n\n" not in offered
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        ((math.log(0.6), math.log(0.2)), 0.75),
+        ((math.log(0.9), None), 1.0),
+        ((None, math.log(0.51)), 0.0),
+        ((math.log(0.5), None), None),
+        ((None, None), None),
+        ((math.nan, math.log(0.9)), None),
+        ((math.log(0.9), -math.inf), 1.0),
+        ((-math.inf, -math.inf), None),
+        ((math.log(0.4), None, math.log(0.4)), 0.75),
+        ((math.log(0.1), math.log(0.3), math.log(0.4)), 0.375),
+    ],
+)
+def test_options_that_a_server_does_not_list(logprobs: tuple[float | None, ...], expected: float | None) -> None:
+    p, why = read_options(logprobs)
+    assert p == (expected if expected is None else pytest.approx(expected))
+    assert bool(why) == (expected is None)
+
+
+class Listening(Opinion):
+    """Remembers what it was asked, and what it drew with which seed."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.asked: list[Any] = []
+
+    def complete(self, model: str, batch: str, request: Request) -> Completion:
+        self.asked.append(request)
+        return super().complete(model, batch, request)
+
+    def likelihood(self, request: ScoreRequest) -> Score:
+        self.asked.append(request)
+        return super().likelihood(request)
+
+
+def test_a_server_is_told_the_options_where_that_is_wanted(tmp_path: Path) -> None:
+    for wanted, choices in ((True, ("(A)", "(B)")), (False, ())):
+        engine = Listening(says='{"choice": "(A)"}')
+        judge(tmp_path / str(wanted), engine, "poor", "best", scoring="choice", structured=wanted)
+        assert [request.choices for request in engine.asked] == [choices, choices]
+
+
+def test_several_samples_are_drawn_with_seeds_of_their_own_and_averaged(tmp_path: Path) -> None:
+    class Wavering(Listening):
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            self.asked.append(request)
+            return Completion(request.id, "(A)" if request.id.endswith("s1") else "(B)", 1, 1, Finish.STOP)
+
+    drawn: dict[str, Any] = {"scoring": "choice", "order": "given", "sampling": {"temperature": 1.0}}
+    engine = Wavering()
+    outcome, (row,) = judge(tmp_path / "four", engine, "one", "two", samples=4, **drawn)
+    assert (row.chosen, row.p_chosen, outcome.calls) == ("two", 0.75, 4)
+    assert len({request.seed for request in engine.asked}) == 4
+    once = Wavering()
+    judge(tmp_path / "one", once, "one", "two", **drawn)
+    assert once.asked[0].seed in {request.seed for request in engine.asked}, "the first sample is the only one of one"
+
+
+def test_the_judge_may_think_before_it_chooses(tmp_path: Path) -> None:
+    class Thinking(Listening):
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            self.asked.append(request)
+            text = "One is kinder." if "step by step" in request.prompt else "(A)"
+            return Completion(request.id, text, 1, 3, Finish.STOP)
+
+    engine = Thinking()
+    fields: dict[str, Any] = {"scoring": "choice", "order": "given", "reasoning": True, "texts": {"prompt": TIE}}
+    outcome, (row,) = judge(tmp_path, engine, "one", "two", **fields)
+    thought, chose = engine.asked
+    assert (thought.choices, chose.choices) == ((), ("(A)", "(B)"))
+    assert "One is kinder." in chose.prompt
+    assert thought.seed != chose.seed
+    assert (row.p_chosen, outcome.calls, outcome.tokens) == (1.0, 2, 6)
+
+
+def test_a_pair_that_cannot_be_read_is_dropped_or_a_tie(tmp_path: Path) -> None:
+    mute = Opinion(says="Hard to say.")
+    outcome, (row,) = judge(tmp_path / "tie", mute, "poor", "best", scoring="choice", abstain="tie")
+    assert (row.p_chosen, outcome.metrics["abstained"], outcome.metrics["ties"]) == (0.5, 1, 1)
+
+    class Refusing(Opinion):
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            return Completion(request.id, "", 1, 0, Finish.REFUSED, "prompt too long")
+
+        def likelihood(self, request: ScoreRequest) -> Score:
+            return Score(request.id, math.nan, 0)
+
+    outcome, _ = judge(tmp_path / "refused", Refusing(), "poor", "best", scoring="choice")
+    assert outcome.ledger.dropped == {"refused by the server": 1}
+    outcome, _ = judge(tmp_path / "thought", Refusing(), "poor", "best", reasoning=True)
+    assert (outcome.ledger.dropped, outcome.calls) == ({"refused by the server": 1}, 2)
+    outcome, _ = judge(tmp_path / "nan", Refusing(), "poor", "best")
+    assert outcome.ledger.dropped == {"unparsed": 1}
+    outcome, _ = judge(tmp_path / "contrast", Refusing(), "poor", "best", **CONTRAST)
+    assert outcome.ledger.dropped == {"unparsed": 1}
+
+
+def test_the_older_name_of_the_order_still_works() -> None:
+    for swap, order in ((True, "both"), (False, "given")):
+        assert JudgeSpec.model_validate({"model": "m", "candidates": "c", "swap": swap}).order == order
+    with pytest.raises(ValidationError, match="give order alone"):
+        JudgeSpec.model_validate({"model": "m", "candidates": "c", "swap": True, "order": "both"})
+
+
+def orders(folder: Path, n: int) -> dict[str, bool]:
+    """Whether each row's pair was shown the other way round, with the order drawn."""
+    engine = Listening(says="(A)")
+    rows = [Candidates(f"row{i}", user("q"), ("good", "poor")) for i in range(n)]
+    inputs = {"model": artifact(folder / "m", "model"), "candidates": artifact(folder / "c", "candidates", rows)}
+    spec = JudgeSpec(model="m", candidates="c", scoring="choice", order="random")
+    outcome = run(spec, context(folder, engine, inputs, {"prompt": LETTERS}))
+    assert outcome.calls == n
+    return {request.id.partition("/")[0]: request.prompt.startswith("poor") for request in engine.asked}
+
+
+def test_a_drawn_order_is_fair_and_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
+    many, few = orders(tmp_path / "many", 600), orders(tmp_path / "few", 20)
+    assert abs(sum(many.values()) / 600 - 0.5) < 3 * 0.5 / math.sqrt(600)
+    assert few == {name: many[name] for name in few}
+
+
+def test_comparisons_by_people_are_judged_anew_in_an_order_that_tells_nothing(tmp_path: Path) -> None:
+    rows = [Comparison(f"row{i}", user("q"), "good", "poor", 1.0, "t", {"kind": "harmless"}) for i in range(400)]
+    inputs = {"model": artifact(tmp_path / "m", "model"), "candidates": artifact(tmp_path / "c", "comparisons", rows)}
+
+    def judged(name: str, engine: Memory, **fields: Any) -> tuple[Any, list[Comparison]]:
+        spec = JudgeSpec(model="m", candidates="c", **fields)
+        outcome = run(spec, context(tmp_path / name, engine, inputs, {"prompt": LETTERS}))
+        return outcome, list(read_rows(tmp_path / name / "out/rows.jsonl", Comparison))  # type: ignore[arg-type]
+
+    _, right = judged("right", Opinion())
+    assert {(row.chosen, row.meta["human"], row.meta["kind"]) for row in right} == {("good", 1.0, "harmless")}
+    _, first = judged("first", Opinion(says="(A)"), scoring="choice", order="given")
+    agreed = [row.meta["human"] for row in first]
+    assert set(agreed) == {0.0, 1.0}
+    assert all((row.chosen == "good") == (row.meta["human"] == 1) for row in first)
+    assert abs(sum(agreed) / 400 - 0.5) < 3 * 0.5 / math.sqrt(400)

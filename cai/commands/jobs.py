@@ -6,19 +6,22 @@ import gc
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai.commands.common import find_run, options, read_plan
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
-from cai.execution.jobs import job_file, now, write_json
+from cai.execution.files import now, word_file, write_json
 from cai.execution.stopping import sigterm_raises, stopped_error
 from cai.launchers.outside import COMMANDS, Half, Prepared
 from cai.plan import Plan
+
+if TYPE_CHECKING:
+    from cai.stages.base import Shard
 
 
 def step_verb(args: Sequence[str]) -> int:
@@ -30,21 +33,26 @@ def step_verb(args: Sequence[str]) -> int:
     half.add_argument("--prepare", action="store_true", help="only write what the step's commands read, then stop")
     half.add_argument("--finish", action="store_true", help="the step's commands have been run; go on from there")
     half.add_argument("--done", action="store_true", help="only ask: code 0 when the step is in the store, else 1")
+    half.add_argument("--shard", metavar="K/N", help="only do part K (from 0) of N of its rows; the step merges them")
     parser.add_argument(
         "--requeues", type=int, default=0, metavar="N", help="in a job: times it may go back into the queue"
     )
     parsed = parser.parse_args(list(args))
     if parsed.done:
         return _is_done(read_plan(parsed.plan), parsed.step)
+    from cai.execution.shards import parse_shard
+
     if parsed.prepare or parsed.finish:
         os.environ[COMMANDS] = (Half.PREPARE if parsed.prepare else Half.FINISH).value
     run_dir = parsed.plan.resolve().parent
-    word = job_file(run_dir, parsed.step, ".exit.json")
+    shard = parse_shard(parsed.shard) if parsed.shard is not None else None
+    word = word_file(run_dir, parsed.step, shard.index if shard else None)
     word.parent.mkdir(parents=True, exist_ok=True)
     word.unlink(missing_ok=True)
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGUSR1)]
     try:
-        error, warned = _guarded(parsed.step, lambda: _make(parsed.plan, parsed.step, run_dir))
+        used: dict[str, Any] = {}
+        error, warned = _guarded(parsed.step, lambda: used.update(_make(parsed.plan, parsed.step, run_dir, shard)))
         if isinstance(error, Prepared):
             print(error)
             return 0
@@ -52,7 +60,7 @@ def step_verb(args: Sequence[str]) -> int:
             # Whatever the stopped work ended with: being stopped is what it ended of.
             error = _out_of_time(parsed.step, parsed.requeues, word)
         else:
-            _leave_word(word, error)
+            _leave_word(word, error, used)
     finally:
         for number, handler in before:
             signal.signal(number, handler)
@@ -70,16 +78,24 @@ def _is_done(plan: Plan, name: str) -> int:
     return 0 if default_store().find(known[name].kind, known[name].key) else 1
 
 
-def _make(path: Path, name: str, run_dir: Path) -> None:
+def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> Mapping[str, Any]:
+    """Make the step, or do one part of it; what that part asked."""
     from cai.console import ConsoleWatcher
     from cai.engines import make_engine
-    from cai.executor import default_store, run_step
+    from cai.execution.shards import check_servers
+    from cai.executor import default_store, run_shard, run_step
 
     gc.enable()
-    plan = read_plan(path)
+    plan, store = read_plan(path), default_store()
     engine = partial(make_engine, plan=plan, run_dir=run_dir)
     with ConsoleWatcher(live=False, show_plan=False) as watcher:
-        run_step(plan, name, store=default_store(), run_dir=run_dir, make_engine=engine, watch=watcher)
+        if shard is None:
+            run_step(plan, name, store=store, run_dir=run_dir, make_engine=engine, watch=watcher)
+            return {}
+        check_servers(plan, name, store, path)
+        used = run_shard(plan, name, shard, store=store, run_dir=run_dir, make_engine=engine, watch=watcher)
+    print(f"{name}: shard {shard.index} of {shard.count} is done")
+    return used
 
 
 def _guarded(name: str, work: Callable[[], None]) -> tuple[BaseException | None, bool]:
@@ -121,23 +137,30 @@ def _out_of_time(name: str, requeues: int, word: Path) -> CaiError:
     # First the word: Slurm ends this process as soon as the job is back in the queue.
     _leave_word(word, error)
     try:
-        slurm_cli.requeue(_job())
+        slurm_cli.requeue(_task() or _job())
     except CaiError as refused:
         error = StepFailed(f"{name}: time limit reached, and the job could not be queued again: {refused}")
         _leave_word(word, error)
     return error
 
 
-def _leave_word(word: Path, error: BaseException | None) -> None:
+def _leave_word(word: Path, error: BaseException | None, used: Mapping[str, Any] | None = None) -> None:
     code = 0 if error is None else error.exit_code if isinstance(error, CaiError) else 1
     text = "" if error is None else str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error}"
     # On a full disk the job's own error and exit code say so already.
     with suppress(Incomplete, OSError):
-        write_json(word, {"code": code, "error": text, "job": _job(), "restarts": _restarts(), "ended": now()})
+        facts = {"code": code, "error": text, "job": _job(), "restarts": _restarts(), "ended": now()}
+        write_json(word, facts | ({"usage": used} if used else {}))
 
 
 def _job() -> str:
     return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _task() -> str:
+    """The name of an array's task. Its id would not do: one of them is also the whole array's."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else ""
 
 
 def _restarts() -> int:

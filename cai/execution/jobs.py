@@ -5,7 +5,6 @@ Whether a step is done, the store alone decides; whether it is still to come, th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,13 +12,13 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from cai.durable import write_durably
 from cai.engines import engine_of
 from cai.errors import Problem, SpecError
+from cai.execution.arrays import Tasks, ids_of, tasks_of
+from cai.execution.files import job_file, read_json, word_file
 from cai.launchers import slurm_cli
 from cai.launchers.settings import Slurm
 from cai.launchers.tail import tail
@@ -35,6 +34,7 @@ _WHY = {
     "DEADLINE": "its deadline passed",
     "PREEMPTED": "preempted by another job",
 }
+_BEFORE = "waits for the step before"
 _UNSEEN = 60.0
 """Seconds for which an artifact that a job says it made may not be visible here yet: shared folders are cached."""
 
@@ -58,7 +58,8 @@ class JobView:
     """A step of a submitted run as it is now.
 
     ``job`` is empty where the step needed none; ``state`` is Slurm's own word, empty when Slurm no longer knows the
-    job. ``reason`` says in words why it waits, failed or was cancelled; ``tail`` is the end of a failed job's output.
+    job. ``reason`` says in words why it waits, failed or was cancelled; ``tail`` is the end of a failed job's output;
+    ``tasks`` are those of its array while it waits for them.
     """
 
     step: Step
@@ -70,6 +71,7 @@ class JobView:
     restarts: int = 0
     log: Path | None = None
     tail: str = ""
+    tasks: Tasks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +109,6 @@ def launcher_of(plan: Plan) -> Slurm | None:
     return launcher if isinstance(launcher, Slurm) else None
 
 
-def job_file(run_dir: Path, step: str, end: str) -> Path:
-    """A step's file in a run's folder; ``end`` is ``.sbatch``, ``.json``, ``.out`` or ``.exit.json``.
-
-    Names of data parts may hold anything, so they are quoted.
-    """
-    return run_dir / "jobs" / f"{quote(step, safe=' ')}{end}"
-
-
 def open_submission(run_dir: Path) -> Submission:
     """What a run's folder says of its submission.
 
@@ -150,7 +144,7 @@ def views_of(sub: Submission) -> list[JobView]:
     # The queue first, the store after it: a job that ends in between is seen as running, never as gone for nothing. A
     # job that said it ended well is not asked for, so a finished run can be looked at where there is no Slurm.
     said = {name: said_by(sub, name, record["job"]) for name, record in records.items()}
-    ids = [r["job"] for name, r in records.items() if r["job"] and (said[name] or {}).get("code") != 0]
+    ids = [job for name, r in records.items() if (said[name] or {}).get("code") != 0 for job in ids_of(r)]
     queue = slurm_cli.jobs(ids) if ids else {}
     views: dict[str, JobView] = {}
     first: dict[str, str] = {}
@@ -167,6 +161,8 @@ def views_of(sub: Submission) -> list[JobView]:
             views[step.name] = JobView(step, Phase.UNSUBMITTED, reason=_broken(step, views))
         else:
             views[step.name] = _view(sub, step, record, state, said[step.name], views)
+            if views[step.name].state == "PENDING" and (tasks := tasks_of(sub.run_dir, step.name, record, queue)):
+                views[step.name] = _in_parts(views[step.name], tasks)
     return list(views.values())
 
 
@@ -206,6 +202,14 @@ def _view(
     return replace(view, phase=Phase.FAILED, reason=reason, code=code, tail=shown)
 
 
+def _in_parts(view: JobView, tasks: Tasks) -> JobView:
+    """A step whose own job waits for its array."""
+    if view.phase is not Phase.QUEUED or view.reason != _BEFORE:
+        return replace(view, tasks=tasks)
+    phase = Phase.RUNNING if tasks.running else Phase.QUEUED
+    return replace(view, phase=phase, reason=str(tasks), tasks=tasks)
+
+
 def _alive(view: JobView, state: slurm_cli.JobState, said: Any, before: Mapping[str, JobView]) -> JobView:
     if state.state != "PENDING":
         return replace(view, phase=Phase.RUNNING, reason=f"on {state.nodes}" if state.nodes else "")
@@ -216,7 +220,7 @@ def _alive(view: JobView, state: slurm_cli.JobState, said: Any, before: Mapping[
         return replace(view, phase=Phase.QUEUED, reason=said["error"])
     if state.reason == "Dependency":
         waits = [name for name in view.step.needs() if before[name].phase is not Phase.DONE]
-        return replace(view, phase=Phase.QUEUED, reason=f"waits for {', '.join(waits) or 'the step before'}")
+        return replace(view, phase=Phase.QUEUED, reason=f"waits for {', '.join(waits)}" if waits else _BEFORE)
     why = f" ({state.reason})" if state.reason else ""
     return replace(view, phase=Phase.QUEUED, reason=f"waits in the queue{why}")
 
@@ -247,32 +251,10 @@ def _broken(step: Step, views: Mapping[str, JobView]) -> str:
 def said_by(sub: Submission, step: str, job: str) -> dict[str, Any] | None:
     """What the job itself said when it ended; None when it said nothing, or another job did."""
     try:
-        said = read_json(sub.file(step, ".exit.json"))
+        said = read_json(word_file(sub.run_dir, step))
     except (FileNotFoundError, ValueError):
         return None
     return said if said.get("job") == job else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of a run that holds one object.
-
-    Raises:
-        OSError, ValueError: when it cannot be read or holds something else.
-    """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds no object")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace such a file, whole or not at all."""
-    write_durably(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def now() -> str:
-    """This moment, as the files of a run hold it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _age(stamp: str) -> float:

@@ -12,8 +12,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.errors import PrerequisiteError, StepFailed
@@ -27,16 +27,17 @@ ENDED = frozenset({"COMPLETED", "CANCELLED", "PREEMPTED", "REVOKED", *_FAILED})
 # The request never arrived, so it can be repeated; or nobody knows whether it did, so a submission cannot.
 _UNREACHED = ("Unable to contact slurm controller", "Connection refused", "standby mode")
 _UNSURE = ("Socket timed out", "Zero Bytes were transmitted", "Message receive failure", "Connection reset")
-_COLUMNS = ("JobID", "HetJobID", "State", "Reason", "exit_code", "RestartCnt", "NodeList")
+_COLUMNS = ("JobID", "HetJobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "exit_code", "RestartCnt", "NodeList")
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as the controller sees it; a heterogeneous one as a whole, under its leader's id.
+    """A job as the controller sees it; a heterogeneous one as a whole, under its leader's id, an array under its own.
 
     ``state`` and ``reason`` are Slurm's words (``PENDING``, ``Dependency``). ``exit_code`` is the batch script's, 128
     plus the signal for one that ended by a signal, 0 until then. ``nodes`` is a node list, empty while pending.
+    ``tasks`` are an array's, by number; it has ended when all have. Those that ended long ago are no longer known.
     """
 
     id: str
@@ -45,6 +46,7 @@ class JobState:
     exit_code: int = 0
     restarts: int = 0
     nodes: str = ""
+    tasks: Mapping[int, JobState] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -52,12 +54,12 @@ class JobState:
         return self.state in ENDED
 
 
-def submit(script: Path, after: Sequence[str] = ()) -> str:
-    """Submit a batch script; its job id (the leader's, for a heterogeneous job).
+def submit(script: Path, after: Sequence[str] = (), after_any: Sequence[str] = ()) -> str:
+    """Submit a batch script; its job id (the leader's, for a heterogeneous job; an array's own).
 
-    The job starts when every job in ``after`` has ended well, and is cancelled when one has not. All components of
-    a heterogeneous job wait. Slurm takes an id that the controller has forgotten for one that has ended well, so leave
-    out what is done and never rely on the dependency alone.
+    The job starts when every job in ``after`` has ended well, and is cancelled when one has not; for those in
+    ``after_any`` any end will do. All components of a heterogeneous job wait. Slurm takes an id that the controller has
+    forgotten for one that has ended well, so leave out what is done and never rely on the dependency alone.
 
     When the controller takes the request but its answer is lost, the job is looked up by the script's path instead of
     being submitted twice; so a script with a live job must not be submitted again.
@@ -68,8 +70,9 @@ def submit(script: Path, after: Sequence[str] = ()) -> str:
     """
     script = script.absolute()
     argv = ["sbatch", "--parsable"]
-    if after:
-        argv += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    waits = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", after), ("afterany", after_any)) if ids]
+    if waits:
+        argv += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
     env = {name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith("SLURM")}
     end = time.monotonic() + PATIENCE
     while True:
@@ -88,12 +91,12 @@ def submit(script: Path, after: Sequence[str] = ()) -> str:
 
 def live_job(script: Path) -> str | None:
     """The id of the job, waiting or running, that was submitted from ``script``; the newest when there are several."""
-    done = _ask(["squeue", "--me", "--all", "--noheader", "--Format=JobID:|,HetJobID:|,Command:"])
+    done = _ask(["squeue", "--me", "--all", "--noheader", "--Format=JobID:|,HetJobID:|,ArrayJobID:|,Command:"])
     found: list[int] = []
     for line in done.stdout.splitlines():
-        job, leader, command = line.split("|", 2)
+        job, leader, array, command = line.split("|", 3)
         if command.strip() == str(script.absolute()):
-            found.append(int(leader) if leader.isdigit() and leader != "0" else int(job))
+            found.append(int(next(name for name in (leader, array, job) if _is_id(name))))
     return str(max(found)) if found else None
 
 
@@ -106,18 +109,26 @@ def jobs(ids: Sequence[str]) -> dict[str, JobState]:
     if not ids:
         return {}
     columns = ",".join(f"{name}:|" for name in _COLUMNS)
-    argv = ["squeue", f"--jobs={','.join(ids)}", "--states=all", "--all", "--noheader", f"--Format={columns}"]
-    done = _ask(argv, passing=("Invalid job id",))
+    argv = ["squeue", f"--jobs={','.join(ids)}", "--array", "--states=all", "--all", "--noheader"]
+    done = _ask([*argv, f"--Format={columns}"], passing=("Invalid job id",))
     parts: dict[str, list[JobState]] = {}
+    arrays: dict[str, dict[int, JobState]] = {}
     for line in done.stdout.splitlines():
-        job, leader, state, reason, code, restarts, nodes = (cell.strip() for cell in line.split("|")[: len(_COLUMNS)])
-        key = leader if leader.isdigit() and leader != "0" else job
+        cells = (cell.strip() for cell in line.split("|")[: len(_COLUMNS)])
+        job, leader, array, task, state, reason, code, restarts, nodes = cells
+        key = leader if _is_id(leader) else job
         number = int(restarts) if restarts.isdigit() else 0
         reason = "" if reason == "None" else reason
         part = JobState(key, state.split()[0], reason, _exit_code(code), number, nodes)
+        if _is_id(array) and task.isdigit():
+            # A task has a job id too, and one of them has the array's.
+            arrays.setdefault(array, {})[int(task)] = replace(part, id=f"{array}_{task}")
+            continue
         # The leader, which runs the batch script, comes first.
         parts.setdefault(key, []).insert(0 if job == key else len(parts.get(key, [])), part)
-    return {key: _whole(parts[key]) for key in ids if key in parts}
+    whole = {key: _whole(found) for key, found in parts.items()}
+    whole |= {key: _of_tasks(key, tasks) for key, tasks in arrays.items()}
+    return {key: whole[key] for key in ids if key in whole}
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -162,6 +173,22 @@ def _whole(parts: list[JobState]) -> JobState:
         elif leader.state == "COMPLETED" and broken:
             said = broken[0]
     return replace(said, nodes=nodes, restarts=leader.restarts)
+
+
+def _of_tasks(array: str, tasks: Mapping[int, JobState]) -> JobState:
+    """One state of an array: at work when a task is, else waiting when one waits, else the worst of the ends."""
+    every = [tasks[number] for number in sorted(tasks)]
+    going = [task for task in every if not task.ended]
+    at_work = [task for task in going if task.state != "PENDING"]
+    broken = [task for task in every if task.state != "COMPLETED"]
+    said = next(iter([*at_work, *going, *broken, *every]))
+    nodes = ",".join(dict.fromkeys(task.nodes for task in at_work if task.nodes))
+    restarts = sum(task.restarts for task in every)
+    return replace(said, id=array, nodes=nodes, restarts=restarts, tasks=dict(tasks))
+
+
+def _is_id(text: str) -> bool:
+    return text.isdigit() and text != "0"
 
 
 def _exit_code(text: str) -> int:

@@ -15,6 +15,8 @@ from cai.errors import Problem, SpecError
 from cai.launchers.base import Command, Resources
 from cai.launchers.settings import Slurm
 
+TASK = '"$SLURM_ARRAY_TASK_ID"'
+"""The number of an array's task, as its script writes it."""
 _PLAIN = re.compile(r"[\w@%+=:,./()!-]+", re.ASCII)
 
 
@@ -51,10 +53,12 @@ def script(
     log: Path,
     job_name: str,
     folder: Path | None = None,
+    array: int = 0,
 ) -> str:
     """The text for ``sbatch``; standard output and error of the job are appended to ``log``.
 
-    ``folder`` is where the script begins; by default where it is submitted.
+    ``folder`` is where the script begins; by default where it is submitted. An ``array`` has so many tasks, numbered
+    from 0; task K writes to ``<log>.shard-K.out``, where ``log`` ends with ``.out``.
 
     Raises:
         SpecError: when a setting spans lines, which no ``#SBATCH`` line can.
@@ -63,7 +67,7 @@ def script(
     for index, component in enumerate(components):
         if index:
             lines.append("#SBATCH hetjob")
-        asked = _header(settings, component, job_name, None if index else log, folder)
+        asked = _header(settings, component, job_name, None if index else log, folder, array)
         lines += [f"#SBATCH --{option}" for option in asked]
     lines += ["", "set -euo pipefail"]
     lines += ["# A warning that comes before the program listens for it must not end the job.", "trap '' USR1"]
@@ -74,7 +78,7 @@ def script(
 
 
 def _header(
-    settings: Slurm, component: Component, job_name: str, log: Path | None, folder: Path | None
+    settings: Slurm, component: Component, job_name: str, log: Path | None, folder: Path | None, array: int
 ) -> Iterable[str]:
     """One component's options. What concerns the batch script is said once, in the first (``log`` given)."""
     gpus = component.gpus_per_node > 0
@@ -91,7 +95,11 @@ def _header(
     }
     if log is not None:
         # In a file name of Slurm's, % begins a placeholder.
-        asked |= {"output": str(log).replace("%", "%%"), "open-mode": "append", "chdir": str(folder or "")}
+        output = str(log).replace("%", "%%")
+        if array:
+            asked |= {"array": f"0-{array - 1}"}
+            output = output.removesuffix(".out") + ".shard-%a.out"
+        asked |= {"output": output, "open-mode": "append", "chdir": str(folder or "")}
         asked |= {"signal": f"B:USR1@{settings.warn}"} if settings.warn else {}
     yield from (f"{option}={_quoted(option, value)}" for option, value in asked.items() if value)
     yield "requeue" if settings.requeue else "no-requeue"

@@ -95,9 +95,9 @@ class Calibration:
         return {
             "counts": dict(sorted(self.counts.items())),
             "accuracy": self.right.share(),
-            "above always the longer": self.above.mean(),
-            "brier": self.brier.mean(),
-            "log loss": {**self.loss.mean(), "clipped at": CLIP},
+            "above always the longer": self.above.mean(-1, 1),
+            "brier": self.brier.mean(0, 1),
+            "log loss": {**self.loss.mean(0), "clipped at": CLIP},
             "expected calibration error": {"value": rounded(self.bins.apart()), "n": sum(self.bins.n)},
             "reliability": _reliability(self.bins),
             "fitted": self._fitted(temperature),

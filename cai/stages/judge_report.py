@@ -45,6 +45,7 @@ class Report:
         self.unreadable: Counter[str] = Counter()
         self.pairs: Counter[str] = Counter()
         self.consistent, self.apart = Mean(), Mean()
+        self.one_order = 0
         self.place, self.first = Mean(), Mean()
         self.longer, self.p_longer, self.length = Mean(), Mean(), Correlation()
         self.alpha, self.alike = Alpha(), Mean()
@@ -87,6 +88,7 @@ class Report:
             for (i, j, k, flipped), p in read.items()
             if flipped is not None and (not self.balanced or (i, j, k, not flipped) in read)
         ]
+        self.one_order += sum(flipped is not None for _, _, _, flipped in read) - len(shown)
         self.place.add([p - 0.5 for p in shown])
         self.first.add([signs(p) for p in shown])
 
@@ -140,11 +142,15 @@ class Report:
                 "unreadable": dict(sorted(self.unreadable.items())),
             },
             "pairs": {name: self.pairs[name] for name in ("asked", "decided", "ties", "unreadable", "identical")},
-            "swap": {"consistency": self.consistent.share(), "mean difference of p": self.apart.mean()},
-            "position": {"bias": self.place.mean(), "first shown wins": self.first.share()},
+            "swap": {
+                "consistency": self.consistent.share(),
+                "mean difference of p": self.apart.mean(0, 1),
+                "read in one order only": self.one_order,
+            },
+            "position": {"bias": self.place.mean(-0.5, 0.5), "first shown wins": self.first.share()},
             "length": {
                 "longer wins": self.longer.share(),
-                "mean p of the longer": self.p_longer.mean(),
+                "mean p of the longer": self.p_longer.mean(0, 1),
                 "correlation of logit p and log length ratio": self.length.figure(),
             },
             "principles": self._by_principle(),
@@ -164,7 +170,7 @@ class Report:
                 name: {
                     "pairs": one.pairs,
                     "decided": one.decided.share(),
-                    "mean p of the longer": one.longer.mean(),
+                    "mean p of the longer": one.longer.mean(0, 1),
                     "agrees with the others": one.others.share(),
                 }
                 for name, one in sorted(self.principles.items())

@@ -62,8 +62,8 @@ class Mean:
         mean = self.total / self.n
         return max(0.0, self.squares - 2 * mean * self.crossed + mean * mean * self.sizes) / (self.n * self.n)
 
-    def mean(self) -> dict[str, Any]:
-        """With its 95 % interval (Student's t between rows); none below three rows."""
+    def mean(self, lowest: float = -math.inf, highest: float = math.inf) -> dict[str, Any]:
+        """With its 95 % interval (Student's t between rows) within what is possible; none below three rows."""
         if not self.n:
             return dict(NOTHING)
         value = self.total / self.n
@@ -72,7 +72,8 @@ class Mean:
         from scipy.special import stdtrit  # scipy.stats has it too, and takes seconds to load
 
         half = float(stdtrit(self.rows - 1, 0.975)) * math.sqrt(self.variance() * self.rows / (self.rows - 1))
-        return rounded_all({"value": value, "low": value - half, "high": value + half, "n": self.n})
+        low, high = max(lowest, value - half), min(highest, value + half)
+        return rounded_all({"value": value, "low": low, "high": high, "n": self.n})
 
     def share(self) -> dict[str, Any]:
         """As a share, with Wilson's 95 % interval for as many values as would vary as much if all were independent.

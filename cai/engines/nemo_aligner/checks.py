@@ -76,6 +76,7 @@ def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]
     check_layout.check(found)
     memory.check(found)
     _mounts(found)
+    _shards(found)
     return Checked(tuple(dict.fromkeys(found.problems)), found.notes)
 
 
@@ -93,6 +94,17 @@ def _mounts(found: Survey) -> None:
             return
     what = f"the container sees {home} (CAI_HOME) under no path or another one"
     found.note(placed[0], f"{what}; add it to engine.launcher.mounts as FOLDER:FOLDER")
+
+
+def _shards(found: Survey) -> None:
+    """Every shard of a step would start the step's servers again."""
+    for step in found.plan.steps:
+        served = any(c.command.background for c in found.compiled.get(step.name, ()))
+        if served and step.spec.get("shards", 1) > 1:
+            what = f"{step.spec['shards']} shards would each start the servers of the step's model"
+            model = step.inputs.get("model", "default")
+            hint = f"leave it at 1 and raise engine.servers.{model}.count: one process keeps all of them busy"
+            found.wrong(f"stages.{step.name}.shards", what, hint)
 
 
 def _names(found: Survey) -> None:
