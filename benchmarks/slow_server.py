@@ -2,9 +2,10 @@
 
     python -m benchmarks.slow_server PORT --latency 0.1 --capacity 32 --failures 0.02
 
-It has ``capacity`` places, as a batching server has: a call takes a place for its latency (drawn anew for each: log-normal,
-and now and then a straggler), calls beyond that wait in a queue, and beyond the queue they get 429. ``GET /stats`` tells
-how long its places were taken altogether, so that what was achieved can be compared with all places taken all the time.
+It has ``capacity`` places, as a batching server has: a call takes a place for its latency (drawn anew for each:
+log-normal, and now and then a straggler), calls beyond that wait in a queue, and beyond the queue they get 429. ``GET
+/stats`` tells how long its places were taken altogether, so that what was achieved can be compared with all places
+taken all the time.
 """
 
 from __future__ import annotations

@@ -434,3 +434,24 @@ def test_another_version_of_a_question_is_asked_anew(tmp_path: Path) -> None:
     run(tmp_path / "a", engine, reworded)
     unfinished = {call.id[:7] for call in engine.server.asked}
     assert all(sum(call.id.startswith(row) for call in engine.server.asked) == 4 for row in unfinished)
+
+
+@pytest.mark.parametrize("before", [None, Shard(0, 5)])
+def test_a_shard_takes_over_what_was_done_under_another_division(tmp_path: Path, before: Shard | None) -> None:
+    whole = run(tmp_path / "whole", Flowing())
+    first = Flowing(Server(crash_after=150))
+    ctx = ctx_of(tmp_path / "a", first, shard=before)
+    with Flow(ctx, "model", source_of(ctx.one("prompts"), as_prompt), chained, size=16) as flow, pytest.raises(Crash):
+        flow.run()
+    asked = list(first.server.order)
+    for index in range(2):
+        engine = Flowing()
+        ctx = ctx_of(tmp_path / "a", engine, shard=Shard(index, 2))
+        source = source_of(ctx.one("prompts"), as_prompt)
+        with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
+            flow.run()
+        asked += [call.id for call in engine.server.asked]
+    assert len(asked) == len(set(asked)) == 4 * len(ROWS)
+    merging = Flowing()
+    assert run(tmp_path / "a", merging) == whole
+    assert merging.server.opened == 0

@@ -1,5 +1,6 @@
 """The journal: durable appends that count as a whole, repair of torn ends, refusal of damage in the middle."""
 
+import contextlib
 import json
 import os
 import random
@@ -197,3 +198,19 @@ def test_an_old_journal_of_another_form_is_done_again(path: Path):
     with opened(path) as journal:
         assert len(journal) == 0
         assert journal.torn > 0
+
+
+def test_many_may_look_while_one_writes_and_a_torn_end_is_passed_over(path: Path):
+    whole = write(path, rows(2), rows(2, start=2))
+    path.write_bytes(whole + b'{"crc":"00')
+    before = path.read_bytes()
+    with (
+        contextlib.closing(Journal(path, readonly=True)) as one,
+        contextlib.closing(Journal(path, readonly=True)) as two,
+    ):
+        assert list(one) == list(two) == [0, 1, 2, 3]
+        assert one[3] == value(3)
+        assert path.read_bytes() == before
+        with opened(path) as writer:
+            writer.append(rows(1, start=4))
+        assert 4 not in one

@@ -3,8 +3,9 @@
 One SQLite file for each model. Beside the results it holds claims: a call that somebody is asking right now, so that
 two processes with the same call ask it once; the second waits for the first one's answer. A claim lapses when its
 owner has died (on this machine: its process is gone) or its beat has stood still for ``LAPSE`` seconds of the waiting
-one's own clock, so that no wall clock counts; then the call is asked twice at worst. The cache saves work and nothing rests on it: whatever goes
-wrong with its file, it is left alone for the rest of the run, with one note, and everything is asked.
+one's own clock, so that no wall clock counts; then the call is asked twice at worst. The cache saves work and nothing
+rests on it: whatever goes wrong with its file, it is left alone for the rest of the run, with one note, and everything
+is asked.
 """
 
 from __future__ import annotations

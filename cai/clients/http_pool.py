@@ -96,7 +96,7 @@ class HttpPool:
                     return []
                 if not self._news.wait(timeout if timeout is not None else 5.0) and timeout is not None:
                     return []
-                if not self._traffic.runs and not self._out:
+                if not self.over and not self._traffic.runs and not self._out:
                     raise StepFailed(f"{self._traffic.speaker.name}: the thread that asks has ended")
             out, self._out = self._out, []
             self._open_tags -= len(out)

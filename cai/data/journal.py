@@ -54,18 +54,23 @@ class Journal:
 
     A row that is there already is left as it is, so that doing one twice changes nothing. ``torn`` is the number of
     bytes cut off the end when the file was opened. ``out`` and ``dropped`` are sums over the finished rows. One process
-    has a journal open at a time.
+    has a journal open at a time; with ``readonly`` it is only looked at, by any number, and a torn end is passed over.
 
     Raises:
         StepFailed: when a line before the last append is damaged; the message says where.
         Incomplete: when another process has it open.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, readonly: bool = False) -> None:
+        self.path, self.readonly = path, readonly
         self.torn = self.out = self.dropped = 0
         self._at, self._length, self._rows = array("q"), array("I"), 0
         self._calls: dict[int, list[tuple[int, int]]] = {}
+        if readonly:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.close = weakref.finalize(self, os.close, self._fd)
+            self._end = self._scan()
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with disk_space(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -181,8 +186,9 @@ class Journal:
                 at += len(line)
         if good < at:
             self.torn = at - good
-            os.ftruncate(self._fd, good)
-            os.fsync(self._fd)
+            if not self.readonly:
+                os.ftruncate(self._fd, good)
+                os.fsync(self._fd)
         return good
 
     def _take(self, group: Sequence[tuple[int, int, int, re.Match[bytes]]]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain as joined
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cai.clients.base import Call, Client, Pool, Result, Unanswered
@@ -115,9 +116,7 @@ class Flow(Generic[R]):
         shard = ctx.shard
         own = ctx.work / (f"{name}.jsonl" if shard is None else f"{name}.{shard.index}-of-{shard.count}.jsonl")
         self.journal = Journal(own)
-        # What the shards did before this process puts it all together.
-        others = sorted(ctx.work.glob(f"{name}.*-of-*.jsonl")) if shard is None else []
-        self.journals = [self.journal, *(Journal(path) for path in others)]
+        self.journals = [self.journal, *self._others(ctx.work, name)]
         self.scope = ctx.scope(role, label)
         self.cache: RequestCache | None = None
         self.counts: Counter[str] = Counter()
@@ -295,6 +294,18 @@ class Flow(Generic[R]):
             self.unanswered[lost.why] += 1
             if sum(self.unanswered.values()) > max(_ENOUGH, self.limit * self.total):
                 raise Incomplete(self._unanswered())
+
+    def _others(self, work: Path, name: str) -> Iterator[Journal]:
+        """What other processes did of this step: all shards' where it is put together; for a shard, what was done
+        under another division of the rows."""
+        shard = self.ctx.shard
+        for path in sorted(work.glob(f"{name}.*-of-*.jsonl")):
+            if shard is None:
+                yield Journal(path)
+            elif not path.name.endswith(f"-of-{shard.count}.jsonl"):
+                yield Journal(path, readonly=True)
+        if shard is not None and (work / f"{name}.jsonl").is_file():
+            yield Journal(work / f"{name}.jsonl", readonly=True)
 
     def _mine(self, number: int) -> bool:
         shard = self.ctx.shard

@@ -24,11 +24,7 @@ from cai.stages.flow import Flow, Turn, Work
 from cai.stages.generation import source_of, through, usage, write_json
 from cai.stages.judge_calibration import Calibration
 from cai.stages.judge_labels import Abstain, Labels, Ties, as_candidates, entry, facts
-from cai.stages.judge_pairs import (
-    Pairs,
-    Verdict,
-    different,
-)
+from cai.stages.judge_pairs import Pairs, Verdict, different
 from cai.stages.judge_report import FILE, Report, headline
 from cai.stages.judging import EXEMPLARS, SCORINGS, Asked, Order, Principles, Scoring, questions
 from cai.stages.prompting import asking
@@ -36,7 +32,6 @@ from cai.stages.respond import limited
 from cai.stages.source import Source
 
 JUDGE_TOKENS = 220
-
 
 _PROMPTS = {
     Scoring.CONTRAST: "judge_contrast.jinja",
@@ -102,6 +97,7 @@ class JudgeSpec(StageSpec):
     limit: Annotated[int | None, Field(ge=1, description="only the first n rows")] = None
     chunk: Annotated[int, Field(ge=1, description="rows judged together; decides the draws")] = 32
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
+    shards: Annotated[int, RUNTIME, Field(ge=1, le=1000, description="processes that share the rows")] = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -231,7 +227,7 @@ def _hold(spec: JudgeSpec, ctx: Context, source: Source[Candidates], work: Work[
         except Incomplete as error:
             return replace(held, late=error)  # The work itself need not wait for what is only held against it.
         if ctx.shard is None:
-            held.calibration = Calibration()
+            held.calibration = Calibration(spec.order is Order.BOTH)
             for one in flow.entries():
                 held.calibration.see(one.facts, one.dropped)
                 held.calls, held.tokens = held.calls + one.calls, held.tokens + one.tokens

@@ -41,9 +41,13 @@ def cross_entropy(p: float, y: float) -> float:
 
 
 class Calibration:
-    """Sums over pairs that people have labelled too: 16 bytes a pair, for the fitted temperature."""
+    """Sums over pairs that people have labelled too: 16 bytes a pair, for the fitted temperature.
 
-    def __init__(self) -> None:
+    ``both``: a question counts only where it was read in both orders.
+    """
+
+    def __init__(self, both: bool) -> None:
+        self._both = both
         self.counts: Counter[str] = Counter()
         self.right, self.above, self.brier, self.loss = Mean(), Mean(), Mean(), Mean()
         self.longer_right, self.judge_longer = Mean(), Mean()
@@ -62,7 +66,7 @@ class Calibration:
         if not facts["votes"]:
             self.counts["identical"] += 1
             return
-        p, y = by_pair(first_shown(votes_of(facts["votes"]))).get((0, 1)), float(facts["human"])
+        p, y = by_pair(first_shown(votes_of(facts["votes"])), self._both).get((0, 1)), float(facts["human"])
         if p is None or y == 0.5:
             self.counts["unreadable" if p is None else "human ties"] += 1
             return

@@ -9,6 +9,7 @@ from cai.data.rows import Candidates, Comparison, Conversation, Row
 from cai.identity import counted
 from cai.stages.entries import Entry
 from cai.stages.judge_pairs import Verdict, agree, both_orders, by_pair, chosen_pairs, first_shown, unread
+from cai.stages.judging import Order
 
 if TYPE_CHECKING:
     from cai.stages.judge import JudgeSpec
@@ -65,7 +66,7 @@ def facts(row: Candidates, verdict: Verdict, principles: list[str], human: bool)
 def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[str], human: bool) -> Entry:
     """The comparisons that come out of a row, and what did not come to one, by reason."""
     read = first_shown(verdict.votes)
-    probabilities, both = by_pair(read), both_orders(read)
+    probabilities, both = by_pair(read, spec.order is Order.BOTH), both_orders(read)
     dropped: dict[str, int] = {}
     counts: dict[str, float] = {}
     made = []

@@ -101,10 +101,17 @@ def of_pair(question: Question, p_first: float) -> float:
     return 1 - p_first if question[3] else p_first
 
 
-def by_pair(questions: Mapping[Question, float]) -> dict[Pair, float]:
-    """p that answer ``i`` is better than ``j``: the mean over orders and principles; unread pairs are not there."""
+def by_pair(questions: Mapping[Question, float], both: bool) -> dict[Pair, float]:
+    """p that answer ``i`` is better than ``j``: the mean over orders and principles; unread pairs are not there.
+
+    With ``both`` a question counts only where it was read in both orders: one alone would carry the judge's liking for
+    a place into the label.
+    """
     found: dict[Pair, list[float]] = {}
     for question, p in questions.items():
+        i, j, k, flipped = question
+        if both and flipped is not None and (i, j, k, not flipped) not in questions:
+            continue
         found.setdefault(question[:2], []).append(of_pair(question, p))
     return {pair: mean_of(values) for pair, values in found.items()}
 
@@ -126,6 +133,8 @@ def agree(one: float, other: float) -> bool:
 def unread(votes: Sequence[Vote], pair: Pair) -> str:
     """Why nothing was read on a pair, as the ledger says it."""
     mine = [vote for vote in votes if (vote.i, vote.j) == pair]
+    if any(vote.p is not None for vote in mine):
+        return "read in one order only"
     return REFUSED if mine and all(vote.why.startswith(REFUSED) for vote in mine) else "unparsed"
 
 

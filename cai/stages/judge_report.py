@@ -51,7 +51,7 @@ class Report:
         self.alpha, self.alike = Alpha(), Mean()
         self.principles: dict[str, _Principle] = {}
         self.confidence = Bins()
-        self.given = Calibration()
+        self.given = Calibration(balanced)
 
     def see(self, entry: Kept) -> None:
         """The next entry."""
@@ -69,7 +69,7 @@ class Report:
                 self.asked["even"] += vote.p == 0.5
         read = first_shown(votes)
         self._orders(read)
-        pairs = by_pair(read)
+        pairs = by_pair(read, self.balanced)
         asked = len({(vote.i, vote.j) for vote in votes})
         self.pairs.update(
             {"asked": asked, "unreadable": asked - len(pairs), "identical": entry.dropped.get("identical", 0)}
