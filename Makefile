@@ -22,7 +22,7 @@ test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 unit: install
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -430,6 +430,7 @@ def leaks(project: Path) -> list[Path]:
     return [path for path in files if any(part in path.read_bytes() for part in (KEY.encode(), KEY[6:22].encode()))]
 
 
+@pytest.mark.long
 def test_a_whole_run_over_the_api_and_the_key_is_nowhere(project: Path, server: FakeServer) -> None:
     lines: list[bytes] = []
     number = itertools.count(1)

@@ -46,6 +46,7 @@ def test_digests_that_meet_at_one_place_are_kept_apart(monkeypatch: pytest.Monke
     assert not any(seen.add(str(i)) for i in numbers)
 
 
+@pytest.mark.long
 def test_it_takes_at_most_24_bytes_a_row() -> None:
     tracemalloc.start()
     seen = Seen()

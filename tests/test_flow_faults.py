@@ -77,6 +77,7 @@ def test_two_processes_with_one_step_are_one_too_many(tmp_path: Path) -> None:
     assert run(tmp_path / "a", Flowing()) == run(tmp_path / "b", Flowing())
 
 
+@pytest.mark.long
 def test_jumps_of_the_wall_clock_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = random.Random(2)
 

@@ -151,6 +151,7 @@ def test_what_is_used_is_counted(serve: Start) -> None:
     assert server.most <= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("places", [None, 8])
 def test_the_calls_in_flight_rise_until_the_server_is_full(serve: Start, places: int | None) -> None:
     def react(path: str, body: dict[str, Any]) -> Say:
@@ -171,6 +172,7 @@ def test_the_calls_in_flight_rise_until_the_server_is_full(serve: Start, places:
         assert made._traffic.endpoints[0].limit.value < 48, "eight places need no 48 calls"
 
 
+@pytest.mark.long
 def test_a_server_that_refuses_beyond_its_places_is_kept_at_them(serve: Start) -> None:
     def react(path: str, body: dict[str, Any]) -> Say:
         if server.in_flight > 16:
@@ -201,6 +203,7 @@ def test_a_fault_of_the_connection_is_tried_again(serve: Start, how: str) -> Non
     assert set(tries.values()) == {1, 2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("header", [None, "1", "date"])
 def test_a_storm_of_refusals_costs_no_call(serve: Start, header: str | None) -> None:
     began = time.monotonic()
@@ -300,6 +303,7 @@ def test_calls_are_shared_between_servers(serve: Start) -> None:
     assert all(len(server.asked) >= 30 for server in servers)
 
 
+@pytest.mark.long
 def test_a_server_that_dies_is_left_alone_and_used_again_when_it_is_back(serve: Start) -> None:
     def slow(path: str, body: dict[str, Any]) -> Say:
         said = answer(asked_for(body))
@@ -424,6 +428,7 @@ def test_closing_wakes_who_waits(serve: Start) -> None:
     assert taken == [[]]
 
 
+@pytest.mark.long
 def test_ten_thousand_calls_with_every_kind_of_fault_come_out_once(serve: Start) -> None:
     tries = Counter[str]()
     faults = [
@@ -473,6 +478,7 @@ print("leaves")
 """
 
 
+@pytest.mark.long
 def test_a_program_ends_whatever_its_servers_do(serve: Start) -> None:
     server = serve(lambda path, body: Say(how="hang"))
     done = subprocess.run([sys.executable, "-c", LEAVES, server.url], capture_output=True, text=True, timeout=30)

@@ -153,6 +153,7 @@ def test_the_taste_for_length_is_what_was_built_in(taste: float, tmp_path: Path)
     assert found["length"]["mean p of the longer"]["value"] == pytest.approx(p * sigmoid(2) + (1 - p) * sigmoid(-2))
 
 
+@pytest.mark.long
 def test_the_correlation_with_length_knows_the_noise(tmp_path: Path) -> None:
     def ratio(first: str, second: str) -> float:
         return math.log(len(first) / len(second))
@@ -167,6 +168,7 @@ def test_the_correlation_with_length_knows_the_noise(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_judge_that_errs_at_random_contradicts_itself_as_often_as_that_makes(tmp_path: Path) -> None:
     errs = 0.15
 
@@ -193,6 +195,7 @@ def labelled(n: int, seed: int = 1) -> list[Comparison]:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("certainty", [3.0, 0.5])
 def test_the_fitted_temperature_undoes_a_wrong_certainty(certainty: float, tmp_path: Path) -> None:
     pairs = labelled(3000)
@@ -215,6 +218,7 @@ def test_the_fitted_temperature_undoes_a_wrong_certainty(certainty: float, tmp_p
     assert set(people["topics"]) == {"topic0", "topic1", "topic2"}
 
 
+@pytest.mark.long
 def test_a_judge_of_the_right_certainty_is_calibrated(tmp_path: Path) -> None:
     found, _ = report(tmp_path, Judge(by_quality), rows(3), labelled(3000))
     people = found["labelled"]

@@ -157,6 +157,7 @@ def test_a_stop_string_of_several_tokens_ends_an_answer(model: Path) -> None:
     assert ends.over([2])
 
 
+@pytest.mark.long
 def test_ppo_raises_the_reward_and_tells_what_it_did(model: Path, tmp_path: Path) -> None:
     watch = Watch()
     trained = ppo(

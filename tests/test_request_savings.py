@@ -16,7 +16,7 @@ from cai.stages import KINDS
 from tests.stage_doubles import artifact, context, shipped, user
 from tests.test_flow import Flowing
 
-N = 600
+N = 320
 TEXTS = {name: shipped(f"{name}.jinja") for name in ("critique", "revision", "comparison")}
 
 
@@ -75,6 +75,7 @@ def test_rewording_one_of_sixteen_asks_only_rows_that_drew_it(tmp_path: Path, ki
     assert 0.02 < len(mine) / N < 0.12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["revise", "judge"])
 def test_adding_one_to_sixteen_asks_about_a_seventeenth(tmp_path: Path, kind: str) -> None:
     first, before = asked(tmp_path, kind, sixteen())

@@ -193,6 +193,7 @@ def test_what_is_no_part_of_a_step_is_refused(text: str) -> None:
     assert parse_shard("2/3") == Shard(2, 3)
 
 
+@pytest.mark.long
 def test_processes_that_share_the_rows_leave_the_bytes_of_one(project: Project, server: FakeServer) -> None:
     whole, told, count = project.whole(), Told(), 5
     result = project.run(project.plan(count), watch=told)
@@ -212,6 +213,7 @@ def test_processes_that_share_the_rows_leave_the_bytes_of_one(project: Project, 
     assert len(server.asked) == CALLS
 
 
+@pytest.mark.long
 def test_shards_one_by_one_by_hand_and_one_that_never_came(project: Project, server: FakeServer) -> None:
     whole, plan = project.whole(), project.plan(1)
     for index in (2, 0):
@@ -227,6 +229,7 @@ def test_shards_one_by_one_by_hand_and_one_that_never_came(project: Project, ser
     assert len(server.asked) == CALLS, "a shard of a step that is done ends well at once"
 
 
+@pytest.mark.long
 def test_a_refused_key_is_told_once_and_nothing_is_asked_again(project: Project, server: FakeServer) -> None:
     server.answer = lambda path, body: Reply({"error": {"message": "Incorrect key"}}, 401)
     with pytest.raises(PrerequisiteError, match=r"sample: shard \d of 2: .*TEST_KEY"):
@@ -236,6 +239,7 @@ def test_a_refused_key_is_told_once_and_nothing_is_asked_again(project: Project,
     assert KEY not in str(words)
 
 
+@pytest.mark.long
 def test_the_same_shard_twice_at_once(project: Project, server: FakeServer) -> None:
     whole, plan = project.whole(), project.plan(1)
     go = threading.Event()
@@ -271,6 +275,7 @@ def test_the_same_shard_twice_at_once(project: Project, server: FakeServer) -> N
     assert len(server.asked) == CALLS
 
 
+@pytest.mark.long
 def test_a_damaged_artifact_and_an_attempt_that_all_but_ended_are_found_by_shards_too(project: Project) -> None:
     whole, plan = project.whole(), project.plan(1)
     store, step = project.store("whole"), plan.step("sample")

@@ -17,10 +17,13 @@ import socket
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from cai.locks import locked
 
 LAPSE = 600.0
 """Seconds without a sign of life after which a claim is taken over; an in-process model may be silent for minutes."""
@@ -71,14 +74,16 @@ class RequestCache:
         self._owner = f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())} {os.urandom(4).hex()}"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
-            # Write-ahead logging needs memory that all processes share, which machines on a network folder do not.
-            mode = "DELETE" if _on_network(self.path.parent) else "WAL"
-            self._db.execute(f"PRAGMA journal_mode={mode}")
-            # The step's journal is what must not be lost; a result that a power cut takes from here is asked again.
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("INSERT INTO owners VALUES (?, 0)", (self._owner,))
+            # One at a time: SQLite does not wait for others where it changes how it keeps its log.
+            with locked(self.path.with_suffix(".lock")):
+                self._db = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
+                # Write-ahead logging needs memory that all processes share, which machines on a network folder do not.
+                mode = "DELETE" if _on_network(self.path.parent) else "WAL"
+                self._db.execute(f"PRAGMA journal_mode={mode}")
+                # The step's journal is what must not be lost; what a power cut takes from here is asked again.
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.executescript(_SCHEMA)
+                self._db.execute("INSERT INTO owners VALUES (?, 0)", (self._owner,))
             _OPEN.add(self._owner)
             self._beaten = time.monotonic()
         except (sqlite3.Error, OSError) as error:
@@ -120,7 +125,9 @@ class RequestCache:
         self._do(work, None)
         _OPEN.discard(self._owner)
         if self._db is not None:
-            self._db.close()
+            # The last one to close tidies the file up, which others must not meet half-way.
+            with suppress(OSError), locked(self.path.with_suffix(".lock")):
+                self._db.close()
             self._db = None
 
     def _do(self, work: Any, otherwise: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,14 +22,15 @@ from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Text
 from cai.stages.entries import Entry
 from cai.stages.flow import Flow, Turn, Work
 from cai.stages.generation import source_of, through, usage, write_json
-from cai.stages.judge_calibration import Calibration
 from cai.stages.judge_labels import Abstain, Labels, Ties, as_candidates, entry, facts
 from cai.stages.judge_pairs import Pairs, Verdict, different
-from cai.stages.judge_report import FILE, Report, headline
 from cai.stages.judging import EXEMPLARS, SCORINGS, Asked, Order, Principles, Scoring, questions
 from cai.stages.prompting import asking
 from cai.stages.respond import limited
 from cai.stages.source import Source
+
+if TYPE_CHECKING:
+    from cai.stages.judge_calibration import Calibration
 
 JUDGE_TOKENS = 220
 
@@ -191,6 +192,9 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     def convert(row: Row) -> Candidates | str:
         return as_candidates(row, ctx.seed)
 
+    # Late: planning reads this module and makes no report.
+    from cai.stages.judge_report import FILE, Report, headline
+
     held = _Held()
     if spec.labelled:
         held = _hold(spec, ctx, source_of(ctx.one("labelled"), convert, spec.labelled_limit), beside)
@@ -219,6 +223,8 @@ class _Held:
 
 def _hold(spec: JudgeSpec, ctx: Context, source: Source[Candidates], work: Work[Candidates]) -> _Held:
     """Judge the labelled set, apart from the step's rows and ledger."""
+    from cai.stages.judge_calibration import Calibration
+
     held = _Held()
     apart = replace(ctx, progress=_Beside(ctx.progress))
     with Flow(apart, "model", source, work, size=spec.chunk, name="labelled") as flow:
