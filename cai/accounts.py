@@ -58,7 +58,7 @@ def usage_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
         used = artifacts[step.name].record.get("outcome", {}).get("metrics", {}).get("usage")
         if used:
             again = sum(count for name, count in used.items() if name.startswith("tried again"))
-            cost = f"{used['cost']:.2f}" if "cost" in used else "-"
+            cost = f"{used['cost']:.4g}" if "cost" in used else "-"
             cached = f"{used.get('from the cache', 0):,}"
             lines.append((step.name, f"{used.get('asked', 0):,}", cached, f"{again:,}" if again else "-", cost))
     return tuple(lines)

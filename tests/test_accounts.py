@@ -49,4 +49,4 @@ def test_each_stage_balances_and_names_its_reasons() -> None:
 
 
 def test_what_was_asked_and_what_it_cost() -> None:
-    assert usage_rows(PLAN, ARTIFACTS)[1:] == (("respond", "12,000", "40", "5", "1.23"),)
+    assert usage_rows(PLAN, ARTIFACTS)[1:] == (("respond", "12,000", "40", "5", "1.234"),)

@@ -180,7 +180,7 @@ def store_verb(args: Sequence[str]) -> int:
         caches = upkeep.request_caches(store.home)
         if caches:
             size = size_text(sum(size for _, size, _ in caches))
-            print(f"request cache: {len(caches)} models, {size} (gc --requests removes it)")
+            print(f"request cache: {len(caches)} model{'s' * (len(caches) != 1)}, {size} (gc --requests removes it)")
         return 0
     if parsed.action == "verify":
         findings = upkeep.verify(store, repair=parsed.repair)
