@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cai.clients.settings import Prices
 from cai.errors import Problem
 from cai.experiment import Experiment, ModelSpec
-from cai.stages.base import StageSpec
+from cai.stages.base import Estimate, StageSpec
 from cai.stages.fetch import API
 from cai.stages.judge import JudgeSpec
 from cai.stages.judging import Scoring
@@ -65,3 +66,11 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
         if any(asked.values()):
             servers[role] = {name: value for name, value in asked.items() if value}
     return {name: found for name, found in (("api_keys", keys), ("servers", servers)) if found}
+
+
+def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estimate) -> list[str]:
+    """What a step will cost by the prices of its model, where they are given: every answer as long as it may be."""
+    model = served_elsewhere(experiment, names.get("model", ""))
+    prices = model.limits.prices if model is not None else Prices()
+    cost = (estimate.prompt_tokens * prices.prompt + estimate.tokens * prices.completion) / 1e6
+    return [f"costs about {cost:.3g} by the model's prices, if nothing is cached"] if cost else []

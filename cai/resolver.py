@@ -15,7 +15,7 @@ from cai.chat import ChatTemplate, PromptTemplate
 from cai.constitution import TEXTS, Constitution, lint, resolve_constitution
 from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
-from cai.endpoints import ANSWERING, endpoint_problems, endpoint_resources, served_elsewhere
+from cai.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
 from cai.engines import ENGINES, EngineKind
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment import Experiment, ModelSpec
@@ -324,6 +324,8 @@ def _stage_step(work: _Work, name: str, spec: StageSpec) -> None:
     work.rows[name] = estimate.rows
     inputs = _named(parts.inputs, names)
     _add(work, name, spec, ingredients, inputs, resources, estimate, makes)
+    if notes := cost_note(work.experiment, names, estimate):
+        work.steps[name] = replace(work.steps[name], notes=notes)
 
 
 def _own_template(work: _Work, step: str) -> tuple[str, str] | None:
