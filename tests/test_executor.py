@@ -279,7 +279,7 @@ def test_kill_9_and_the_same_command_give_the_bytes_of_an_uninterrupted_run(
 def test_two_processes_on_one_store_do_the_work_once(
     store: Store, side: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("CAI_TEST_PAUSE", "0.03")
+    monkeypatch.setenv("CAI_TEST_PAUSE", "0.15")
     command = [sys.executable, "-m", "tests.executor_kinds", str(store.home)]
     both = [subprocess.Popen([*command, tmp_path / f"r{i}", "12"], cwd=ROOT) for i in range(2)]
     assert [p.wait(60) for p in both] == [0, 0]

@@ -1,10 +1,11 @@
 """Bulk generation on the CPU by openvino-genai: paged attention, continuous batching, bfloat16 where the CPU has it.
 
-Our tokenizer makes and reads the token ids; openvino-genai sees numbers only. A result is a function of its request
-alone. Draws come from the request's own seed; and a row's arithmetic does not depend on its neighbours as long as
-there is one, because only a lone row runs through another kernel (matrix by vector). So a companion row, whose text
-nobody reads, always runs along. Prefix caching stays off: with openvino-genai 2026.4.1 it made few-shot prompts three
-times as fast, but two runs of the same list, each with an empty cache, gave different answers.
+Our tokenizer makes and reads the token ids; openvino-genai sees numbers only. A result is a function of the list it is
+asked in. Draws come from each request's own seed; and where the processor multiplies bfloat16, a row's arithmetic does
+not depend on its neighbours as long as there is one, because only a lone row runs through another kernel (matrix by
+vector). In float32 on AVX2 it does: kernels go by the number of rows. So a companion row, whose text nobody reads,
+always runs along. Prefix caching stays off: with openvino-genai 2026.4.1 it made few-shot prompts three times as fast,
+but two runs of the same list, each with an empty cache, gave different answers.
 """
 
 from __future__ import annotations
