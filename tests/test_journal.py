@@ -1,6 +1,5 @@
 """The journal: durable appends that count as a whole, repair of torn ends, refusal of damage in the middle."""
 
-import contextlib
 import json
 import os
 import random
@@ -200,17 +199,37 @@ def test_an_old_journal_of_another_form_is_done_again(path: Path):
         assert journal.torn > 0
 
 
-def test_many_may_look_while_one_writes_and_a_torn_end_is_passed_over(path: Path):
-    whole = write(path, rows(2), rows(2, start=2))
+def test_many_may_look_while_one_writes_and_a_torn_end_is_passed_over(tmp_path: Path, path: Path):
+    whole = write(path, rows(2), [*rows(2, start=2), call(9, 0)])
     path.write_bytes(whole + b'{"crc":"00')
     before = path.read_bytes()
-    with (
-        contextlib.closing(Journal(path, readonly=True)) as one,
-        contextlib.closing(Journal(path, readonly=True)) as two,
-    ):
-        assert list(one) == list(two) == [0, 1, 2, 3]
-        assert one[3] == value(3)
-        assert path.read_bytes() == before
-        with opened(path) as writer:
-            writer.append(rows(1, start=4))
-        assert 4 not in one
+    one, two = (Journal(tmp_path / name, [path], look=True) for name in ("one", "two"))
+    assert list(one) == list(two) == [0, 1, 2, 3]
+    assert (one[3], one.torn, one.out) == (value(3), len(before) - len(whole), 4)
+    assert [c["i"] for c in one.calls(9)] == [0]
+    assert path.read_bytes() == before
+    with opened(path) as writer:
+        writer.append(rows(1, start=4))
+    assert 4 not in one
+    one.append(rows(2, start=3))
+    assert [one[i] for i in one] == [value(i) for i in range(5)]
+    one.close()
+    two.close()
+    assert len((tmp_path / "one").read_bytes().splitlines()) == 1, "what the other has is not written again"
+
+
+def test_several_files_are_one_journal(tmp_path: Path):
+    paths = [tmp_path / f"j{i}" for i in range(300)]
+    for i, each in enumerate(paths):
+        write(each, [Record(row, value(row), out=1, dropped=i % 2) for row in range(i, 3000, 300)])
+    with paths[7].open("ab") as file:
+        file.write(b"torn")
+    whole = Journal(tmp_path / "own", paths)
+    assert len(whole) == whole.out == 3000
+    assert (whole.torn, whole.dropped) == (4, 1500)
+    assert [whole[i] for i in range(0, 3000, 11)] == [value(i) for i in range(0, 3000, 11)]
+    assert not paths[7].read_bytes().endswith(b"torn")
+    with pytest.raises(Incomplete, match="j299: another process"):
+        Journal(paths[299])
+    whole.close()
+    Journal(paths[299]).close()

@@ -5,7 +5,8 @@ One JSON object a line: ``{"crc":"1f0c2b7a","row":12,"kind":"row","from":4096,"l
 byte at which it begins, ``left`` how many lines of it are still to come. Every append is flushed to the disk before
 the next begins, so only the last one can be torn: it is cut off and asked again; damage before it means that the disk
 or a person changed the file, and that is an error. Rows go by their number in the input, so that a million of them
-take 12 MB of memory. Written by hand because no library gives JSON lines with group commit and repair.
+take 14 MB of memory, in however many files they lie. Written by hand because no library gives JSON lines with group
+commit and repair.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from cai.errors import Incomplete, StepFailed
 
 # Made once: json.dumps would make it anew for every record.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_MANY = 200  # files beside its own for which the usual number of open files may be too small
 _CRC = len(b'{"crc":"00000000",')
 _HEAD = re.compile(
     rb'\{"crc":"([0-9a-f]{8})","row":(\d+),"kind":"(row|call)","from":(\d+),"left":(\d+),"out":(\d+),"dropped":(\d+),'
@@ -50,38 +53,39 @@ class Record:
 
 
 class Journal:
-    """Finished rows by number, and the calls of rows that were on their way when the file was last open.
+    """Finished rows by number, and the calls of rows that were on their way when the files were last open.
 
-    A row that is there already is left as it is, so that doing one twice changes nothing. ``torn`` is the number of
-    bytes cut off the end when the file was opened. ``out`` and ``dropped`` are sums over the finished rows. One process
-    has a journal open at a time; with ``readonly`` it is only looked at, by any number, and a torn end is passed over.
+    ``path`` is what ``append`` writes. ``others`` are journals of the same rows by other processes, read into the same
+    index: locked and repaired like this one or, with ``look``, only looked at, by any number of processes. A row that
+    is there already is left as it is, so that doing one twice changes nothing. ``torn`` is the number of bytes cut off
+    at the ends (or passed over, where one only looks). ``out`` and ``dropped`` are sums over the finished rows. One
+    process has a journal open for writing at a time.
 
     Raises:
         StepFailed: when a line before the last append is damaged; the message says where.
         Incomplete: when another process has it open.
     """
 
-    def __init__(self, path: Path, readonly: bool = False) -> None:
-        self.path, self.readonly = path, readonly
+    def __init__(self, path: Path, others: Sequence[Path] = (), look: bool = False) -> None:
+        self.path = path
         self.torn = self.out = self.dropped = 0
-        self._at, self._length, self._rows = array("q"), array("I"), 0
-        self._calls: dict[int, list[tuple[int, int]]] = {}
-        if readonly:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.close = weakref.finalize(self, os.close, self._fd)
-            self._end = self._scan()
-            return
+        self._at, self._length, self._file, self._rows = array("q"), array("I"), array("H"), 0
+        self._calls: dict[int, list[tuple[int, int, int]]] = {}
+        self._fds: list[int] = []
+        self._paths, self._end = (path, *others), 0
+        self.close = weakref.finalize(self, _close, self._fds)
+        if len(others) > _MANY:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * _MANY)), hard))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_space(path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self.close = weakref.finalize(self, os.close, self._fd)
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.close()
-                raise Incomplete(f"{path}: another process is writing it; wait until that one has ended") from None
-            sync_folder(path.parent)
-        self._end = self._scan()
+        try:
+            for number, each in enumerate(self._paths):
+                self._fds.append(_opened(each, number > 0 and look))
+                end = self._scan(number, each, number > 0 and look)
+                self._end = self._end if number else end
+        except BaseException:
+            self.close()
+            raise
 
     def __contains__(self, row: int) -> bool:
         return row < len(self._at) and self._at[row] >= 0
@@ -97,11 +101,11 @@ class Journal:
     def __getitem__(self, row: int) -> dict[str, Any]:
         if row not in self:
             raise KeyError(row)
-        return self._read(row, self._at[row], self._length[row])
+        return self._read(row, self._file[row], self._at[row], self._length[row])
 
     def calls(self, row: int) -> list[dict[str, Any]]:
-        """Values of the calls of an unfinished row that an earlier process left, in the order in which they came."""
-        return [self._read(row, at, length) for at, length in self._calls.get(row, ())]
+        """Values of the calls of an unfinished row that earlier processes left, in the order in which they came."""
+        return [self._read(row, *place) for place in self._calls.get(row, ())]
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records, as a whole or not at all; they are on the disk when this returns.
@@ -124,79 +128,98 @@ class Journal:
         at = self._end
         for record, line in zip(fresh, lines, strict=True):
             if not record.call:
-                self._finished(record.row, at, len(line), record.out, record.dropped)
+                self._finished(record.row, 0, at, len(line), record.out, record.dropped)
             at += len(line)
         self._end = at
 
-    def _finished(self, row: int, at: int, length: int, out: int, dropped: int) -> None:
+    def _finished(self, row: int, file: int, at: int, length: int, out: int, dropped: int) -> None:
         if row >= len(self._at):
             more = max(row + 1 - len(self._at), len(self._at) // 8, 1024)
             self._at.extend(array("q", [-1]) * more)
             self._length.extend(array("I", [0]) * more)
+            self._file.extend(array("H", [0]) * more)
         if self._at[row] < 0:
-            self._at[row], self._length[row] = at, length
+            self._at[row], self._length[row], self._file[row] = at, length, file
             self._rows, self.out, self.dropped = self._rows + 1, self.out + out, self.dropped + dropped
             self._calls.pop(row, None)
 
-    def _read(self, row: int, at: int, length: int) -> dict[str, Any]:
-        line = os.pread(self._fd, length, at)
+    def _read(self, row: int, file: int, at: int, length: int) -> dict[str, Any]:
+        line = os.pread(self._fds[file], length, at)
         if _head(line) is None:
-            raise StepFailed(f"{self.path}: byte {at}: row {row} changed on the disk while it was in use")
+            raise StepFailed(f"{self._paths[file]}: byte {at}: row {row} changed on the disk while it was in use")
         value: dict[str, Any] = json.loads(line)["v"]
         return value
 
     def _write(self, data: bytes) -> None:
         with disk_space(self.path, needed=len(data)):
             try:
-                os.lseek(self._fd, self._end, os.SEEK_SET)
-                write_whole(self._fd, data)
-                os.fsync(self._fd)
+                os.lseek(self._fds[0], self._end, os.SEEK_SET)
+                write_whole(self._fds[0], data)
+                os.fsync(self._fds[0])
             except BaseException:
                 # A half-written group goes at once; should even this fail, the next opening cuts it off.
                 with suppress(OSError):
-                    os.ftruncate(self._fd, self._end)
+                    os.ftruncate(self._fds[0], self._end)
                 raise
 
-    def _scan(self) -> int:
+    def _scan(self, number: int, path: Path, look: bool) -> int:
         """Note the place of every row and cut a torn end off; returns the length of what is whole, in bytes."""
-        at = good = number = 0
+        at = good = 0
         bad = bad_line = -1
         group: list[tuple[int, int, int, re.Match[bytes]]] = []
         match, crc = _HEAD.match, crc32
-        with self.path.open("rb", buffering=1 << 20) as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb", buffering=1 << 20) as file:
+            for counted, line in enumerate(file, 1):
                 # As ``_head``, which would be half as fast: a million lines are opened here.
                 head = match(line)
                 if head is None or crc(line[_CRC:-1]) != int(head[1], 16) or line[-2:] != b"}\n":
                     head = None
                 if bad < 0:
                     if head is None or int(head[4]) != good:
-                        bad, bad_line = at, number
+                        bad, bad_line = at, counted
                     else:
                         group.append((int(head[2]), at, len(line), head))
                         if head[5] == b"0":
-                            self._take(group)
+                            self._take(number, group)
                             group, good = [], at + len(line)
                 elif head is not None and int(head[4]) > bad:
-                    self.close()
                     raise StepFailed(
-                        f"{self.path}: line {bad_line} (byte {bad}) is damaged, though it was whole on the disk when "
-                        f"line {number} was written; check the disk, then remove this file to do its rows again"
+                        f"{path}: line {bad_line} (byte {bad}) is damaged, though it was whole on the disk when "
+                        f"line {counted} was written; check the disk, then remove this file to do its rows again"
                     )
                 at += len(line)
         if good < at:
-            self.torn = at - good
-            if not self.readonly:
-                os.ftruncate(self._fd, good)
-                os.fsync(self._fd)
+            self.torn += at - good
+            if not look:
+                os.ftruncate(self._fds[number], good)
+                os.fsync(self._fds[number])
         return good
 
-    def _take(self, group: Sequence[tuple[int, int, int, re.Match[bytes]]]) -> None:
+    def _take(self, number: int, group: Sequence[tuple[int, int, int, re.Match[bytes]]]) -> None:
         for row, at, length, head in group:
             if head[3] == b"row":
-                self._finished(row, at, length, int(head[6]), int(head[7]))
+                self._finished(row, number, at, length, int(head[6]), int(head[7]))
             elif row not in self:
-                self._calls.setdefault(row, []).append((at, length))
+                self._calls.setdefault(row, []).append((number, at, length))
+
+
+def _opened(path: Path, look: bool) -> int:
+    if look:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    with disk_space(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sync_folder(path.parent)
+        except BlockingIOError:
+            os.close(fd)
+            raise Incomplete(f"{path}: another process is writing it; wait until that one has ended") from None
+    return fd
+
+
+def _close(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def _line(record: Record, begin: int, left: int) -> bytes:

@@ -115,8 +115,7 @@ class Flow(Generic[R]):
         ctx.work.mkdir(parents=True, exist_ok=True)
         shard = ctx.shard
         own = ctx.work / (f"{name}.jsonl" if shard is None else f"{name}.{shard.index}-of-{shard.count}.jsonl")
-        self.journal = Journal(own)
-        self.journals = [self.journal, *self._others(ctx.work, name)]
+        self.journal = Journal(own, sorted(self._others(ctx.work, name)), look=shard is not None)
         self.scope = ctx.scope(role, label)
         self.cache: RequestCache | None = None
         self.counts: Counter[str] = Counter()
@@ -130,8 +129,7 @@ class Flow(Generic[R]):
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
-        for journal in self.journals:
-            journal.close()
+        self.journal.close()
 
     # ---- what a stage sees -------------------------------------------------------------------------------------------
 
@@ -144,7 +142,7 @@ class Flow(Generic[R]):
             StepFailed: when too many rows are dropped already, or the model cannot be asked.
             Incomplete: when some rows got no answer; the next run asks them again.
         """
-        before = sum(map(len, self.journals))
+        before = len(self.journal)
         if self._shared is None or self._shared.announce:
             self.ctx.progress.expect(rows=self.total, tokens=self.tokens or None)
         self.ctx.progress.advance(rows=before)
@@ -173,18 +171,15 @@ class Flow(Generic[R]):
     def entries(self) -> Iterator[Kept]:
         """Every row's entry, in the order of the input."""
         for number in range(self.total):
-            for journal in self.journals:
-                if number in journal:
-                    yield kept(journal[number])
-                    break
-            else:
+            if number not in self.journal:
                 raise StepFailed(f"{self.ctx.name}: row {number} of {self.source.path} has no entry")
+            yield kept(self.journal[number])
 
     # ---- what the two ways share -------------------------------------------------------------------------------------
 
     def done(self, number: int) -> bool:
         """Whether a row has its entry."""
-        return any(number in journal for journal in self.journals)
+        return number in self.journal
 
     def client(self) -> Client:
         """The model, served from the first time it is needed."""
@@ -214,9 +209,8 @@ class Flow(Generic[R]):
             chain.entry = Entry(row.id, dropped={row.reason: 1})
             return chain
         chain = Chain(row.number, row.id, self.work(row.row))
-        for journal in self.journals:
-            for call in journal.calls(row.number):
-                chain.replay[call["turn"], call["i"]] = (call["asked"], call["result"])
+        for call in self.journal.calls(row.number):
+            chain.replay[call["turn"], call["i"]] = (call["asked"], call["result"])
         self._step(chain, None)
         return chain
 
@@ -295,17 +289,15 @@ class Flow(Generic[R]):
             if sum(self.unanswered.values()) > max(_ENOUGH, self.limit * self.total):
                 raise Incomplete(self._unanswered())
 
-    def _others(self, work: Path, name: str) -> Iterator[Journal]:
+    def _others(self, work: Path, name: str) -> Iterator[Path]:
         """What other processes did of this step: all shards' where it is put together; for a shard, what was done
         under another division of the rows."""
         shard = self.ctx.shard
-        for path in sorted(work.glob(f"{name}.*-of-*.jsonl")):
-            if shard is None:
-                yield Journal(path)
-            elif not path.name.endswith(f"-of-{shard.count}.jsonl"):
-                yield Journal(path, readonly=True)
+        for path in work.glob(f"{name}.*-of-*.jsonl"):
+            if shard is None or not path.name.endswith(f"-of-{shard.count}.jsonl"):
+                yield path
         if shard is not None and (work / f"{name}.jsonl").is_file():
-            yield Journal(work / f"{name}.jsonl", readonly=True)
+            yield work / f"{name}.jsonl"
 
     def _mine(self, number: int) -> bool:
         shard = self.ctx.shard
@@ -317,11 +309,10 @@ class Flow(Generic[R]):
         Raises:
             StepFailed: with how many rows were dropped so far.
         """
-        dropped = sum(journal.dropped for journal in self.journals)
+        dropped = self.journal.dropped
         if self.limit >= 1 or not dropped:
             return
-        seen = dropped + sum(journal.out for journal in self.journals)
-        rows = sum(map(len, self.journals))
+        seen, rows = dropped + self.journal.out, len(self.journal)
         # One row may turn into several; what is still to come is taken to be like what has come.
         expected = self.total * max(seen / max(rows, 1), 1.0)
         certain = dropped > self.limit * expected and self.ctx.shard is None
@@ -334,9 +325,8 @@ class Flow(Generic[R]):
 
     def _reasons(self) -> str:
         found: Counter[str] = Counter()
-        for journal in self.journals:
-            for number in journal:
-                found.update(kept(journal[number]).dropped)
+        for number in self.journal:
+            found.update(kept(self.journal[number]).dropped)
         return ", ".join(f"{reason} {count}" for reason, count in found.most_common(8))
 
     def _unanswered(self) -> str:
