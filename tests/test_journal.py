@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,7 +219,16 @@ def test_many_may_look_while_one_writes_and_a_torn_end_is_passed_over(tmp_path: 
     assert len((tmp_path / "one").read_bytes().splitlines()) == 1, "what the other has is not written again"
 
 
-def test_several_files_are_one_journal(tmp_path: Path):
+def test_several_files_are_one_journal_however_few_the_system_gives(tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        _several(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _several(tmp_path: Path) -> None:
     paths = [tmp_path / f"j{i}" for i in range(300)]
     for i, each in enumerate(paths):
         write(each, [Record(row, value(row), out=1, dropped=i % 2) for row in range(i, 3000, 300)])

@@ -75,8 +75,7 @@ class Journal:
         self._paths, self._end = (path, *others), 0
         self.close = weakref.finalize(self, _close, self._fds)
         if len(others) > _MANY:
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * _MANY)), hard))
+            _allow_files(len(others) + 1024)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             for number, each in enumerate(self._paths):
@@ -215,6 +214,15 @@ def _opened(path: Path, look: bool) -> int:
             os.close(fd)
             raise Incomplete(f"{path}: another process is writing it; wait until that one has ended") from None
     return fd
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process have so many files open, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _close(fds: list[int]) -> None:

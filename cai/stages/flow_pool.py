@@ -7,6 +7,7 @@ a server that becomes free never waits for the disk.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -124,7 +125,7 @@ class _Run:
             taken = self.pool.take(_POLL if self.elsewhere else BEAT)
             found += [(cast(bytes, key), result) for key, result in taken]
         elif self.elsewhere:
-            _sleep(_POLL)
+            time.sleep(_POLL)
         if self.elsewhere and self.cache is not None and not found:
             keys = list(self.elsewhere)
             for key, place in zip(keys, self.cache.look(keys), strict=True):
@@ -176,12 +177,6 @@ class _Run:
 def _lasting(result: Result) -> bool:
     """Whether a result may be kept for other runs; what a server refuses now it may take tomorrow."""
     return not (isinstance(result, Completion) and result.finish is Finish.REFUSED)
-
-
-def _sleep(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)
 
 
 def run_pool(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
