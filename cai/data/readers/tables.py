@@ -17,8 +17,8 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
         PrerequisiteError: when pyarrow is missing or the file is no whole parquet file.
     """
     try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise PrerequisiteError(f"{path}: parquet needs pyarrow; install the package 'datasets'") from error
     try:

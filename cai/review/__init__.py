@@ -1,0 +1,1 @@
+"""Reviews: what a change of an experiment means, in the words of a reviewer."""
