@@ -7,8 +7,9 @@ that tells from which file and line each value came.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cai.library import FIELDS, GROUPS, Library
 from cai.yaml_lines import load as load_yaml
 
 ROOT_CONFIG = "cai"
+CELL_CONFIG = "cell"
 DEFAULT_EXPERIMENT = "quickstart"
 SCHEME = "cai"
 
@@ -62,10 +64,12 @@ class GroupSource(ConfigSource):
         return None
 
     def _is_root(self, config_path: str) -> bool:
-        return config_path.removesuffix(".yaml") == ROOT_CONFIG
+        return config_path.removesuffix(".yaml") in (ROOT_CONFIG, CELL_CONFIG)
 
     def load_config(self, config_path: str) -> ConfigResult:
         """A file of a group as a config, in the package of its group."""
+        if config_path.removesuffix(".yaml") == CELL_CONFIG:
+            return self._result({}, "_global_")
         if self._is_root(config_path):
             # Hydra's own run folder is not used: runs have their folder, and a plan must write nothing.
             data: dict[str, Any] = {
@@ -74,6 +78,7 @@ class GroupSource(ConfigSource):
                 "description": "",
                 "seed": 0,
                 "engine": {"kind": "embedded"},
+                "tracking": {},
             }
             return self._result(data, "_global_")
         found = self._file(config_path)
@@ -154,6 +159,20 @@ def _register() -> None:
         plugins.register(LibraryPath)
 
 
+@contextmanager
+def serving(library: Library) -> Iterator[None]:
+    """Inside the block Hydra finds the groups in this library."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    _library.append(library)
+    _register()
+    try:
+        yield
+    finally:
+        _library.pop()
+        GlobalHydra.instance().clear()
+
+
 @dataclass(frozen=True)
 class Composed:
     """An experiment as plain data, with the place each value came from."""
@@ -194,27 +213,58 @@ def compose(overrides: Sequence[str], library: Library | None = None) -> Compose
     Raises:
         SpecError: for an unknown group member, a bad override, or YAML that cannot be read.
     """
+    (found,) = compose_cells([overrides], library)
+    if isinstance(found, SpecError):
+        raise found
+    return found
+
+
+def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None) -> list[Composed | SpecError]:
+    """Compose one experiment for each list of overrides; a cell that cannot be composed gives its error.
+
+    Files are read and merged once for each choice of files: what else a cell overrides is put on a copy, as Hydra
+    itself would. So a hundred cells of one experiment take little more than one.
+    """
     from hydra import compose as hydra_compose
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     library = library or Library.here()
-    _library.append(library)
-    _loaded.clear()
-    _register()
+    done: list[Composed | SpecError] = []
+    # Kept as bytes: reading them back is many times faster than a deep copy.
+    merged: dict[tuple[str, ...], tuple[bytes, tuple[tuple[str, str, dict[str, int]], ...]]] = {}
     GlobalHydra.instance().clear()
-    try:
-        with _hydra_errors(overrides, library):
-            # What hydra.initialize() does, without its search through the call stack for a config folder.
-            version.setbase("1.3")
-            Hydra.create_main_hydra2("cai", create_config_search_path(None))
-            config = hydra_compose(ROOT_CONFIG, overrides=[*_BARE, *overrides])
-            data = to_plain(config)
-    finally:
-        _library.pop()
-        GlobalHydra.instance().clear()
-    return Composed(data, tuple(overrides), tuple(_loaded))
+    parser = OverridesParser.create()
+    with serving(library):
+        # What hydra.initialize() does, without its search through the call stack for a config folder.
+        version.setbase("1.3")
+        Hydra.create_main_hydra2("cai", create_config_search_path(None))
+        for overrides in cells:
+            try:
+                with hydra_errors(overrides, library):
+                    parsed = parser.parse_overrides(list(overrides))
+                    files = tuple(o.input_line or "" for o in parsed if _chooses_file(o.key_or_group))
+                    if files not in merged:
+                        _loaded.clear()
+                        composed = hydra_compose(ROOT_CONFIG, overrides=[*_BARE, *files])
+                        merged[files] = pickle.dumps(composed), tuple(_loaded)
+                    kept, read = merged[files]
+                    config = pickle.loads(kept)
+                    values = [o for o in parsed if not _chooses_file(o.key_or_group)]
+                    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+                    found: Composed | SpecError = Composed(to_plain(config), tuple(overrides), read)
+            except SpecError as error:
+                found = error
+            done.append(found)
+    return done
+
+
+def _chooses_file(key: str) -> bool:
+    """Whether an override names a file of a group (``constitution=mine``), not a value in it."""
+    return key.partition("@")[0].partition(":")[0] in GROUPS or key.startswith("hydra/")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -225,7 +275,7 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {str(k): v for k, v in data.items() if k != "hydra"}
 
 
-class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...)``
+class hydra_errors:  # noqa: N801 - reads as a phrase: ``with hydra_errors(...)``
     """Turns Hydra's and OmegaConf's errors into ours: where, what, next."""
 
     def __init__(self, overrides: Sequence[str], library: Library) -> None:
@@ -251,6 +301,10 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
                 known = [n for n, p in self._library.names(GROUPS[group]) if "/" not in n]
                 what = f"no '{name}' in {GROUPS[group]}/"
                 raise SpecError(Problem(f"{group}={name}", what, did_you_mean(name, known))) from error
+            if missing.startswith("hydra/"):
+                where, _, name = missing.rpartition("/")
+                known = list(getattr(error, "options", None) or ())
+                raise SpecError(Problem(f"{where}={name}", "Hydra has none", did_you_mean(name, known))) from error
             raise SpecError(Problem(missing, "no such config", f"groups: {', '.join(GROUPS)}")) from error
         if isinstance(error, HydraException | OmegaConfBaseException):
             first, *rest = str(error).strip().splitlines()
@@ -259,32 +313,7 @@ class _hydra_errors:  # noqa: N801 - reads as a phrase: ``with _hydra_errors(...
             )
             named = (o for o in self._overrides if o.partition("=")[0] in first)
             where = str(getattr(error, "override", "") or next(named, "command line"))
-            if "Could not override" in first:
+            if "Could not override" in first and not where.lstrip("+~").startswith("hydra"):
                 field = where.lstrip("+~").partition("=")[0].partition(".")[0]
                 first, reason = f"no field '{field}'", did_you_mean(field, FIELDS)
             raise SpecError(Problem(where, first.rstrip("."), reason)) from error
-
-
-def multirun(overrides: Sequence[str], task: Callable[[dict[str, Any], Sequence[str]], Any]) -> None:
-    """Hydra's native multirun (any launcher): ``task(data, overrides)`` is called for each cell."""
-    import sys
-
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    library = Library.here()
-    _library.append(library)
-    _register()
-
-    def run(config: Any) -> Any:
-        return task(to_plain(config), list(HydraConfig.get().overrides.task))
-
-    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.sweep.dir=runs/multirun"]
-    flags = [o for o in overrides if o.startswith("-")]
-    fields = [o for o in overrides if not o.startswith("-")]
-    quiet = [o for o in quiet if not any(f.startswith(o.partition("=")[0]) for f in fields)]
-    # Flags first: Hydra's parser takes one unbroken list of overrides.
-    sys.argv = [sys.argv[0], *flags, *quiet, *fields]
-    logging.getLogger("hydra").setLevel(logging.WARNING)
-    with _hydra_errors(overrides, library):
-        hydra.main(config_path=None, config_name=ROOT_CONFIG, version_base="1.3")(run)()

@@ -134,7 +134,8 @@ class StepProgress:
 class ConsoleWatcher:
     """Shows a run to a person; the executor calls it. Use it as a context manager, so that the terminal is restored.
 
-    ``live`` None: a live display when the console is a terminal that a person sits at, else plain lines.
+    ``live`` None: a live display when the console is a terminal that a person sits at, else plain lines. ``prefix``
+    stands before every line, where several runs share a terminal; ``show_reused`` tells of steps that were there.
     """
 
     def __init__(
@@ -143,8 +144,11 @@ class ConsoleWatcher:
         live: bool | None = None,
         show_plan: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
+        show_reused: bool = True,
     ) -> None:
         self.console = console or make_console()
+        self._prefix, self._show_reused = prefix, show_reused
         if live is None:
             live = self.console.is_interactive and self.console.file.isatty() and not os.environ.get("CI")
         self._live: Live | None = None
@@ -186,12 +190,12 @@ class ConsoleWatcher:
         with self._lock:
             self._running[step.name] = progress
         if self._live is None:
-            self._say(f"{progress.label}: {'goes on where it was' if resumed else 'started'}")
+            self.say(f"{progress.label}: {'goes on where it was' if resumed else 'started'}")
         return progress
 
     def waiting(self, step: Step, holder: str) -> None:
         """Another process makes the same artifact."""
-        self._say(f"{self._padded(step.name)}  waits for {holder}, which is making it", "yellow")
+        self.say(f"{self._padded(step.name)}  waits for {holder}, which is making it", "yellow")
 
     def note(self, step: Step, event: str, fields: Mapping[str, Any]) -> None:
         """A step noted something."""
@@ -206,8 +210,10 @@ class ConsoleWatcher:
             self._running.pop(step.name, None)
             self._ended["reused" if reused else "done"] += 1
         facts = "" if reused else f"  {record_line(record)}"
+        if reused and not self._show_reused:
+            return
         style = "dim" if reused else "green"
-        self._say(f"{self._padded(step.name)}  {'reused' if reused else 'done'}{facts}".rstrip(), style)
+        self.say(f"{self._padded(step.name)}  {'reused' if reused else 'done'}{facts}".rstrip(), style)
 
     def step_failed(self, step: Step, error: BaseException) -> None:
         """A step ended without an artifact; the command line shows the whole error."""
@@ -215,7 +221,7 @@ class ConsoleWatcher:
             self._running.pop(step.name, None)
         stopped = isinstance(error, KeyboardInterrupt | Incomplete)
         what = "stopped" if stopped else f"failed  {one_line(str(error) or type(error).__name__)}"
-        self._say(f"{self._padded(step.name)}  {what}", "yellow" if stopped else "red")
+        self.say(f"{self._padded(step.name)}  {what}", "yellow" if stopped else "red")
         self.close()
 
     def run_done(self, result: Any = None) -> None:
@@ -223,7 +229,7 @@ class ConsoleWatcher:
         self.close()
         counts = ", ".join(f"{n} {word}" for word, n in self._ended.items() if n)
         took = duration(self._clock() - self._began)
-        self._say(f"{len(self._names)} steps: {counts or 'none begun'} in {took}", "bold")
+        self.say(f"{len(self._names)} steps: {counts or 'none begun'} in {took}", "bold")
 
     def _label(self, step: str) -> str:
         total = len(self._names)
@@ -233,9 +239,10 @@ class ConsoleWatcher:
         widest = max((len(name) for name in self._names), default=0)
         return self._label(step) + " " * max(min(widest, 24) - len(step), 0)
 
-    def _say(self, text: str, style: str = "") -> None:
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line above whatever is shown live."""
         # Without a terminal, a line is a line: whoever reads the log can search it.
-        self.console.print(Text(plain(text), style=style), soft_wrap=self._live is None)
+        self.console.print(Text(self._prefix + plain(text), style=style), soft_wrap=self._live is None)
 
     def _changed(self, progress: StepProgress) -> None:
         if self._live is not None:
@@ -247,7 +254,7 @@ class ConsoleWatcher:
             progress.printed = now
         facts = ", ".join(part for part in (progress.numbers(), progress.note_text) if part)
         if facts:
-            self._say(f"{progress.label}: {facts}")
+            self.say(f"{progress.label}: {facts}")
 
     def _picture(self) -> RenderableType:
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,14 +23,15 @@ from cai.library import FIELDS
 from cai.settings import Settings
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
+from cai.trackers.settings import Tracking
 
 NAME_RULE = "use letters, digits, '_' and '-', beginning with a letter"
 STEP_KINDS = ("fetch", "read")
 """Kinds the resolver makes itself from ``models`` and ``data``; they are not written as stages."""
 
 
-PASTED = ("api_key_env", "url", "replicas")
-"""Fields of a model into which people paste keys: an error never repeats what they hold."""
+PASTED = ("api_key_env", "url", "replicas", "uri")
+"""Fields of models and trackers into which people paste keys: an error never repeats what they hold."""
 
 
 class ModelSpec(Settings):
@@ -117,6 +118,7 @@ class Experiment:
     data: Mapping[str, DataSource]
     stages: Mapping[str, StageSpec]
     raw: Mapping[str, Any]
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 Where = Callable[[str], str]
@@ -143,6 +145,7 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
     stages = _table("stages", raw, where, problems, lambda k, v: _stage_type(k, v, where, problems))
     if not raw.get("stages"):
         problems.append(Problem(where("stages"), "the experiment has no stages", f"known kinds: {', '.join(KINDS)}"))
+    tracking = _tracking(raw.get("tracking"), where, problems)
     constitution = raw.get("constitution")
     if constitution is not None and not isinstance(constitution, Mapping):
         problems.append(Problem(where("constitution"), "must be a constitution", "give `constitution=NAME`"))
@@ -165,6 +168,7 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         data=data,
         stages=stages,
         raw=raw,
+        tracking=tracking,
     )
 
 
@@ -191,6 +195,15 @@ def _engine(raw: Any, where: Where, problems: list[Problem]) -> dict[str, Any]:
     settings = {k: v for k, v in raw.items() if k != "kind"}
     checked = validate(ENGINES[kind].settings, settings, "engine", where, problems)
     return {"kind": kind, **(checked.model_dump(mode="json") if checked else {})}
+
+
+def _tracking(raw: Any, where: Where, problems: list[Problem]) -> Tracking:
+    if raw is None:
+        return Tracking()
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(where("tracking"), "must be a mapping of trackers", "tracking: {tensorboard: {}}"))
+        return Tracking()
+    return validate(Tracking, raw, "tracking", where, problems) or Tracking()
 
 
 def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[Problem]) -> type[StageSpec] | None:
@@ -271,7 +284,7 @@ def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Prob
     if item["type"] == "missing":
         return Problem(where(full), "is missing", "")
     got = item.get("input")
-    hidden = model is ModelSpec and item["loc"][:1] != () and item["loc"][0] in PASTED
+    hidden = model in (ModelSpec, Tracking) and any(part in PASTED for part in item["loc"])
     shown = "" if hidden or isinstance(got, Mapping | list) or got is None else f" (got {str(got)[:60]!r})"
     message = item["msg"].removeprefix("Value error, ")
     return Problem(where(full), message[:1].lower() + message[1:] + shown)

@@ -47,7 +47,7 @@ class _Work:
     engine: EngineKind = field(default_factory=lambda: ENGINES["embedded"])
     engine_settings: Any = None
     parts: dict[str, SpecParts] = field(default_factory=dict)
-    sources: dict[str, tuple[dict[str, Any], dict[str, int | None]]] = field(default_factory=dict)
+    sources: Looked = field(default_factory=dict)
     linted: set[tuple[str, str]] = field(default_factory=set)
 
     def wrong(self, path: str, what: str, hint: str = "") -> None:
@@ -57,13 +57,22 @@ class _Work:
         self.problems.extend(error.problems)
 
 
-def resolve(experiment: Experiment, library: Library | None = None, where: Where = str) -> Plan:
+Looked = dict[str, tuple[dict[str, Any], dict[str, int | None]]]
+"""Identity and row counts of data sources that have been looked at, by what they say."""
+
+
+def resolve(
+    experiment: Experiment, library: Library | None = None, where: Where = str, looked: Looked | None = None
+) -> Plan:
     """Compile an experiment into a plan.
+
+    ``looked`` is kept from one call to the next where many cells read the same data, which is then digested once.
 
     Raises:
         PlanError: with every problem found.
     """
     work = _Work(experiment, library or Library.here(), where)
+    work.sources = {} if looked is None else looked
     kind = ENGINES[experiment.engine["kind"]]
     settings = kind.settings.model_validate({k: v for k, v in experiment.engine.items() if k != "kind"})
     described = dict(kind.describe(settings))
@@ -92,7 +101,9 @@ def resolve(experiment: Experiment, library: Library | None = None, where: Where
 
 
 def _source(experiment: Experiment) -> dict[str, Any]:
-    return {k: v for k, v in experiment.raw.items() if k in ("description", "seed", "models", "data", "stages")}
+    said = {k: v for k, v in experiment.raw.items() if k in ("description", "seed", "models", "data", "stages")}
+    tracked = experiment.tracking.asked()
+    return said | ({"tracking": {k: v.model_dump(mode="json") for k, v in tracked.items()}} if tracked else {})
 
 
 def _outputs(work: _Work) -> dict[str, str]:
@@ -227,7 +238,7 @@ def _model_step(work: _Work, name: str, model: ModelSpec) -> str | None:
         return None
     _own_template(work, name)
     identity: dict[str, Any] = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
-    local = Path(rest).expanduser()
+    local = work.library.local(rest)
     if scheme == "hf" and model.sha256 and work.engine.model_format:
         work.wrong(f"{path}.sha256", "the model is converted: no file has this digest", "pin it by revision")
         return None
@@ -266,11 +277,15 @@ def _path_digest(path: Path) -> str:
 
 
 def _data_step(work: _Work, name: str, part: str, source: DataSource) -> str | None:
-    roots = tuple(dict.fromkeys((Path.cwd(), *work.library.roots)))
+    roots = work.library.data_roots()
+    paths = tuple(map(work.library.placed, source.paths))
+    # Where the files lie is no part of the spec: only the look at them is told of it.
+    at = source if paths == source.paths else source.model_copy(update={"path": paths})
+    said = repr((at, roots))
     try:
-        if name not in work.sources:
-            work.sources[name] = (source_identity(source, roots), part_counts(source, roots))
-        identity, counts = work.sources[name]
+        if said not in work.sources:
+            work.sources[said] = (source_identity(at, roots), part_counts(at, roots))
+        identity, counts = work.sources[said]
     except SpecError as error:
         work.problems += [Problem(work.where(f"data.{name}"), p.what, p.next) for p in error.problems]
         return None

@@ -10,6 +10,7 @@ from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.experiment import STEP_KINDS, ModelSpec
 from cai.stages import KINDS
+from cai.trackers.settings import Tracking
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -59,6 +60,7 @@ def experiment_schema() -> dict[str, Any]:
             "template": {"type": "object", "properties": {"name": {"type": "string"}}},
             "models": {"type": "object", "additionalProperties": model},
             "data": {"type": "object", "additionalProperties": of(DataSource)},
+            "tracking": of(Tracking),
             "stages": {
                 "type": "object",
                 "properties": named,

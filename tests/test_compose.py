@@ -96,7 +96,7 @@ def test_a_name_never_leads_out_of_its_folder(project):
 
 def test_multirun_runs_every_cell(project):
     script = (
-        "import sys; from cai.compose import multirun\n"
+        "import sys; from cai.multirun import multirun\n"
         "def task(data, overrides): print('cell', data['seed'], data['constitution']['name'], flush=True)\n"
         "multirun(['-m', 'experiment=small', 'constitution=mine,general', 'seed=range(2)'], task)\n"
     )

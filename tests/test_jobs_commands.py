@@ -376,7 +376,9 @@ def test_a_sweep_is_submitted_whole_and_each_cell_can_be_come_back_to(cluster_pr
     project.hold()
     said = project.cai("-m", "experiment=toy", "seed=1,2", "--detach")
     assert said.count("are submitted") == 2
-    runs = sorted(p for p in (project.at / "runs" / "toy").iterdir() if not p.is_symlink())
+    sweep = (project.at / "runs" / "toy" / "sweeps" / "latest").resolve()
+    assert f"resume {sweep.relative_to(project.at)}/1" in said
+    runs = [sweep / "0", sweep / "1"]
     assert [json.loads((run / "plan.json").read_text())["seed"] for run in runs] == [1, 2]
     project.let_go()
     for run in runs:

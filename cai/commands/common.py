@@ -47,6 +47,8 @@ def find_run(name: str | None) -> Path:
         for path in (Path(name), RUNS / name / "latest", RUNS / name):
             if (path / "plan.json").is_file():
                 return path.resolve()
+            if (path / "sweep.json").is_file():
+                raise SpecError(Problem(name, "is a sweep of many runs", f"name one of its cells, e.g. {path}/0"))
         known = [p.parent.parent.name for p in RUNS.glob("*/latest/plan.json")]
         hint = did_you_mean(name, known) if known else "start one with `python -m cai`"
         raise SpecError(Problem(name, f"no run of that name under {RUNS}/", hint))

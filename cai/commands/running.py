@@ -6,10 +6,14 @@ import gc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai.commands.common import RUNS, options, read_plan
 from cai.errors import Problem, SpecError
 from cai.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DETACH = "--detach"
 
@@ -21,7 +25,12 @@ def run_verb(args: Sequence[str]) -> int:
     """
     detach = DETACH in args
     args = [word for word in args if word != DETACH]
-    if any(word in ("-m", "--multirun") or word.startswith("--") for word in args):
+    flags = [word for word in args if word.startswith("-")]
+    if flags and all(flag in ("-m", "--multirun") for flag in flags) and not _own_sweeper(args):
+        from cai.commands.sweeping import run_sweep
+
+        return run_sweep([word for word in args if word not in flags], detach)
+    if flags:
         return _with_hydra(args, detach)
     from cai.commands.planning import compile_plan
 
@@ -37,8 +46,8 @@ def apply_verb(args: Sequence[str]) -> int:
     return carry_out(read_plan(parsed.plan), detach=parsed.detach)
 
 
-def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False) -> int:
-    """Run a plan with everything a person sees of it; returns the exit code.
+def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
+    """Run a plan with everything a person sees of it; returns the exit code. ``group`` is for trackers: the sweep.
 
     Raises:
         SpecError: when ``detach`` is asked for a plan that runs in this process.
@@ -47,12 +56,14 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False) -> int:
     from cai.execution.jobs import launcher_of
 
     if launcher_of(plan) is None:
-        return run_here(plan, None, runs, detach)
+        return run_here(plan, None, runs, detach, group)
     from cai.execution.status import previous_plan
     from cai.executor import default_store, statuses
     from cai.plan_view import print_plan
     from cai.submission import submit
+    from cai.trackers.watching import check_trackers
 
+    check_trackers(plan)
     store = default_store()
     found = statuses(plan, store, previous_plan(runs, plan.experiment))
     if any(status.action != "reuse" for status in found):
@@ -60,10 +71,10 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False) -> int:
         print(flush=True)
     folder = new_run_folder(runs, plan.experiment)
     submit(plan, store, folder)
-    return see_through(folder, detach)
+    return see_through(folder, detach, group)
 
 
-def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = False) -> int:
+def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
     """Run a plan in this process; in ``folder``, or in a new one under ``runs``."""
     from cai.console import ConsoleWatcher
     from cai.engines import make_engine
@@ -71,32 +82,49 @@ def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = 
     from cai.execution.status import previous_plan
     from cai.executor import default_store, run
     from cai.summary import print_summary
+    from cai.trackers.watching import check_trackers, tracked
 
     if detach:
         raise SpecError(
             Problem(DETACH, "this run's steps are no jobs: they run in this process", "leave it out, or use `nohup`")
         )
+    check_trackers(plan)
     gc.enable()
     previous = previous_plan(runs, plan.experiment)
     at = folder or new_run_folder(runs, plan.experiment)
     engine = partial(make_engine, plan=plan, run_dir=at)
-    with ConsoleWatcher() as watcher:
-        result = run(plan, store=default_store(), run_dir=at, make_engine=engine, watch=watcher, previous=previous)
+    store = default_store()
+    with ConsoleWatcher() as watcher, tracked(plan, at, store.home, partial(_say, watcher.console), group=group):
+        result = run(plan, store=store, run_dir=at, make_engine=engine, watch=watcher, previous=previous)
     print_summary(result)
     return 0
 
 
-def see_through(folder: Path, detach: bool = False) -> int:
+def _say(console: Console, text: str) -> None:
+    from rich.text import Text
+
+    from cai.terminal import one_line
+
+    console.print(Text(one_line(text, 400), style="dim"), soft_wrap=True)
+
+
+def see_through(folder: Path, detach: bool = False, group: str = "") -> int:
     """Watch a submitted run to its end and show its summary; with ``detach`` say how to come back."""
+    from cai.execution.jobs import open_submission
     from cai.submission import shown_run, watch
     from cai.summary import print_summary
     from cai.terminal import make_console
+    from cai.trackers.watching import tracked
 
     if detach:
         shown = shown_run(folder)
         print(f"the jobs of {shown} are submitted\n  python -m cai status {shown}\n  python -m cai resume {shown}")
         return 0
-    print_summary(watch(folder, make_console()))
+    sub, console = open_submission(folder), make_console()
+    say = partial(_say, console)
+    with tracked(sub.plan, folder, sub.store.home, say, group=group, unfinished="running"):
+        result = watch(folder, console)
+    print_summary(result)
     return 0
 
 
@@ -108,8 +136,13 @@ def _cell(data: dict[str, object], overrides: Sequence[str], detach: bool = Fals
     return carry_out(resolve(parse(data), Library.here()), detach=detach)
 
 
+def _own_sweeper(args: Sequence[str]) -> bool:
+    """Whether the user brings another sweeper, whose cells nobody can know before it has seen results."""
+    return any(word.lstrip("+").startswith("hydra/sweeper=") for word in args)
+
+
 def _with_hydra(args: Sequence[str], detach: bool) -> int:
-    from cai.compose import multirun
+    from cai.multirun import multirun
 
     multirun(args, partial(_cell, detach=detach))
     return 0

@@ -1,0 +1,308 @@
+"""The leaderboard of a sweep: its cells ranked, seeds taken together, and what each principle does.
+
+Nothing is compared that cannot be: where cells have reward models of their own, their rewards are on different scales,
+and the board says so and ranks by what they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.execution.files import read_json
+from cai.finished import Finished, read_finished
+from cai.stages import statistics
+from cai.store import Store
+from cai.sweep.measures import Figure, Found, by_prompt, found_in
+from cai.sweep.running import SWEEP, State, ended_cells
+
+_RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
+"""Which measure ranks by default: the first of these that all cells share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A column. ``comparable``: every cell was measured alike, with the same reward model if with one."""
+
+    name: str
+    share: bool
+    higher: bool
+    comparable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One cell, or several that differ in their seed alone (``seeds`` of them; their ``numbers``)."""
+
+    label: str
+    numbers: tuple[int, ...]
+    state: State
+    values: Mapping[str, str]
+    what: str
+    principle: str
+    size: int
+    figures: Mapping[str, Figure]
+
+    @property
+    def seeds(self) -> int:
+        """How many cells are taken together."""
+        return len(self.numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What changes from one set of principles to another: ``change`` is ``label`` minus ``against``.
+
+    ``paired``: on the same prompts, row by row; else from the two intervals alone.
+    """
+
+    measure: str
+    principle: str
+    label: str
+    against: str
+    change: Figure
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Board:
+    """A sweep's results. ``lines`` and ``pooled`` are ranked, the best first; cells without a figure come last."""
+
+    name: str
+    preset: str
+    measures: tuple[Measure, ...]
+    lines: tuple[Line, ...]
+    pooled: tuple[Line, ...]
+    effects: tuple[Effect, ...]
+    sizes: tuple[Line, ...]
+    ranked_by: str
+    notes: tuple[str, ...]
+
+    def measure(self, name: str) -> Measure:
+        """The measure of that name.
+
+        Raises:
+            KeyError: when no cell has it.
+        """
+        for measure in self.measures:
+            if measure.name == name:
+                return measure
+        raise KeyError(name)
+
+
+def read_board(folder: Path, store: Store) -> Board:
+    """The leaderboard of a sweep's folder, from what the store has of its cells; cells may be unfinished.
+
+    Raises:
+        SpecError: when an evaluation cannot be read.
+        OSError, ValueError: when the folder is no sweep's.
+    """
+    sweep = read_json(folder / SWEEP)
+    ended = {cell.number: cell for cell in ended_cells(folder)}
+    runs = {cell["number"]: read_finished(folder / str(cell["number"]), store) for cell in sweep["cells"]}
+    found = {number: list(found_in(run)) for number, run in runs.items()}
+    measures = _measures(found)
+    lines = [
+        Line(
+            cell["label"],
+            (cell["number"],),
+            ended[cell["number"]].state,
+            cell["values"],
+            cell["what"],
+            cell["principle"],
+            len(cell["principles"]),
+            {f.name: f.figure for f in found[cell["number"]]},
+        )
+        for cell in sweep["cells"]
+    ]
+    ranked_by, notes = _ranking(measures, sweep["sweep"]["metric"])
+    notes += _unreached(runs)
+    pooled = [_pooled(group) for group in _groups(lines, _settings)]
+    several = any(line.seeds > 1 for line in pooled)
+    effects = _effects(lines, runs, measures) if any(line.what == "whole" for line in lines) else ()
+    by_size = (
+        [_pooled(group) for group in _groups(lines, _size)] if sweep["sweep"]["preset"] == "nested_subsets" else []
+    )
+    return Board(
+        name=sweep["experiment"],
+        preset=sweep["sweep"]["preset"],
+        measures=measures,
+        lines=_ranked(lines, ranked_by, measures),
+        pooled=_ranked(pooled, ranked_by, measures) if several else (),
+        effects=tuple(effects),
+        sizes=tuple(sorted(by_size, key=lambda line: line.size)),
+        ranked_by=ranked_by,
+        notes=notes,
+    )
+
+
+def _measures(found: Mapping[int, Sequence[Found]]) -> tuple[Measure, ...]:
+    scales: dict[str, set[str]] = {}
+    first: dict[str, Found] = {}
+    for figures in found.values():
+        for figure in figures:
+            first.setdefault(figure.name, figure)
+            scales.setdefault(figure.name, set()).add(figure.scale)
+    return tuple(Measure(name, f.share, f.higher, len(scales[name]) == 1) for name, f in first.items())
+
+
+def _ranking(measures: Sequence[Measure], asked: str) -> tuple[str, tuple[str, ...]]:
+    """By what to rank, and what has to be said about it."""
+    notes = []
+    apart = [m.name for m in measures if not m.comparable]
+    if apart:
+        notes.append(
+            "Each cell has a reward model of its own, so these are on different scales and cannot be set side by side: "
+            f"{', '.join(apart)}. A reward model that is the same in every cell is a yardstick (docs/sweeps.md)."
+        )
+    names = {m.name for m in measures}
+    if asked and asked not in names:
+        notes.append(f"No cell has '{asked}', by which to rank; there are: {', '.join(sorted(names)) or 'none'}.")
+    if asked in names:
+        return asked, tuple(notes)
+    for only in (True, False):
+        for start in _RANKS:
+            for measure in measures:
+                named = measure.name.rpartition(": ")[2].startswith(start)
+                if named and (measure.comparable or not only):
+                    return measure.name, tuple(notes)
+    return "", tuple(notes)
+
+
+def _unreached(runs: Mapping[int, Finished]) -> tuple[str, ...]:
+    """Evaluations that are one and the same step in every cell: what varies does not reach them."""
+    if len(runs) < 2:
+        return ()
+    keys: dict[str, set[str]] = {}
+    for run in runs.values():
+        for step in run.plan.steps:
+            if step.kind == "evaluate":
+                keys.setdefault(step.name, set()).add(step.key)
+    same = [f"'{name}'" for name, found in keys.items() if len(found) == 1]
+    return (f"Nothing that varies reaches {', '.join(same)}: it is the same step in every cell.",) if same else ()
+
+
+def _settings(line: Line) -> tuple[Any, ...]:
+    """What a cell is beside its seed."""
+    return (tuple((k, v) for k, v in line.values.items() if k != "seed"), line.what, line.principle, _plain(line))
+
+
+def _plain(line: Line) -> str:
+    """A cell's label without its seed."""
+    return ", ".join(part for part in line.label.split(", ") if not part.startswith("seed=")) or line.label
+
+
+def _size(line: Line) -> tuple[Any, ...]:
+    return (tuple((k, v) for k, v in line.values.items() if k != "seed"), line.size)
+
+
+def _groups(lines: Sequence[Line], by: Any) -> Iterator[list[Line]]:
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(by(line), []).append(line)
+    yield from groups.values()
+
+
+def _pooled(lines: Sequence[Line]) -> Line:
+    """Cells taken together: the mean of their figures, with an interval over cells from three on."""
+    first = lines[0]
+    if len(lines) == 1:
+        return first
+    figures = {}
+    for name in dict.fromkeys(name for line in lines for name in line.figures):
+        values = [f["value"] for line in lines if (f := line.figures.get(name)) and f["value"] is not None]
+        figures[name] = over_cells(values)
+    states = [line.state for line in lines]
+    state = State.DONE if set(states) == {State.DONE} else next(s for s in states if s is not State.DONE)
+    numbers = tuple(n for line in lines for n in line.numbers)
+    settings = {k: v for k, v in first.values.items() if k != "seed"}
+    label = _plain(first) if len({_plain(line) for line in lines}) == 1 else f"{first.size} principles"
+    return Line(label, numbers, state, settings, first.what, first.principle, first.size, figures)
+
+
+def over_cells(values: Sequence[float]) -> Figure:
+    """The mean of several cells' values with Student's 95 % interval over cells; no interval below three."""
+    n = len(values)
+    if not n:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    mean = math.fsum(values) / n
+    if n < 3:
+        return {"value": mean, "low": None, "high": None, "n": n}
+    from scipy import stats
+
+    spread = float(stats.sem(values))
+    low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=spread) if spread > 0 else (mean, mean)
+    return {"value": mean, "low": float(low), "high": float(high), "n": n}
+
+
+def _ranked(lines: Sequence[Line], by: str, measures: Sequence[Measure]) -> tuple[Line, ...]:
+    higher = next((m.higher for m in measures if m.name == by), True)
+
+    def place(line: Line) -> tuple[bool, float, int]:
+        value = (line.figures.get(by) or {}).get("value")
+        return value is None, 0.0 if value is None else -value if higher else value, line.numbers[0]
+
+    return tuple(sorted(lines, key=place))
+
+
+def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequence[Measure]) -> list[Effect]:
+    """Every set of principles against the whole, cells of the same seed and settings beside each other."""
+    rows: dict[int, dict[str, dict[str, float]]] = {}
+
+    def values(number: int, name: str) -> dict[str, float]:
+        if number not in rows:
+            rows[number] = by_prompt(runs[number])
+        return rows[number].get(name, {})
+
+    whole = {tuple(line.values.items()): line for line in lines if line.what == "whole"}
+    pairs: dict[tuple[Any, ...], list[tuple[Line, Line]]] = {}
+    for line in lines:
+        against = whole.get(tuple(line.values.items()))
+        if line.what not in ("", "whole") and against is not None:
+            pairs.setdefault(_settings(line), []).append((line, against))
+    found = []
+    for group in pairs.values():
+        label, other = _plain(group[0][0]), _plain(group[0][1])
+        for measure in measures:
+            if not measure.comparable:
+                continue
+            told = [(a, b) for a, b in group if a.figures.get(measure.name) and b.figures.get(measure.name)]
+            if not told:
+                continue
+            differences = _by_row(
+                [(values(a.numbers[0], measure.name), values(b.numbers[0], measure.name)) for a, b in told]
+            )
+            if differences:
+                change: Figure = statistics.mean(differences)
+            else:
+                change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in told])
+            found.append(Effect(measure.name, group[0][0].principle, label, other, change, bool(differences)))
+    return found
+
+
+def _by_row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[float]:
+    """Differences on the same prompts; of several seeds each prompt counts once, with the mean of its differences."""
+    by_row: dict[str, list[float]] = {}
+    for ours, theirs in pairs:
+        for row in ours.keys() & theirs.keys():
+            by_row.setdefault(row, []).append(ours[row] - theirs[row])
+    return [math.fsum(values) / len(values) for _, values in sorted(by_row.items())]
+
+
+def _unpaired(pairs: Sequence[tuple[Figure, Figure]]) -> Figure:
+    """A difference from two intervals (the method of variance estimates recovery: Zou and Donner 2008).
+
+    Of several pairs: their mean with an interval over pairs.
+    """
+    values = [a["value"] - b["value"] for a, b in pairs if a["value"] is not None and b["value"] is not None]
+    if len(values) != 1:
+        return over_cells(values)
+    ((a, b),) = [(a, b) for a, b in pairs if a["value"] is not None and b["value"] is not None]
+    if None in (a["low"], a["high"], b["low"], b["high"]):
+        return {"value": values[0], "low": None, "high": None, "n": 1}
+    low = values[0] - math.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    high = values[0] + math.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    return {"value": values[0], "low": low, "high": high, "n": 1}

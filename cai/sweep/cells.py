@@ -1,0 +1,151 @@
+"""From a command line to cells: every combination of the swept values and sets of principles, each compiled.
+
+Nothing starts before every cell is known to be valid. Swept values are Hydra's own (``a,b``, ``range(3)``,
+``glob(*)``); the launcher is Hydra's own too, and none of its settings reach an experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cai.compose import Composed, compose_cells
+from cai.errors import PlanError, Problem, SpecError
+from cai.experiment import parse
+from cai.library import Library
+from cai.multirun import split_sweep
+from cai.plan import Plan
+from cai.resolver import Looked, load_texts, resolve
+from cai.sweep.settings import SweepSpec, sweep_spec
+from cai.sweep.variations import Variation, variations, varied
+
+MAX_CELLS = 10_000
+"""More are surely a slip: a range of a million seeds would take hours to compile."""
+
+SHOWN = 20
+"""Cells whose problems are told one by one."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a sweep. ``overrides`` make it by itself, ``values`` are what differs from other cells."""
+
+    number: int
+    label: str
+    overrides: tuple[str, ...]
+    values: Mapping[str, str]
+    variation: Variation | None
+    plan: Plan
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """Ids of the principles that can be drawn; none where the experiment has no constitution."""
+        if self.variation is not None:
+            return self.variation.ids
+        for step in self.plan.steps:
+            constitution = step.resources.get("constitution")
+            if constitution:
+                return tuple(p["id"] for p in constitution["principles"] if p.get("weight", 1) > 0)
+        return ()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A whole sweep, compiled. ``launch`` are the overrides for Hydra itself (its launcher and so on)."""
+
+    cells: tuple[Cell, ...]
+    spec: SweepSpec
+    command: tuple[str, ...]
+    launch: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name; joined where the sweep is over several."""
+        return "+".join(dict.fromkeys(cell.plan.experiment for cell in self.cells))
+
+
+def compile_cells(overrides: Sequence[str], library: Library | None = None) -> Cells:
+    """Every cell of a sweep, in the order in which Hydra would run them.
+
+    Raises:
+        SpecError: with every problem of every cell; of many cells with the same problem it is told once.
+    """
+    library = library or Library.here()
+    asked = split_sweep(overrides, library)
+    if len(asked.cells) > MAX_CELLS:
+        what = f"{len(asked.cells):,} cells are more than {MAX_CELLS:,}"
+        raise SpecError(Problem("command line", what, "sweep over fewer values"))
+    looked: Looked = {}
+    cells: list[Cell] = []
+    failed = _Failed(len(asked.cells))
+    spec: SweepSpec | None = None
+    for values, composed in zip(asked.values, compose_cells(asked.cells, library), strict=True):
+        if isinstance(composed, SpecError):
+            failed.add(values, composed)
+            continue
+        own = composed.data.pop("sweep", None)
+        spec = spec or sweep_spec(asked.preset, asked.settings, library, own)
+        try:
+            for variation, each in _variations(spec, composed, library):
+                plan = resolve(parse(each.data, each.where), library, each.where, looked)
+                cells.append(_cell(len(cells), values, variation, each, plan))
+        except PlanError as error:
+            failed.add(values, error)
+        except SpecError as error:
+            failed.add(values, error)
+    failed.tell()
+    return Cells(tuple(cells), spec or SweepSpec(), tuple(overrides), asked.launch)
+
+
+def _variations(spec: SweepSpec, composed: Composed, library: Library) -> list[tuple[Variation | None, Composed]]:
+    if not spec.varies:
+        return [(None, composed)]
+    raw = composed.data.get("constitution")
+    if not isinstance(raw, Mapping):
+        raise SpecError(Problem("sweep", "varies the principles of an experiment without a constitution", "name one"))
+    texts = load_texts(raw, "", library, composed.where)
+    if texts.constitution is None:
+        raise SpecError(texts.problems)
+    ids = [p.id for p in texts.constitution.active]
+    seed = composed.data.get("seed", 0)
+    found: list[tuple[Variation | None, Composed]] = []
+    for variation in variations(spec, texts.constitution, seed if isinstance(seed, int) else 0):
+        constitution, override = varied(raw, variation, ids)
+        data = {**composed.data, "constitution": constitution}
+        more = (override,) if override else ()
+        found.append((variation, Composed(data, (*composed.overrides, *more), composed.files)))
+    return found
+
+
+def _cell(number: int, values: Mapping[str, str], variation: Variation | None, composed: Composed, plan: Plan) -> Cell:
+    told = [f"{name}={value}" for name, value in values.items()]
+    told += [variation.name] if variation else []
+    return Cell(number, ", ".join(told) or plan.experiment, composed.overrides, values, variation, plan)
+
+
+class _Failed:
+    """Problems of cells, each told once with the cells that have it."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.found: dict[Problem, list[str]] = {}
+
+    def add(self, values: Mapping[str, str], error: SpecError) -> None:
+        label = ", ".join(f"{name}={value}" for name, value in values.items())
+        for problem in error.problems:
+            told = self.found.setdefault(problem, [])
+            if label not in told:
+                told.append(label)
+
+    def tell(self) -> None:
+        """Raises what was found, if anything."""
+        if not self.found:
+            return
+        problems = []
+        for problem, labels in list(self.found.items())[:SHOWN]:
+            where = "" if len(labels) == self.total else f" (in {labels[0]}"
+            where += f" and {len(labels) - 1} more)" if where and len(labels) > 1 else ")" if where else ""
+            problems.append(Problem(problem.where, f"{problem.what}{where}", problem.next))
+        if len(self.found) > SHOWN:
+            problems.append(Problem("sweep", f"{len(self.found) - SHOWN} more problems", "mend these first"))
+        raise SpecError(problems)

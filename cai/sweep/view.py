@@ -1,0 +1,132 @@
+"""A sweep's end as a person reads it: how its cells ended, the leaderboard, and what the principles do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cai.summary import interval
+from cai.sweep.board import Board, Effect, Line, Measure
+from cai.sweep.measures import Figure
+from cai.sweep.running import Ended, State
+from cai.terminal import duration, one_line, plain
+
+COLUMNS = 3
+"""Measures that the terminal shows; the files have all."""
+
+_STYLES = {State.DONE: "", State.FAILED: "red", State.BLOCKED: "red", State.NOT_RUN: "dim", State.INCOMPLETE: "yellow"}
+
+
+def print_board(board: Board, ended: Sequence[Ended], folder: Path, console: Console) -> None:
+    """Print everything; the table's numbers have 95 % intervals."""
+    for block in render_board(board, ended, folder):
+        console.print(block)
+
+
+def render_board(board: Board, ended: Sequence[Ended], folder: Path) -> Iterator[RenderableType]:
+    """The blocks that ``print_board`` prints."""
+    yield Text(f"\nSweep of {plain(board.name)}: {_states(ended)}", style="bold")
+    for cell in ended:
+        if cell.error:
+            yield Text(
+                f"  cell {cell.number} ({one_line(cell.label, 80)}): {cell.state.value}: {one_line(cell.error, 500)}"
+            )
+    shown = columns(board)
+    if shown:
+        yield Text(f"\nLeaderboard, by {_name(board, board.ranked_by)} (95% intervals)", style="bold")
+        yield _table(board.lines, shown)
+    else:
+        yield Text("\nNo cell has an evaluation, so there is nothing to rank.")
+    if board.pooled:
+        yield Text("\nSeeds taken together (mean over seeds; intervals over seeds, from three on)", style="bold")
+        yield _table(board.pooled, shown)
+    if board.sizes and shown:
+        yield Text("\nBy number of principles", style="bold")
+        yield _table(board.sizes, shown)
+    yield from _principles(board)
+    for note in board.notes:
+        yield Padding(Text(f"\n{plain(note)}"), (0, 0, 0, 0))
+    where = os.path.relpath(folder)
+    yield Text(f"\nAll figures: {where}/leaderboard.csv and .parquet; cells: {where}/0, 1, ...", style="dim")
+    yield Text(f"  python -m cai report {where}", style="dim")
+
+
+def columns(board: Board) -> list[Measure]:
+    """The measures that are shown: what ranks, then others that can be compared."""
+    if not board.ranked_by:
+        return []
+    first = board.measure(board.ranked_by)
+    others = sorted((m for m in board.measures if m != first), key=lambda m: not m.comparable)
+    return [first, *others][:COLUMNS]
+
+
+def _states(ended: Sequence[Ended]) -> str:
+    counts = {state: sum(cell.state is state for cell in ended) for state in State}
+    made = len({key for cell in ended for key in cell.made})
+    took = sum(cell.seconds for cell in ended)
+    told = ", ".join(f"{n} {state.value}" for state, n in counts.items() if n)
+    return f"{told}; {made} steps made in {duration(took)} of work"
+
+
+def _name(board: Board, name: str) -> str:
+    found = board.measure(name)
+    return name + ("" if found.higher else ", least first") + ("" if found.comparable else ", each on its own scale")
+
+
+def _table(lines: Sequence[Line], measures: Sequence[Measure]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("cell", overflow="fold")
+    for measure in measures:
+        table.add_column(one_line(measure.name, 40) + ("" if measure.comparable else " *"), justify="right")
+    for rank, line in enumerate(lines, 1):
+        label = one_line(line.label, 100) + (f" ({line.seeds} seeds)" if line.seeds > 1 else "")
+        label += "" if line.state is State.DONE else f" ({line.state.value})"
+        figures = [interval(line.figures.get(m.name), m.share) for m in measures]
+        table.add_row(str(rank), Text(label), *map(Text, figures), style=_STYLES.get(line.state, ""))
+    return table
+
+
+def _principles(board: Board) -> Iterator[RenderableType]:
+    told = [e for e in board.effects if e.measure == board.ranked_by] or list(board.effects)
+    if not told:
+        return
+    name = told[0].measure
+    told = [e for e in told if e.measure == name]
+    share = board.measure(name).share
+    yield Text(f"\nWhat the principles do: {plain(name)}, against the whole constitution", style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head, justify in (("principles", "left"), ("change", "right"), ("", "left")):
+        table.add_column(head, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for effect in sorted(told, key=lambda e: -(e.change["value"] or 0.0)):
+        table.add_row(Text(one_line(effect.label, 100)), change(effect.change, share), verdict(effect))
+    yield table
+    if any(not effect.paired for effect in told):
+        yield Text("Changes are of means, not prompt by prompt: their intervals are wide.", style="dim")
+
+
+def change(figure: Figure, share: bool) -> str:
+    """A difference with its sign: ``+0.12 [-0.03, +0.27]``."""
+    if figure["value"] is None:
+        return "-"
+    scale, form = (100, "{:+.0f}%") if share else (1, "{:+.2f}")
+    shown = form.format(figure["value"] * scale)
+    if figure["low"] is not None and figure["high"] is not None:
+        shown += f" [{form.format(figure['low'] * scale)}, {form.format(figure['high'] * scale)}]"
+    return shown
+
+
+def verdict(effect: Effect) -> str:
+    """What an interval allows to say."""
+    low, high = effect.change["low"], effect.change["high"]
+    if low is None or high is None:
+        return "too few to tell"
+    if low == high == 0:
+        return "the same"
+    return "higher" if low > 0 else "lower" if high < 0 else "may be chance"

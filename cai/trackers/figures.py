@@ -1,0 +1,142 @@
+"""What a finished step has to tell: the accounts of its record, its curves, an evaluation's figures with intervals.
+
+Names begin with the step's: ``rl/reward`` is a curve, ``rl/end/seconds`` a fact of its end,
+``evaluate/reward/red_team/rl-cai`` a figure, with ``..._low`` and ``..._high`` for its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cai.trackers.base import Point, apart, clean, number, numbers_in
+
+AXES = ("iteration", "step")
+"""What counts along a curve. A note with one of these, and with numbers beside it, is a point."""
+
+_DETAIL = ("reward_by_topic", "by_topic", "by_kind")
+"""Parts of an evaluation that are no headline."""
+
+
+def point_of(prefix: str, data: Mapping[str, Any], t: float) -> Point | None:
+    """A note of a stage, or a line of metrics.jsonl, as a point; None where it is none."""
+    axis = next((name for name in AXES if type(data.get(name)) is int), None)
+    if axis is None:
+        return None
+    rest = {key: value for key, value in data.items() if key not in (axis, f"{axis}s")}
+    values = numbers_in(rest)
+    return Point(clean(prefix), axis, int(data[axis]), values, t) if values else None
+
+
+def curve(step: str, folder: Path, t: float) -> list[Point]:
+    """The points of an artifact's ``metrics.jsonl``; none where it has no such file, or one that is not read."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError):
+        return []
+    found = [point_of(step, row, t) for row in rows if isinstance(row, dict)]
+    points = [point for point in found if point is not None]
+    return points if all(a.at < b.at for a, b in pairwise(points)) else []
+
+
+def accounts(record: Mapping[str, Any]) -> dict[str, float]:
+    """Time, rows, calls, tokens, cost, and every number that the step's work told."""
+    outcome = record.get("outcome") or {}
+    ledger, metrics = outcome.get("ledger") or {}, outcome.get("metrics") or {}
+    dropped = numbers_in(ledger.get("dropped") or {})
+    found = numbers_in(metrics) | {f"dropped/{reason}": count for reason, count in dropped.items()}
+    told = {
+        "seconds": record.get("seconds"),
+        "rows_in": ledger.get("rows_in"),
+        "rows_out": ledger.get("rows_out"),
+        "rows_dropped": sum(dropped.values()),
+        "calls": outcome.get("calls") or None,
+        "tokens": outcome.get("tokens") or None,
+        "cost": (metrics.get("usage") or {}).get("cost"),
+    }
+    return found | {name: one for name, value in told.items() if (one := number(value)) is not None}
+
+
+def step_end(
+    step: str, kind: str, folder: Path, record: Mapping[str, Any], t: float
+) -> tuple[dict[str, float], list[Point]]:
+    """Everything that a step's artifact tells: figures by whole name, and curves."""
+    found = {clean(f"{step}/end/{name}"): value for name, value in accounts(record).items()}
+    points = curve(step, folder, t)
+    if kind == "evaluate":
+        made = _evaluation(folder)
+        figures = evaluation_figures(made)
+        if figures:
+            own = [clean(f"{step}/end/{name}") for name in numbers_in(record["outcome"].get("metrics") or {})]
+            found = {name: value for name, value in found.items() if name not in own}  # the same, without intervals
+        found |= {clean(f"{step}/{name}"): value for name, value in figures.items()}
+        points += revision_points(step, made, t)
+    return apart(found), points
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def evaluation_figures(made: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an ``evaluation.json``, with their intervals; parts that an older one lacks are left out."""
+    found: dict[str, float] = {}
+    for name, data in _mappings(made.get("sets")):
+        for model, about in _mappings(data.get("models")):
+            for metric, value in about.items():
+                if metric not in _DETAIL:
+                    found |= _told(f"{metric}/{name}/{model}", value)
+        for pair in [*(data.get("wins") or ()), *(data.get("pairs") or ())]:
+            found |= _told(f"wins/{name}/{pair['model']}_vs_{pair['against']}", pair)
+    for axis, data in _mappings(made.get("elo")):
+        for model, value in (data.get("models") or {}).items():
+            found |= _told(f"elo/{axis}/{model}", value)
+    for name, models in _mappings((made.get("adherence") or {}).get("sets")):
+        for model, about in _mappings(models):
+            for principle, value in about.items():
+                found |= _told(f"violated/{name}/{model}/{principle}", value)
+    for name, about in _mappings(made.get("reward_model")):
+        for metric, value in about.items():
+            if metric not in _DETAIL:
+                found |= _told(f"reward_model/{name}/{metric}", value)
+    for model, value in (made.get("over_refusal") or {}).items():
+        found |= _told(f"over_refusal/{model}", value)
+    return found
+
+
+def revision_points(step: str, made: Mapping[str, Any], t: float) -> list[Point]:
+    """Reward and share of wins by round of revision, a curve for each label."""
+    points: list[Point] = []
+    for label, about in _mappings(made.get("revisions")):
+        rounds: Sequence[Mapping[str, Any]] = about.get("rounds") or ()
+        for row in sorted(rounds, key=lambda row: int(row["round"])):
+            values: dict[str, float] = {}
+            for metric, value in row.items():
+                if metric != "round":
+                    values |= _told(metric, value)
+            points.append(Point(clean(f"{step}/revisions/{label}"), "round", int(row["round"]), values, t))
+    return points
+
+
+def _told(name: str, value: Any) -> dict[str, float]:
+    """A figure with its interval, or a plain number; nothing where it has no value."""
+    if not isinstance(value, Mapping):
+        return {clean(name): one} if (one := number(value)) is not None else {}
+    ends = {"": value.get("value"), "_low": value.get("low"), "_high": value.get("high")}
+    found = {clean(f"{name}{end}"): one for end, at in ends.items() if (one := number(at)) is not None}
+    return found if clean(name) in found else {}
+
+
+def _mappings(data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The items of a mapping that are mappings themselves."""
+    for name, value in (data or {}).items():
+        if isinstance(value, Mapping):
+            yield str(name), value

@@ -1,0 +1,650 @@
+"""Trackers: what a run measures is told to them in full, once, and never at the run's cost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cai.trackers.watching as watching
+from cai.commands.planning import compile_plan
+from cai.errors import PrerequisiteError, SpecError, StepFailed
+from cai.events import EventLog, read_events
+from cai.experiment import parse
+from cai.library import Library, shipped_root
+from cai.locks import locked
+from cai.schema import experiment_schema
+from cai.store import Store
+from cai.trackers.base import Ending, Figures, Place, Point, apart, clean
+from cai.trackers.figures import evaluation_figures, revision_points, step_end
+from cai.trackers.follow import Follower, Orders
+from cai.trackers.settings import Tracking
+from cai.trackers.story import Story, config_of
+from cai.trackers.watching import check_trackers
+from tests.executor_kinds import no_engine, step
+from tests.test_jobs_commands import Project, cluster_project  # noqa: F401 - a fixture
+from tests.tracker_kinds import EVALUATION, KINDS, figure, go, tracked_plan
+
+ROOT = Path(__file__).parents[1]
+TB = {"tensorboard": {"dir": "tb"}}
+SECRET = "sk-T0psecret-0123456789abcdef"
+
+
+def scalars(folder):
+    """Tag -> [(step, value)] of the event files in a folder, in the order in which they were written."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    found.Reload()
+    return {tag: [(e.step, round(e.value, 4)) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def python(code, *args, **env):
+    """Run a program that prints JSON; what it printed."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def program(home, run_dir, tracking, *more, **env):
+    command = [sys.executable, "-m", "tests.tracker_kinds", str(home), str(run_dir), json.dumps(tracking), *more]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, timeout=60)
+
+
+# ---- what an experiment says -----------------------------------------------------------------------------------------
+
+EXPERIMENT = {
+    "name": "mine",
+    "models": {"base": "hf:/somewhere"},
+    "data": {"asked": {"path": "x.jsonl", "makes": "prompts"}},
+    "stages": {"respond": {"model": "base", "prompts": "asked"}},
+}
+
+
+def problems(tracking):
+    with pytest.raises(SpecError) as error:
+        parse(EXPERIMENT | {"tracking": tracking})
+    return {p.where: p for p in error.value.problems}
+
+
+def test_every_tracker_is_off_unless_asked():
+    assert parse(EXPERIMENT).tracking.asked() == {}
+    off = parse(EXPERIMENT | {"tracking": {"wandb": None, "mlflow": False}}).tracking
+    assert off.asked() == {}
+    on = parse(EXPERIMENT | {"tracking": {"tensorboard": True, "wandb": {"mode": "offline"}}}).tracking.asked()
+    assert (on["tensorboard"].dir, on["wandb"].project, list(on)) == ("tensorboard", "cai", ["tensorboard", "wandb"])
+
+
+def test_what_is_wrong_with_a_tracker_is_told_with_its_field():
+    found = problems({"wandbb": {}, "tensorboard": {"folder": "x"}, "wandb": {"mode": "sometimes"}})
+    assert "did you mean 'wandb'" in found["tracking.wandbb"].next
+    assert found["tracking.tensorboard.folder"].what == "unknown field"
+    assert "online" in found["tracking.wandb.mode"].what
+    assert "mapping" in problems("wandb")["tracking"].what
+
+
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        {"wandb": {"api_key": SECRET}},
+        {"mlflow": {"uri": f"https://me:{SECRET}@host/"}},
+        {"mlflow": {"uri": f"https://host/?token={SECRET}"}},
+        {"mlflow": {"uri": f"postgresql://me:{SECRET}@host/db"}},
+    ],
+    ids=["key", "password", "query", "database"],
+)
+def test_a_secret_in_an_experiment_is_refused_and_not_repeated(tracking):
+    (problem,) = problems(tracking).values()
+    assert SECRET not in str(problem)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An experiment that needs no model: data, and a mix of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAI_HOME", str(tmp_path / "home"))
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    rows = [{"prompt": f"question {i}", "answer": "an answer of some words"} for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "experiments" / "mine.yaml").write_text(
+        "template: {name: chatml}\ndata:\n  rows: {path: rows.jsonl, makes: conversations}\n"
+        "stages:\n  all: {kind: mix, sources: [{from: rows}]}\n"
+    )
+    return Library((tmp_path, shipped_root()))
+
+
+def test_tracking_is_in_the_plan_and_changes_no_step(project):
+    off = compile_plan(["experiment=mine"], project)
+    on = compile_plan(["experiment=mine", "tracking.tensorboard.dir=tb", "tracking.wandb.tags=[a,b]"], project)
+    assert on.steps == off.steps
+    assert "tracking" not in off.source
+    assert on.source["tracking"]["tensorboard"] == {"dir": "tb"}
+    assert on.source["tracking"]["wandb"]["tags"] == ["a", "b"]
+    assert Tracking.model_validate(on.source["tracking"]).asked().keys() == {"tensorboard", "wandb"}
+    again = compile_plan(["experiment=mine", "tracking.wandb.mode=offline", "tracking.wandb=null"], project)
+    assert again == off
+
+
+def test_the_schema_for_editors_knows_tracking():
+    properties = experiment_schema()["properties"]["tracking"]["properties"]
+    assert set(properties) == {"tensorboard", "wandb", "mlflow"}
+
+
+@pytest.mark.long
+def test_a_run_of_the_command_line_is_told(project, tmp_path):
+    command = [sys.executable, "-m", "cai", "experiment=mine", "tracking.tensorboard.dir=tb"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tensorboard: tensorboard --logdir runs/mine/" in done.stdout
+    found = scalars(tmp_path / "runs" / "mine" / "latest" / "tb")
+    assert found["all/end/rows_out"] == [(0, 9.0)]
+    assert found["run/steps_made"] == [(0, 2.0)]
+
+
+# ---- what has to be there --------------------------------------------------------------------------------------------
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(
+        PrerequisiteError, match=r"mlflow is not installed; pip install .*\[trackers\].*tracking.mlflow=null"
+    ):
+        go(tracked_plan({"mlflow": {}}), tmp_path / "home", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_online_tracking_without_a_key_is_told_before_the_run(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(PrerequisiteError, match="WANDB_API_KEY"):
+        check_trackers(tracked_plan({"wandb": {}}))
+    assert check_trackers(tracked_plan({"wandb": {"mode": "offline"}})) == ["wandb"]
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    assert check_trackers(tracked_plan({"wandb": {}})) == ["wandb"]
+
+
+def test_a_database_needs_all_of_mlflow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    with pytest.raises(PrerequisiteError, match="pip install mlflow"):
+        check_trackers(tracked_plan({"mlflow": {"uri": "sqlite:///mlflow.db"}}))
+
+
+def test_without_tracking_nothing_of_it_is_imported():
+    off = python(
+        "import json, sys, cai.cli\nfrom cai.experiment import parse\n"
+        "print(json.dumps(sorted(name for name in sys.modules if name.startswith('cai.trackers'))))"
+    )
+    assert off == ["cai.trackers", "cai.trackers.settings"]
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_curves_and_figures_are_in_the_event_file(tmp_path):
+    said = []
+    go(tracked_plan(TB), tmp_path / "home", tmp_path / "run", said)
+    found = scalars(tmp_path / "run" / "tb")
+    assert found["rl/reward"] == [(i, i / 2) for i in range(1, 9)]
+    assert found["rl/kl"][-1] == (8, 0.8)
+    assert found["rl/tokens_per_s"][0] == (1, 100.0)
+    assert {"rl/iteration", "rl/iterations", "rl/training", "rl/end/nan"}.isdisjoint(found)
+    assert (found["rl/end/rows_in"], found["rl/end/rows_dropped"]) == ([(0, 10.0)], [(0, 3.0)])
+    assert found["rl/end/dropped/prompt_too_long"] == [(0, 3.0)]
+    assert (found["rl/end/calls"], found["rl/end/tokens"]) == ([(0, 5.0)], [(0, 600.0)])
+    assert "rl/end/seconds" in found
+    assert found["rl/end/seconds_update"] == [(0, 0.5)]
+    assert found["rl/end/reused"] == [(0, 0.0)]
+    assert [found[f"evaluate/reward/red_team/rl-cai{end}"][0][1] for end in ("", "_low", "_high")] == [0.5, 0.4, 0.6]
+    assert found["evaluate/wins/red_team/rl-cai_vs_base"] == [(0, 0.8)]
+    assert (found["run/steps_made"], found["run/tokens"]) == ([(0, 2.0)], [(0, 600.0)])
+    assert said == [f"tensorboard: tensorboard --logdir {tmp_path / 'run' / 'tb'}"]
+
+
+def test_a_reused_step_shows_its_curve_and_says_so(tmp_path):
+    go(tracked_plan(None), tmp_path / "home", tmp_path / "first")
+    go(tracked_plan(TB), tmp_path / "home", tmp_path / "second")
+    found = scalars(tmp_path / "second" / "tb")
+    assert found["rl/reward"] == [(i, i / 2) for i in range(1, 9)]
+    assert found["rl/end/reused"] == [(0, 1.0)]
+    assert (found["run/steps_made"], found["run/steps_reused"]) == ([(0, 0.0)], [(0, 2.0)])
+    assert "run/tokens" not in found  # nothing was asked in this run
+
+
+def test_a_folder_for_all_runs_keeps_them_apart_by_group_and_name(tmp_path):
+    plan = tracked_plan({"tensorboard": {"dir": str(tmp_path / "all")}})
+    go(plan, tmp_path / "home", tmp_path / "small" / "one", group="leave_one_out")
+    assert scalars(tmp_path / "all" / "leave_one_out" / "small" / "one")["rl/reward"]
+
+
+def test_the_config_is_flat_and_holds_no_settings_of_launchers(tmp_path):
+    config = config_of(tracked_plan(TB, steps=5))
+    assert (config["experiment"], config["seed"], config["stages.rl.steps"]) == ("small", 3, 5)
+    assert config["engine.torch"] == "2"
+    assert "export" not in json.dumps(config)
+
+
+def test_the_constitution_has_an_id_that_follows_its_principles(project, tmp_path):
+    (tmp_path / "experiments" / "full.yaml").write_text(
+        "defaults: [{/constitution: quickstart}, {/template: chatml}, _self_]\n"
+        "models: {base: {source: 'hf:./model'}}\ndata: {asked: {path: rows.jsonl, makes: prompts}}\n"
+        "stages:\n  respond: {model: base, prompts: asked}\n  revise: {model: base, responses: respond}\n"
+    )
+    one, two = (config_of(compile_plan(["experiment=full", *more], project)) for more in ([], ["constitution=general"]))
+    assert (one["constitution.name"], two["constitution.name"]) == ("quickstart", "general")
+    assert one["constitution.id"] != two["constitution.id"]
+    assert one["stages.revise.rounds"] == 1
+    assert one["models.base.source"] == "hf:./model"
+
+
+def test_every_part_of_an_evaluation_is_told_and_none_has_to_be_there():
+    later = {"round": 1, "reward": figure(0.4), "wins": figure(0.6)}
+    made = EVALUATION | {
+        "elo": {"harmlessness": {"reference": "base", "models": {"rl-cai": figure(90.0)}, "rows": 9}},
+        "adherence": {"model": "judge", "sets": {"red_team": {"base": {"no-threats": figure(0.3)}}}},
+        "over_refusal": {"rl-cai": figure(0.2), "base": figure(None)},
+        "reward_model": {"held_out": {"accuracy": figure(0.7), "by_topic": {"hate": figure(0.1)}}},
+        "revisions": {"base": {"rows": 4, "rounds": [later, {"round": 0, "reward": figure(0.1), "wins": None}]}},
+    }
+    found = evaluation_figures(made)
+    assert found["elo/harmlessness/rl-cai"] == 90.0
+    assert found["violated/red_team/base/no-threats_high"] == pytest.approx(0.4)
+    assert found["over_refusal/rl-cai_low"] == pytest.approx(0.1)
+    assert found["reward_model/held_out/accuracy"] == 0.7
+    assert found["distinct_1/red_team/rl-cai"] == 0.75
+    assert not [
+        name for name in found if "hate" in name or "over_refusal/base" in name or "distinct_1/red_team/base" in name
+    ]
+    points = revision_points("evaluate", made, 1.0)
+    assert [(p.prefix, p.axis, p.at, p.values["reward"]) for p in points] == [
+        ("evaluate/revisions/base", "round", 0, 0.1),
+        ("evaluate/revisions/base", "round", 1, 0.4),
+    ]
+    assert evaluation_figures({}) == {}
+    assert revision_points("evaluate", {}, 1.0) == []
+
+
+def test_the_experiment_of_the_document_is_one():
+    text = (ROOT / "docs" / "tracking.md").read_text()
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    assert set(parse(EXPERIMENT | yaml.safe_load(block)).tracking.asked()) == {"tensorboard", "wandb", "mlflow"}
+
+
+def test_names_are_what_every_tracker_takes():
+    assert clean("judge/agreement of the two orders") == "judge/agreement_of_the_two_orders"
+    assert clean("a//b/../c:ü") == "a/b/__/c"
+    assert len(clean("x" * 400)) == 240
+    assert apart({"a": 1.0, "a/b/c": 2.0, "d/e": 3.0}) == {"a": 1.0, "a_b_c": 2.0, "d/e": 3.0}
+
+
+def test_a_torn_curve_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert step_end("sft", "sft", tmp_path, {"outcome": {}}, 0.0) == ({"sft/end/rows_dropped": 0.0}, [])
+
+
+def test_steps_of_a_cluster_that_had_no_job_are_told_at_the_end(tmp_path):
+    plan, home = tracked_plan(TB), tmp_path / "home"
+    go(tracked_plan(None), home, tmp_path / "run")
+    store = Store(home)
+    story = Story(plan, lambda s: store.find(s.kind, s.key))
+    assert story.take({"t": 5.0, "event": "job.submitted", "step": "rl", "job": "7"}) == []
+    told = story.take({"t": 9.0, "event": "step.done", "step": "rl", "reused": False})
+    assert [type(one) for one in told] == [Point] * 8 + [Figures]
+    assert story.ending("running").status == "running"
+    (evaluated,) = story.take({"t": 11.0, "event": "run.done"})
+    assert (evaluated.step, evaluated.reused) == ("evaluate", True)
+    ending = story.ending("running")
+    assert (ending.status, ending.reused, ending.values["run/seconds"]) == ("done", ("evaluate",), 6.0)
+
+
+def test_the_time_between_two_attempts_is_no_time_of_the_run():
+    story = Story(tracked_plan(TB), lambda s: None)
+    for t, event in [
+        (0, "run.started"),
+        (4, "step.started"),
+        (100, "run.started"),
+        (103, "run.failed"),
+        (900, "tracking.failed"),
+    ]:
+        story.take({"t": float(t), "event": event})
+    assert (story.ending("killed").status, story.ending("killed").values["run/seconds"]) == ("failed", 7.0)
+
+
+# ---- runs that stop, and go on ---------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_has_told_what_it_did_and_goes_on_in_the_same_curve(tmp_path):
+    home, run_dir = tmp_path / "home", tmp_path / "run"
+    assert program(home, run_dir, TB, "5").returncode == -signal.SIGKILL
+    while not (run_dir / "tracking" / "tensorboard.json").exists():  # the process that tells lives on for a moment
+        time.sleep(0.05)
+    with locked(run_dir / "tracking" / "tensorboard.lock"):
+        killed = scalars(run_dir / "tb")
+    assert killed["rl/reward"] == [(i, i / 2) for i in range(1, 6)]
+    assert "run/seconds" in killed
+    done = program(home, run_dir, TB)
+    assert done.returncode == 0, done.stderr
+    # The run itself imports no tracker, even when it is told to one.
+    assert not {"tensorboard", "wandb", "mlflow", "torch"} & set(json.loads(done.stdout)["loaded"])
+    notes = [e["data"]["iteration"] for e in read_events(run_dir / "events.jsonl") if e["event"] == "rl.iteration"]
+    assert notes == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]  # training went back to its checkpoint
+    found = scalars(run_dir / "tb")
+    assert found["rl/reward"] == [(i, i / 2) for i in range(1, 9)]  # the curve did not
+    assert found["rl/end/reused"] == [(0, 0.0)]
+    assert len(list((run_dir / "tb").iterdir())) == 2
+
+
+def test_a_failed_step_ends_the_tracked_run_as_failed(tmp_path):
+    plan, told = tracked_plan(TB, fail_at=2), []
+    with pytest.raises(StepFailed, match="scripted training fails"):
+        go(plan, tmp_path / "home", tmp_path / "run")
+    assert scalars(tmp_path / "run" / "tb")["rl/reward"] == [(1, 0.5), (2, 1.0)]
+    (tmp_path / "run" / "tracking" / "tensorboard.json").unlink()
+    follow(tmp_path, lambda _: Scripted(told)).finish(time.monotonic() + 5)
+    assert told[-1].status == "failed"
+
+
+@pytest.mark.long
+def test_a_run_on_a_cluster_is_told_when_somebody_watches(cluster_project: Project):  # noqa: F811
+    project = cluster_project
+    project.cai("experiment=toy", "tracking.tensorboard=true", "--detach")
+    assert not (project.run / "tensorboard").exists()
+    assert "tensorboard: tensorboard --logdir runs/toy/" in project.cai("resume")
+    found = scalars(project.run / "tensorboard")
+    assert (found["sl_mix/end/rows_out"], found["sl_mix/end/reused"]) == ([(0, 40.0)], [(0, 0.0)])
+    project.cai("experiment=toy", "tracking.tensorboard=true")
+    found = scalars(project.run / "tensorboard")
+    assert (found["sl_mix/end/reused"], found["run/steps_reused"]) == ([(0, 1.0)], [(0, 2.0)])
+
+
+# ---- trackers that fail ----------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A tracker that keeps what it is told, and fails as often as it is asked to."""
+
+    def __init__(self, told, failures=()):
+        self.told, self.failures = told, failures if isinstance(failures, list) else list(failures)
+
+    def _maybe_fail(self, where):
+        if self.failures and self.failures[0] == where:
+            self.failures.pop(0)
+            raise ConnectionError(f"the server is away, and so is {SECRET}")
+
+    def start(self, run, known):
+        self._maybe_fail("start")
+        self.told.append(("start", known))
+        return Place(known or "id-1", "somewhere")
+
+    def log(self, told):
+        self._maybe_fail("log")
+        self.told += told
+
+    def finish(self, ending):
+        self._maybe_fail("finish")
+        self.told.append(ending)
+
+
+def follow(tmp_path, make, **orders):
+    folder = tmp_path / "run"
+    (folder / "tracking").mkdir(parents=True, exist_ok=True)
+    return Follower(Orders("tensorboard", TB, str(folder), str(tmp_path / "home"), **orders), make)
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    go(tracked_plan(None), tmp_path / "home", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_a_tracker_missed_is_told_when_it_is_back(finished_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    told, failures = [], ["start", "log", "log"]
+    follower = follow(tmp_path, lambda _: Scripted(told, failures))
+    assert follower.look(now=True) is False
+    assert follower.look() is False  # not again at once
+    assert told == []
+    while not follower.look(now=True):
+        pass
+    assert follower.finish(time.monotonic() + 5)
+    points = [one for one in told if isinstance(one, Point)]
+    assert [point.at for point in points] == list(range(1, 9))
+    assert [one.step for one in told if isinstance(one, Figures)] == ["rl", "evaluate"]
+    assert isinstance(told[-1], Ending)
+    noted = [e for e in read_events(finished_run / "events.jsonl") if e["event"] == "tracking.failed"]
+    assert len(noted) == 1
+    assert "ConnectionError: the server is away" in noted[0]["error"]
+    out = capsys.readouterr()
+    assert out.out.count("cannot be told now") == 1
+    assert SECRET not in out.out + out.err + json.dumps(noted)
+
+
+def test_the_next_process_goes_on_where_the_last_one_was(finished_run, tmp_path):
+    told = []
+    follower = follow(tmp_path, lambda _: Scripted(told), group="sweep")
+    assert follower.finish(time.monotonic() + 5)
+    count = len(told)
+    log = EventLog(finished_run / "events.jsonl")
+    log.write("run.started")
+    log.write("step.done", "rl", reused=True)
+    log.write("rl.iteration", "rl", data={"iteration": 9, "reward": 1.5})
+    log.write("run.done")
+    log.close()
+    again = follow(tmp_path, lambda _: Scripted(told))
+    assert again.finish(time.monotonic() + 5)
+    start, point, ending = told[count:]
+    assert start == ("start", "id-1")
+    assert (point.at, point.values) == (9, {"reward": 1.5})
+    assert ending.status == "done"
+    assert json.loads((finished_run / "tracking" / "tensorboard.json").read_text())["group"] == "sweep"
+
+
+def test_all_is_told_again_where_the_tracker_has_lost_the_run(finished_run, tmp_path):
+    told = []
+    assert follow(tmp_path, lambda _: Scripted(told)).finish(time.monotonic() + 5)
+
+    class Forgetful(Scripted):
+        def start(self, run, known):
+            self.told.append(("start", known))
+            return Place("id-2", "somewhere")
+
+    again = []
+    assert follow(tmp_path, lambda _: Forgetful(again)).finish(time.monotonic() + 5)
+    assert [one.at for one in again if isinstance(one, Point)] == list(range(1, 9))
+    assert [one for one in again if isinstance(one, Point | Figures)] == [
+        one for one in told if isinstance(one, Point | Figures)
+    ]
+
+
+def test_half_an_event_waits_for_its_other_half(tmp_path):
+    folder = tmp_path / "run"
+    go(tracked_plan(None), tmp_path / "home", folder)
+    whole = (folder / "events.jsonl").read_bytes()
+    cut = whole.index(b'"iteration":4') + 5
+    (folder / "events.jsonl").write_bytes(whole[:cut])
+    told = []
+    follower = follow(tmp_path, lambda _: Scripted(told))
+    assert follower.look()
+    assert [one.at for one in told if isinstance(one, Point)] == [1, 2, 3]
+    (folder / "events.jsonl").write_bytes(whole)
+    assert follower.look()
+    assert [one.at for one in told if isinstance(one, Point)] == list(range(1, 9))
+
+
+@pytest.mark.long
+def test_a_place_that_cannot_be_written_costs_the_run_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    plan = tracked_plan({"tensorboard": {"dir": str(tmp_path / "file")}})
+    result = go(plan, tmp_path / "home", tmp_path / "run", said)
+    assert len(result.steps) == 2
+    assert said[0].startswith("tensorboard: cannot be told now, and the run goes on without it (")
+    assert said[1:] == ["tensorboard: not all was told; `python -m cai resume` of this run tells the rest"]
+
+
+def test_a_process_that_is_killed_costs_the_run_nothing(tmp_path, monkeypatch):
+    started = []
+    real = watching._start
+
+    def start(*args):
+        started.append(real(*args))
+        os.kill(started[-1].process.pid, signal.SIGKILL)
+        return started[-1]
+
+    monkeypatch.setattr(watching, "_start", start)
+    said = []
+    assert len(go(tracked_plan(TB), tmp_path / "home", tmp_path / "run", said).steps) == 2
+    assert said == ["tensorboard: not all was told; `python -m cai resume` of this run tells the rest"]
+    monkeypatch.setattr(watching, "_start", real)
+    go(tracked_plan(TB), tmp_path / "home", tmp_path / "run")  # what `resume` does
+    found = scalars(tmp_path / "run" / "tb")
+    assert found["rl/reward"] == [(i, i / 2) for i in range(1, 9)]
+    assert found["rl/end/reused"] == [(0, 0.0)]  # this very run had made it
+
+
+def test_an_error_of_the_run_is_told_as_it_is(tmp_path):
+    said = []
+    unknown = replace(tracked_plan(TB), steps=(step("x", "no such kind"),))
+    with pytest.raises(SpecError, match="no such kind"):
+        go(unknown, tmp_path / "home", tmp_path / "run", said)
+    assert said == []  # nothing had begun that could be told
+
+
+# ---- MLflow and Weights & Biases -------------------------------------------------------------------------------------
+
+READ_MLFLOW = """
+import json, os, sys
+os.environ.update(MLFLOW_ALLOW_FILE_STORE="true", MLFLOW_DISABLE_TELEMETRY="true")
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+found = []
+for run in client.search_runs([client.get_experiment_by_name("cai").experiment_id]):
+    curve = client.get_metric_history(run.info.run_id, "rl/reward") if "rl/reward" in run.data.metrics else []
+    found.append({"id": run.info.run_id, "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
+                  "params": run.data.params, "metrics": run.data.metrics, "curve": [(m.step, m.value) for m in curve]})
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.long
+def test_mlflow_has_the_run_below_its_group_and_goes_on_with_it(tmp_path):
+    home, uri = tmp_path / "home", (tmp_path / "mlruns").as_uri()
+    tracking = {"mlflow": {"uri": uri}}
+    said = []
+    with pytest.raises(StepFailed):
+        go(tracked_plan(tracking, fail_at=4), home, tmp_path / "small" / "one", said, group="by one's seed")
+    go(tracked_plan(tracking), home, tmp_path / "small" / "one", said)
+    runs = {run["name"]: run for run in python(READ_MLFLOW, uri)}
+    assert set(runs) == {"small/one", "by one's seed"}
+    one = runs["small/one"]
+    assert said == [f"mlflow: run {one['id']} of {uri}"] * 2
+    assert (one["status"], one["tags"]["cai.status"]) == ("FINISHED", "done")
+    assert one["tags"]["mlflow.parentRunId"] == runs["by one's seed"]["id"]
+    assert one["curve"] == [[i, i / 2] for i in range(1, 9)]
+    assert one["params"]["stages.rl.steps"] == "8"
+    assert one["metrics"]["evaluate/reward/red_team/rl-cai_high"] == 0.6
+    assert one["metrics"]["rl/end/seconds_update"] == 0.5
+
+
+READ_WANDB = """
+import json, sys
+from wandb.proto import wandb_internal_pb2
+
+def records(data):  # the log format of LevelDB, after a head of 7 bytes
+    at, parts = 7, []
+    while at < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts.append(data[at + 7 : at + 7 + size])
+        at += 7 + size
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
+
+found = {"history": [], "summary": {}, "config": {}, "metrics": []}
+for data in records(open(sys.argv[1], "rb").read()):
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(data)
+    kind = record.WhichOneof("record_type")
+    key = lambda item: item.key or "/".join(item.nested_key)
+    if kind == "run":
+        found |= {"id": record.run.run_id, "group": record.run.run_group, "tags": list(record.run.tags)}
+        found["config"] |= {key(item): json.loads(item.value_json) for item in record.run.config.update}
+    if kind == "metric":
+        found["metrics"].append([record.metric.name or record.metric.glob_name, record.metric.step_metric])
+    if kind == "history":
+        found["history"].append({key(item): json.loads(item.value_json) for item in record.history.item})
+    if kind == "summary":
+        found["summary"] |= {key(item): json.loads(item.value_json) for item in record.summary.update}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.long
+def test_wandb_has_the_run_offline_with_an_axis_for_each_curve(tmp_path):
+    said = []
+    tracking = {"wandb": {"mode": "offline", "tags": ["a"]}}
+    go(tracked_plan(tracking), tmp_path / "home", tmp_path / "run", said, group="seeds")
+    (file,) = (tmp_path / "run" / "tracking" / "wandb").glob("offline-run-*/*.wandb")
+    found = python(READ_WANDB, file)
+    assert (found["group"], found["tags"]) == ("seeds", ["a"])
+    assert found["config"]["stages.rl.steps"] == 8
+    assert ["rl/*", "rl/iteration"] in found["metrics"]
+    rows = [row for row in found["history"] if "rl/reward" in row]
+    assert [(row["rl/iteration"], row["rl/reward"]) for row in rows] == [(i, i / 2) for i in range(1, 9)]
+    assert found["summary"]["evaluate/wins/red_team/rl-cai_vs_base"] == 0.8
+    assert (found["summary"]["run/status"], found["summary"]["rl/end/reused"]) == ("done", False)
+    assert said == [f"wandb: wandb sync {os.path.relpath(file.parent)}"]
+    state = json.loads((tmp_path / "run" / "tracking" / "wandb.json").read_text())
+    assert state["id"] == found["id"]
+
+
+@pytest.mark.long
+def test_no_secret_is_in_any_file(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    tracking = TB | {"wandb": {"mode": "offline"}, "mlflow": {"uri": (tmp_path / "mlruns").as_uri()}}
+    said = []
+    go(tracked_plan(tracking), tmp_path / "home", tmp_path / "run", said)
+    assert len(said) == 3
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.long
+def test_a_server_that_never_answers_holds_up_only_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "PATIENCE", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and says nothing
+        plan = tracked_plan({"mlflow": {"uri": f"http://127.0.0.1:{server.getsockname()[1]}"}})
+        said, began = [], time.monotonic()
+        with watching.tracked(plan, tmp_path / "run", tmp_path / "home", said.append):
+            from cai.executor import run
+
+            run(plan, store=Store(tmp_path / "home"), run_dir=tmp_path / "run", make_engine=no_engine, kinds=KINDS)
+            assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 8.0
+    assert said == ["mlflow: not all was told; `python -m cai resume` of this run tells the rest"]
+
+
+@pytest.mark.long
+def test_a_server_that_is_away_is_told_once_and_costs_the_run_nothing(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    said = []
+    go(tracked_plan({"mlflow": {"uri": f"http://127.0.0.1:{port}"}}), tmp_path / "home", tmp_path / "run", said)
+    assert [line.partition(" (")[0] for line in said] == [
+        "mlflow: cannot be told now, and the run goes on without it",
+        "mlflow: not all was told; `python -m cai resume` of this run tells the rest",
+    ]
