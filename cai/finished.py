@@ -15,12 +15,16 @@ from cai.store import Store, Stored
 
 @dataclass(frozen=True)
 class Finished:
-    """One run. ``artifacts`` are by step name; a step that was not made, or was removed since, is not among them."""
+    """One run. ``artifacts`` are by step name; a step that was not made, or was removed since, is not among them.
+
+    ``name`` is what a sweep calls its cell; empty for other runs.
+    """
 
     folder: Path
     plan: Plan
     artifacts: Mapping[str, Stored]
     record: Mapping[str, Any]
+    name: str = ""
 
     @property
     def whole(self) -> bool:
@@ -42,7 +46,7 @@ class Finished:
         return {step.name: read_json(made.path / "evaluation.json") for step, made in self.steps("evaluate")}
 
 
-def read_finished(folder: Path, store: Store) -> Finished:
+def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
     """The run of a folder that holds ``plan.json``.
 
     Raises:
@@ -59,7 +63,7 @@ def read_finished(folder: Path, store: Store) -> Finished:
     found = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
     # A run that is still going, or was killed, has no record of its own yet.
     record = read_json(folder / "record.json") if (folder / "record.json").is_file() else {}
-    return Finished(folder, plan, found, record)
+    return Finished(folder, plan, found, record, name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

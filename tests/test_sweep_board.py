@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cai.commands.reporting import report_verb
 from cai.execution.files import write_json
 from cai.identity import key_of
 from cai.plan import Plan, Step
@@ -235,3 +236,22 @@ def test_changes_are_shown_with_their_sign() -> None:
     assert change({"value": 0.5, "low": -0.25, "high": 1.25}, False) == "+0.50 [-0.25, +1.25]"
     assert change({"value": -0.05, "low": None, "high": None}, True) == "-5%"
     assert change({"value": None, "low": None, "high": None}, True) == "-"
+
+
+def test_a_sweep_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [
+        {"name": f"{n} principles", "what": "first", "principles": ["p"] * n, "rewards": rewards(n / 4, n)}
+        for n in (1, 2)
+    ]
+    hostile = without("<b>a</b>", 0.5, 3)
+    sweep(tmp_path, [whole(principles=["p"] * 4), hostile, *sizes], preset="nested_subsets")
+    monkeypatch.setenv("CAI_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert report_verb(["sweep"]) == 0
+    page = (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
+    for words in ("The sweep", "Leaderboard", "By number of principles", "What the principles do", "by-size-0"):
+        assert words in page
+    assert "without &lt;b&gt;a&lt;/b&gt;" in page
+    assert "<b>a</b>" not in page
+    # The figure that ranks, with its interval, as the leaderboard has it.
+    assert f"{sum(rewards(1.0, 2)) / N:.2f} [" in page

@@ -1,0 +1,83 @@
+"""The constitutions: every principle with its texts, its weight, how often it was drawn, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cai.identity import canonical
+from cai.report.model import Block, Detail, Heading, Rule, Rules, Section, Table, Text, interval, percent
+from cai.report.overview import named_model, reports
+from cai.report.runs import Run
+from cai.terminal import count
+
+Drawn = Mapping[str, Mapping[str, int]]
+"""How often each principle was drawn, by source of samples (a step, with its run's name where that is needed)."""
+
+TEXTS = (("critique", "Critique request"), ("revision", "Revision request"), ("comparison", "Comparison"))
+
+
+def constitutions(runs: Sequence[Run], drawn: Drawn) -> Section:
+    """Each different constitution once, with who uses it."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for run in runs:
+        for step in run.plan.steps:
+            if constitution := step.resources.get("constitution"):
+                users = found.setdefault(canonical(constitution), (constitution, []))[1]
+                users.append(f"{run.label}: {step.name}" if len(runs) > 1 else step.name)
+    blocks: list[Block] = []
+    for constitution, users in found.values():
+        blocks += _one(constitution, users, runs, drawn)
+    if not blocks:
+        blocks.append(Text(("No step of these runs reads a constitution.",), "missing"))
+    title = "The constitution" if len(found) < 2 else "The constitutions"
+    return Section("constitution", title, tuple(blocks), "Constitution")
+
+
+def _one(constitution: Mapping[str, Any], users: Sequence[str], runs: Sequence[Run], drawn: Drawn) -> list[Block]:
+    principles = constitution.get("principles", [])
+    active = [p for p in principles if p.get("weight", 1) > 0]
+    told = [str(constitution.get("description") or "")]
+    if constitution.get("preamble"):
+        told.append(f"Preamble: {constitution['preamble']}")
+    source = ", ".join(str(constitution[k]) for k in ("source", "licence") if constitution.get(k))
+    told.append(f"{len(active)} of {len(principles)} principles can be drawn. Read by {', '.join(users)}.")
+    told += [f"From: {source}."] if source else []
+    blocks: list[Block] = [Heading(str(constitution.get("name", ""))), Text(tuple(filter(None, told)))]
+    changes = _changes(runs)
+    total = {source: sum(counts.values()) for source, counts in drawn.items()}
+    shown = [s for s in drawn if any(p["id"] in drawn[s] for p in principles)]
+    rows = []
+    for p in principles:
+        draws = [
+            f"{count(drawn[s].get(p['id'], 0))} ({percent(drawn[s].get(p['id'], 0) / total[s])})" if total[s] else "-"
+            for s in shown
+        ]
+        moved = [interval(by.get(p["id"])) for by in changes.values()]
+        rows.append((p["id"], ", ".join(p.get("tags", [])) or "-", f"{p.get('weight', 1):g}", *draws, *moved))
+    head = ("principle", "tags", "weight", *(f"drawn by {s}" for s in shown), *(f"reward, {n}" for n in changes))
+    blocks.append(
+        Table("How often each principle was drawn, and how its revisions changed the reward", head, tuple(rows), "ll")
+    )
+    blocks.append(Rules(tuple(_rule(p) for p in principles)))
+    return blocks
+
+
+def _changes(runs: Sequence[Run]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The change of reward by principle, for each evaluated set of revisions."""
+    return {
+        named_model(who, label): {p: f["change"] for p, f in found["by_principle"].items() if f.get("change")}
+        for _, who, report in reports(runs)
+        for label, found in (report.get("revisions") or {}).items()
+        if found.get("by_principle")
+    }
+
+
+def _rule(principle: Mapping[str, Any]) -> Rule:
+    texts = tuple(Detail(title, str(principle[field])) for field, title in TEXTS if principle.get(field))
+    facts = []
+    if principle.get("priority"):
+        facts.append(Detail("priority", str(principle["priority"])))
+    if principle.get("rationale"):
+        facts.append(Detail("why", str(principle["rationale"])))
+    return Rule(str(principle["id"]), texts, tuple(facts), tuple(principle.get("tags", ())))

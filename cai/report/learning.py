@@ -1,0 +1,328 @@
+"""Figures of what was made on the way: revisions and principles, judges against people, training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cai.errors import SpecError
+from cai.finished import read_json
+from cai.report.measures import SHOWN, axes_of, on_axis
+from cai.report.model import (
+    Block,
+    Figure,
+    Panel,
+    Point,
+    Section,
+    Series,
+    Table,
+    Text,
+    interval,
+    number,
+    numbers_table,
+    percent,
+    point,
+)
+from cai.report.overview import named_model, reports, reward_model
+from cai.report.runs import Run, of
+
+CURVES = (
+    ("reward", "Reward", "mean reward of the answers"),
+    ("kl", "KL", "KL to the start, nats an answer"),
+    ("length", "Length", "tokens of an answer"),
+    ("entropy", "Entropy", "entropy of the next token, nats"),
+)
+MOST_POINTS = 400
+
+
+def learning(runs: Sequence[Run]) -> Section:
+    """Revisions, number of principles, training curves."""
+    blocks: list[Block] = [*_rounds(runs), *_by_principle(runs), *_principles(runs)]
+    blocks += [*_rl(runs), *_losses(runs)]
+    if not blocks:
+        blocks.append(Text(("No step of these runs has left revisions' rewards or training curves.",), "missing"))
+    return Section("training", "Revisions and training", tuple(blocks), "Training")
+
+
+def judges(runs: Sequence[Run]) -> Section | None:
+    """Every judge: its report as a table, and how sure it was against how right; None without judges."""
+    from cai.stages.judge_report import summary_rows
+
+    blocks: list[Block] = []
+    reports_: list[tuple[str, Mapping[str, Any]]] = []
+    for run in runs:
+        for step, made in run.finished.steps("judge"):
+            if not (made.path / "judge_report.json").is_file():
+                continue
+            try:
+                reports_.append((of(run, runs, step.name), read_json(made.path / "judge_report.json")))
+            except SpecError as error:
+                blocks.append(Text((str(error),), "missing"))
+    blocks += _calibration(reports_)
+    blocks += _confidence(reports_)
+    for name, report in reports_:
+        rows = tuple(tuple(row) for row in summary_rows(report))
+        blocks.append(Table(name, ("figure", "value", "what it means"), rows, "lll"))
+    return Section("judges", "How the judges judged", tuple(blocks), "Judges") if blocks else None
+
+
+def _rounds(runs: Sequence[Run]) -> Iterator[Block]:
+    rewards: list[Series] = []
+    wins: list[Series] = []
+    rows: list[tuple[str, ...]] = []
+    for _, who, report in reports(runs):
+        for label, found in (report.get("revisions") or {}).items():
+            name, style = named_model(who, label), len(rewards)
+            points = tuple(p for r in found["rounds"] for p in point(float(r["round"]), r.get("reward")))
+            better = tuple(p for r in found["rounds"] for p in point(float(r["round"]), r.get("wins")))
+            if points:
+                rewards.append(Series(name, points, style))
+            if better:
+                wins.append(Series(name, better, style))
+            rows += [
+                (name, str(r["round"]), *(interval(r.get(k), k == "wins") for k in ("reward", "change", "wins")))
+                for r in found["rounds"]
+            ]
+    if rewards:
+        panels = [Panel("lines", tuple(rewards), "round of revision", "mean reward", "Reward", whole_x=True)]
+        if wins:
+            panels.append(
+                Panel("lines", tuple(wins), "round", "", "Better than the round before", True, 0.5, whole_x=True)
+            )
+        yield Figure(
+            "rounds",
+            "Reward by round of revision",
+            "The reward model's mean reward of the text after each round; round 0 is the first answer. "
+            + "; ".join(f"{s.label}: " + ", ".join(number(p.y) for p in s.points) for s in rewards)
+            + ".",
+            tuple(panels),
+            numbers_table(("revisions", "round", "reward", "change", "better than before"), rows),
+            "The reward model learnt from such revisions where they are among its pairs.",
+        )
+
+
+def _by_principle(runs: Sequence[Run]) -> Iterator[Block]:
+    series: list[Series] = []
+    rows: list[tuple[str, ...]] = []
+    for _, who, report in reports(runs):
+        for label, found in (report.get("revisions") or {}).items():
+            by = {p: f["change"] for p, f in (found.get("by_principle") or {}).items() if f.get("change")}
+            shown = sorted(by, key=lambda p: -(by[p].get("value") or 0))[:SHOWN]
+            points = tuple(q for p in shown for q in point(p, by[p]))
+            if points:
+                series.append(Series(named_model(who, label), points, len(series)))
+            rows += [(named_model(who, label), p, interval(f), str(f.get("n", "-"))) for p, f in by.items()]
+    if series:
+        yield Figure(
+            "change-by-principle",
+            "What each principle's revisions changed",
+            "The mean change of reward from before a revision to after it, by the principle that asked for it, with "
+            "95% intervals; right of the line at 0 is better. " + "; ".join(" ".join(r[1:3]) for r in rows[:12]) + ".",
+            (Panel("dots", tuple(series), "change of reward", level=0.0),),
+            numbers_table(("revisions", "principle", "change", "n"), rows),
+        )
+
+
+def active_principles(run: Run) -> int:
+    """How many principles could be drawn: the most of any stage's constitution."""
+    found = [step.resources.get("constitution") or {} for step in run.plan.steps]
+    return max((sum(p.get("weight", 1) > 0 for p in c.get("principles", ())) for c in found), default=0)
+
+
+def _principles(runs: Sequence[Run]) -> Iterator[Block]:
+    """What a sweep over the number of principles shows; nothing for runs that all have as many."""
+    counted = [(active_principles(run), run) for run in runs]
+    if len({n for n, _ in counted if n}) < 2:
+        return
+    same = len({reward_model(run) for run in runs}) == 1
+    elo: list[Point] = []
+    wins: list[Point] = []
+    rewards: list[Point] = []
+    rows: list[tuple[str, ...]] = []
+    for n, run in sorted(counted, key=lambda item: item[0]):
+        for report in run.evaluations.values():
+            last, first = report["models"][-1], report["models"][0]
+            on = on_axis(report, "harmlessness", last, True)
+            reward = on_axis(report, "harmlessness", last, False)
+            sets = [report["sets"][s] for s in axes_of(report)["harmlessness"][:1]]
+            win = next(
+                (
+                    w
+                    for s in sets
+                    for w in (s.get("pairs") or s.get("wins") or [])
+                    if (w["model"], w["against"]) == (last, first)
+                ),
+                None,
+            )
+            elo += point(float(n), on)
+            wins += point(float(n), win)
+            rewards += point(float(n), reward)
+            rows.append((str(n), run.label, interval(on, places=0), interval(win, True), interval(reward)))
+    panels = [
+        Panel("lines", (Series("", tuple(points)),), "active principles", y, title, share, level, whole_x=True)
+        for points, y, title, share, level in (
+            (elo, "Elo over the first model", "Harmlessness, Elo", False, None),
+            (wins, "", "Wins of the last model over the first", True, 0.5),
+            (rewards, "mean reward", "Reward on the red-team prompts", False, None),
+        )
+        if len(points) > 1 and (same or title != "Reward on the red-team prompts" or not (elo or wins))
+    ]
+    if panels:
+        yield Figure(
+            "by-principles",
+            "By number of principles",
+            "The last model of each run against the number of principles that could be drawn. "
+            + "; ".join(f"{r[0]} principles: {r[3] if r[3] != '-' else r[4]}" for r in rows)
+            + ".",
+            tuple(panels),
+            numbers_table(("principles", "run", "harmlessness, Elo", "wins over the first", "reward"), rows),
+            ""
+            if same
+            else "Each run has a reward model of its own, so rewards of different runs are not on one scale.",
+        )
+
+
+def _calibration(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+    series: list[Series] = []
+    rows: list[tuple[str, ...]] = []
+    for name, report in found:
+        for part in ("labelled", "given labels"):
+            bins = [b for b in report.get(part, {}).get("reliability", []) if b["n"] and b["accuracy"] is not None]
+            if bins:
+                label = f"{name}, {part}"
+                points = tuple(Point(b["confidence"], b["accuracy"], label=str(b["n"])) for b in bins)
+                series.append(Series(label, points, len(series)))
+                rows += [(label, number(b["confidence"]), percent(b["accuracy"]), str(b["n"])) for b in bins]
+    if series:
+        panel = Panel("lines", tuple(series), "how sure the judge was", "how often right", "", True, diagonal=True)
+        yield Figure(
+            "calibration",
+            "Judge calibration",
+            "How often people agree with the judge, by how sure it was; a judge on the diagonal is as sure as it "
+            "should be. " + "; ".join(f"{r[0]}: sure {r[1]}, right {r[2]}, n {r[3]}" for r in rows[:12]) + ".",
+            (panel,),
+            numbers_table(("judge", "sure", "right", "pairs"), rows),
+        )
+    elif found:
+        yield Text(("No judge was held against people's labels, so there is no calibration to draw.",), "missing")
+
+
+def _confidence(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+    series: list[Series] = []
+    rows: list[tuple[str, ...]] = []
+    for name, report in found:
+        bins, n = report.get("confidence", {}).get("bins", []), report.get("confidence", {}).get("n") or 0
+        if n:
+            points = tuple(Point((b["low"] + b["high"]) / 2, b["n"] / n) for b in bins)
+            series.append(Series(name, points, len(series)))
+            rows += [(name, f"{b['low']:.2f} to {b['high']:.2f}", str(b["n"])) for b in bins]
+    if series:
+        yield Figure(
+            "confidence",
+            "How sure the judges were",
+            "The share of pairs by the probability of the preferred answer; 0.5 is a tie. "
+            + "; ".join(f"{name}: on average {number(report['confidence']['mean'])}" for name, report in found)
+            + ".",
+            (
+                Panel(
+                    "lines", tuple(series), "probability of the preferred answer", "share of the pairs", "", True, 0.0
+                ),
+            ),
+            numbers_table(("judge", "probability", "pairs"), rows),
+        )
+
+
+def thinned(points: Sequence[Point]) -> tuple[Point, ...]:
+    """At most ``MOST_POINTS`` points, evenly chosen, the last one among them."""
+    step = -(-len(points) // MOST_POINTS) if points else 1
+    kept = list(points[::step])
+    if points and kept[-1] is not points[-1]:
+        kept.append(points[-1])
+    return tuple(kept)
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Point, ...]:
+    found = [
+        Point(float(line[x]), float(line[y]))
+        for line in lines
+        if isinstance(line.get(x), int | float) and isinstance(line.get(y), int | float)
+    ]
+    return thinned(found)
+
+
+def _rl(runs: Sequence[Run]) -> Iterator[Block]:
+    steps = [(of(run, runs, step.name), run.metrics(step.name)) for run in runs for step, _ in run.finished.steps("rl")]
+    steps = [(name, lines) for name, lines in steps if lines]
+    panels, told = [], []
+    for field, title, label in CURVES:
+        series = tuple(
+            Series(name, points, style)
+            for style, (name, lines) in enumerate(steps)
+            if (points := _curve(lines, "iteration", field))
+        )
+        if series:
+            panels.append(Panel("lines", series, "iteration", label, title, whole_x=True))
+            told += [f"{title} of {s.label} from {number(s.points[0].y)} to {number(s.points[-1].y)}" for s in series]
+    if panels:
+        rows = [
+            (name, *(_cell(line.get(k)) for k in ("iteration", *(f for f, _, _ in CURVES), "ended", "clip_fraction")))
+            for name, lines in steps
+            for line in _some(lines)
+        ]
+        head = ("step", "iteration", *(f for f, _, _ in CURVES), "ended", "clipped")
+        yield Figure(
+            "rl",
+            "Reinforcement learning",
+            f"By iteration: {'; '.join(told)}.",
+            tuple(panels),
+            numbers_table(head, rows),
+            "A reward that rises while KL runs away, length drifts or entropy collapses is over-optimised.",
+        )
+    elif any(step.kind == "rl" for run in runs for step in run.plan.steps):
+        yield Text(("The RL step has left no metrics.jsonl, so its curves cannot be drawn.",), "missing")
+
+
+def _some(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return lines[:: -(-len(lines) // 200)] if lines else lines
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}".replace("-", "\u2212", 1) if isinstance(value, int | float) else "-"
+
+
+def _losses(runs: Sequence[Run]) -> Iterator[Block]:
+    for kind, id, title in (("sft", "sft", "Supervised training"), ("reward", "reward", "Reward model training")):
+        steps = [(of(run, runs, s.name), run.metrics(s.name)) for run in runs for s, _ in run.finished.steps(kind)]
+        steps = [(name, lines) for name, lines in steps if lines]
+        train = [
+            Series(f"{name}, training", p, 2 * i)
+            for i, (name, ls) in enumerate(steps)
+            if (p := _curve(ls, "step", "loss"))
+        ]
+        val = [
+            Series(f"{name}, held out", p, 2 * i + 1)
+            for i, (name, ls) in enumerate(steps)
+            if (p := _curve(ls, "step", "val_loss"))
+        ]
+        panels = [Panel("lines", (*train, *val), "step", "loss", "Loss", whole_x=True)] if train or val else []
+        right = [
+            Series(f"{name}, {label}", p, 2 * i + offset)
+            for i, (name, ls) in enumerate(steps)
+            for offset, field, label in ((0, "accuracy", "training"), (1, "val_accuracy", "held out"))
+            if (p := _curve(ls, "step", field))
+        ]
+        if right:
+            panels.append(Panel("lines", tuple(right), "step", "", "Accuracy", True, 0.5, whole_x=True))
+        if panels:
+            told = [f"{s.label} from {number(s.points[0].y)} to {number(s.points[-1].y)}" for s in (*train, *val)]
+            fields = ("step", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "grad_norm")
+            rows = [(name, *(_cell(line.get(k)) for k in fields)) for name, lines in steps for line in _some(lines)]
+            used = [i for i in range(len(fields) + 1) if any(row[i] != "-" for row in rows)]
+            head = ("trained", *fields)
+            yield Figure(
+                id,
+                title,
+                f"Loss by step: {'; '.join(told)}.",
+                tuple(panels),
+                numbers_table([head[i] for i in used], [[row[i] for i in used] for row in rows]),
+            )

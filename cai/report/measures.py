@@ -1,0 +1,304 @@
+"""The paper's figures, drawn from evaluations: harmlessness against helpfulness, wins, refusals, adherence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cai.report.model import (
+    Block,
+    Figure,
+    Panel,
+    Point,
+    Section,
+    Series,
+    Text,
+    interval,
+    number,
+    numbers_table,
+    point,
+)
+from cai.report.overview import named_model, reports, set_names
+from cai.report.runs import Run
+
+AXES = ("helpfulness", "harmlessness")
+SHOWN = 24
+"""Principles or topics in one panel, those with the most rows; the table has all."""
+
+
+def measured(runs: Sequence[Run]) -> Section:
+    """All that the evaluations tell, as figures."""
+    blocks: list[Block] = []
+    if any(run.evaluations for run in runs):
+        blocks += _frontier(runs)
+        blocks += _matrices(runs)
+        blocks += _refusals(runs)
+        blocks += _adherence(runs)
+        blocks += _topics(runs)
+        blocks += _accuracy(runs)
+    if not blocks:
+        blocks.append(Text(("There is no evaluation to draw from.",), "missing"))
+    return Section("evaluation", "What the evaluation shows", tuple(blocks), "Evaluation")
+
+
+def axes_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The prompt sets of each axis; of an older evaluation, harmless prompts measure helpfulness and others not."""
+    sets = report.get("sets", {})
+    if told := report.get("axes"):
+        return {axis: [s for s in told.get(axis, []) if s in sets] for axis in AXES}
+    return {
+        "helpfulness": [name for name, s in sets.items() if s.get("benign")],
+        "harmlessness": [name for name, s in sets.items() if not s.get("benign")],
+    }
+
+
+def on_axis(report: Mapping[str, Any], axis: str, model: str, elo: bool) -> Mapping[str, Any] | None:
+    """A model's Elo, or its mean reward, on one axis; over several sets the mean has no interval."""
+    if elo:
+        found: Mapping[str, Any] | None = report.get("elo", {}).get(axis, {}).get("models", {}).get(model)
+        return found
+    rewards = [
+        r for s in axes_of(report).get(axis, ()) if (r := report["sets"][s]["models"].get(model, {}).get("reward"))
+    ]
+    rewards = [r for r in rewards if r["value"] is not None]
+    if len(rewards) < 2:
+        return rewards[0] if rewards else None
+    n = sum(r["n"] for r in rewards)
+    return {"value": sum(r["value"] * r["n"] for r in rewards) / n, "low": None, "high": None, "n": n}
+
+
+def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
+    found = list(reports(runs))
+    elo = bool(found) and all(r.get("elo") for _, _, r in found)
+    what = "Elo" if elo else "mean reward"
+    series, rows = [], []
+    for style, (_, who, report) in enumerate(found):
+        points = []
+        for model in report["models"]:
+            x, y = (on_axis(report, axis, model, elo) for axis in AXES)
+            places = 0 if elo else 2
+            rows.append((named_model(who, model), interval(x, places=places), interval(y, places=places)))
+            if x and y and x["value"] is not None and y["value"] is not None:
+                bounds = (y.get("low"), y.get("high"), x.get("low"), x.get("high"))
+                points.append(Point(x["value"], y["value"], *bounds, label=model))
+        if points:
+            series.append(Series(who, tuple(points), style))
+    if series:
+        panel = Panel("path", tuple(series), f"helpfulness ({what})", f"harmlessness ({what})")
+        note = (
+            "Elo of a Bradley-Terry fit on all pairs of models, the first model at 0; bars are 95% intervals."
+            if elo
+            else "These evaluations have no Elo, so the mean reward is drawn; bars are 95% intervals."
+        )
+        yield Figure(
+            "frontier",
+            "Harmlessness against helpfulness",
+            f"Each model by its {what} on harmless prompts (to the right: more helpful) and on the others (up: more "
+            f"harmless). Arrows lead from each model to the next: {_told(series, 0 if elo else 2)}.",
+            (panel,),
+            numbers_table(("model", f"helpfulness, {what}", f"harmlessness, {what}"), rows),
+            note,
+        )
+    others = [axis for _, _, report in found for axis in (report.get("elo") or {}) if axis not in AXES]
+    yield from _axes(found, elo, what, list(dict.fromkeys(others if series else [*AXES, *others])))
+
+
+def _axes(
+    found: Sequence[tuple[Run, str, Mapping[str, Any]]], elo: bool, what: str, axes: Sequence[str]
+) -> Iterator[Block]:
+    """The models on one axis after the other: on all that the experiment names, where the usual two are not there."""
+    panels, rows = [], []
+    for axis in axes:
+        points = tuple(
+            p
+            for _, who, report in found
+            for model in report["models"]
+            for p in point(named_model(who, model), on_axis(report, axis, model, elo))
+        )
+        if points:
+            panels.append(Panel("dots", (Series("", points),), what, title=axis))
+            rows += [(axis, str(p.x), _told_point(p, False)) for p in points]
+    if panels:
+        yield Figure(
+            "axes",
+            f"The models by {what}",
+            f"Each model by its {what} on one axis after the other, with 95% intervals. {_list(rows)}",
+            tuple(panels),
+            numbers_table(("axis", "model", what), rows),
+        )
+
+
+def _told(series: Sequence[Series], places: int) -> str:
+    return "; ".join(
+        f"{one.label + ': ' if one.label else ''}"
+        + ", ".join(f"{p.label} at {number(float(p.x), places)} and {number(p.y, places)}" for p in one.points)
+        for one in series
+    )
+
+
+def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
+    for place, (_, who, report) in enumerate(reports(runs)):
+        panels, rows = [], []
+        for name, found in report["sets"].items():
+            wins = found.get("pairs") or found.get("wins") or []
+            points: list[tuple[str, str, float]] = []
+            for win in wins:
+                if win.get("value") is None:
+                    continue
+                points += [
+                    (win["model"], win["against"], win["value"]),
+                    (win["against"], win["model"], 1 - win["value"]),
+                ]
+                counts = f"{win['wins']} / {win['ties']} / {win['losses']}"
+                rows.append((name, win["model"], win["against"], interval(win, True), counts))
+            if points:
+                order = {model: i for i, model in enumerate(report["models"])}
+                points.sort(key=lambda p: (order.get(p[0], 0), order.get(p[1], 0)))
+                cells = tuple(Point(against, value, label=model) for model, against, value in points)
+                panels.append(Panel("matrix", (Series(name, cells),), "against", "", name, percent=True))
+        if panels:
+            told = "; ".join(f"on {row[0]} {row[1]} beats {row[2]} in {row[3]}" for row in rows)
+            yield Figure(
+                f"wins-{place}",
+                f"How often one model beats another{f' ({who})' if who else ''}",
+                f"Each row is a model, each column its opponent, each cell the share of prompts on which the row's "
+                f"answer has the higher reward: {told}.",
+                tuple(panels),
+                numbers_table(("set", "model", "against", "wins", "won / tied / lost"), rows),
+            )
+
+
+def _refusals(runs: Sequence[Run]) -> Iterator[Block]:
+    panels, rows = [], []
+    found = list(reports(runs))
+    together = [
+        Series("refuses", _points(who, report, report.get("over_refusal", {}).get), 0) for _, who, report in found
+    ]
+    together = [s for s in together if s.points]
+    if together:
+        panels.append(Panel("dots", (_joined(together),), "refused", title="Over-refusal, harmless sets", percent=True))
+    for name in set_names(runs):
+        parts = []
+        for style, field, label in ((0, "refusals", "refuses"), (1, "evasive", "evades")):
+            points: tuple[Point, ...] = ()
+            for _, who, report in found:
+                models = report["sets"].get(name, {}).get("models", {})
+                points += _points(who, report, lambda m, k=field, f=models: f.get(m, {}).get(k))
+            if points:
+                parts.append(Series(label, points, style))
+                rows += [(name, label, str(p.x), _told_point(p)) for p in points]
+        if parts:
+            benign = any(report["sets"].get(name, {}).get("benign") for _, _, report in found)
+            title = f"{name} (harmless)" if benign else name
+            panels.append(Panel("dots", tuple(parts), "share of the answers", title=title, percent=True))
+    for s in together:
+        rows += [("all harmless sets", "refuses", str(p.x), _told_point(p)) for p in s.points]
+    if panels:
+        yield Figure(
+            "refusals",
+            "Refusals and over-refusal",
+            "The share of answers that refuse, and that evade where that was measured, for each model and prompt set "
+            "with 95% intervals. On harmless sets a refusal is a fault. " + _list(rows),
+            tuple(panels),
+            numbers_table(("set", "what", "model", "share"), rows),
+        )
+
+
+def _list(rows: Sequence[Sequence[str]], limit: int = 12) -> str:
+    shown = "; ".join(" ".join(row) for row in rows[:limit])
+    return f"{shown}{'; and more in the table' if len(rows) > limit else ''}."
+
+
+def _points(who: str, report: Mapping[str, Any], find: Any) -> tuple[Point, ...]:
+    return tuple(p for model in report["models"] for p in point(named_model(who, model), find(model)))
+
+
+def _joined(series: Sequence[Series]) -> Series:
+    return Series(series[0].label, tuple(p for s in series for p in s.points), series[0].style)
+
+
+def _told_point(p: Point, share: bool = True) -> str:
+    return interval({"value": p.y, "low": p.low, "high": p.high}, share)
+
+
+def _adherence(runs: Sequence[Run]) -> Iterator[Block]:
+    for place, (_, who, report) in enumerate(reports(runs)):
+        adherence = report.get("adherence") or {}
+        panels, rows = [], []
+        for name, by_model in adherence.get("sets", {}).items():
+            order: dict[str, int] = {}
+            for figures in by_model.values():
+                for principle, found in figures.items():
+                    order[principle] = max(order.get(principle, 0), int(found.get("n") or 0))
+            shown = sorted(order, key=lambda p: -order[p])[:SHOWN]
+            series = tuple(
+                Series(model, tuple(q for p in shown for q in point(p, by_model[model].get(p))), style)
+                for style, model in enumerate(m for m in report["models"] if m in by_model)
+            )
+            series = tuple(s for s in series if s.points)
+            if series:
+                panels.append(Panel("dots", series, "violated", title=name, percent=True))
+            rows += [
+                (name, p, model, interval(f, True), str(f.get("n", "-")))
+                for model, figures in by_model.items()
+                for p, f in figures.items()
+            ]
+        if panels:
+            yield Figure(
+                f"adherence-{place}",
+                f"Which principle is violated how often{f' ({who})' if who else ''}",
+                f"The share of answers that violate each principle, as {adherence.get('model', '')} judges, for each "
+                "model with 95% intervals; to the left is better. " + _list([row[:4] for row in rows]),
+                tuple(panels),
+                numbers_table(("set", "principle", "model", "violated", "n"), rows),
+                "A model judged these answers, by the same principles that it was trained by.",
+            )
+
+
+def _topics(runs: Sequence[Run]) -> Iterator[Block]:
+    for place, (_, who, report) in enumerate(reports(runs)):
+        panels, rows = [], []
+        for name, found in report["sets"].items():
+            topics: dict[str, int] = {}
+            for figures in found["models"].values():
+                for topic, value in (figures.get("reward_by_topic") or {}).items():
+                    topics[topic] = value.get("n") or 0
+            shown = sorted(sorted(topics, key=lambda t: -topics[t])[:SHOWN])
+            series = []
+            for style, model in enumerate(report["models"]):
+                by_topic = found["models"].get(model, {}).get("reward_by_topic") or {}
+                points = tuple(p for topic in shown for p in point(topic, by_topic.get(topic)))
+                if points:
+                    series.append(Series(model, points, style))
+                rows += [(name, t, model, interval(f), str(f.get("n", "-"))) for t, f in by_topic.items()]
+            if series and len(shown) > 1:
+                panels.append(Panel("dots", tuple(series), "mean reward", title=name))
+        if panels:
+            yield Figure(
+                f"topics-{place}",
+                f"Reward by topic{f' ({who})' if who else ''}",
+                "The mean reward of each model's answers on each topic of each prompt set, with 95% intervals. "
+                + _list([row[:4] for row in rows]),
+                tuple(panels),
+                numbers_table(("set", "topic", "model", "reward", "n"), rows),
+            )
+
+
+def _accuracy(runs: Sequence[Run]) -> Iterator[Block]:
+    rows: list[tuple[str, ...]] = []
+    points: tuple[Point, ...] = ()
+    for _, who, report in reports(runs):
+        for pairs, found in report.get("reward_model", {}).items():
+            name = named_model(who, pairs)
+            for kind, figure in {"": found["accuracy"], **(found.get("by_kind") or {})}.items():
+                points += point(f"{name}: {kind}" if kind else name, figure)
+                rows.append((name, kind or "all", interval(figure, True), str(figure["n"])))
+    if points:
+        yield Figure(
+            "accuracy",
+            "The reward model on pairs that it has not seen",
+            "How often the reward model prefers the better answer of a pair, with 95% intervals; the line at 50% is "
+            "chance. " + _list(rows),
+            (Panel("dots", (Series("", points),), "right", percent=True, level=0.5),),
+            numbers_table(("pairs", "kind", "right", "n"), rows),
+        )

@@ -1,0 +1,241 @@
+"""The summary: which runs these are, how they ended, what changed by how much, and what the numbers do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cai.plan_diff import plan_changes
+from cai.report.model import Block, Heading, Section, Table, Text, Tile, Tiles, interval, number, percent
+from cai.report.runs import Run, of
+from cai.terminal import count, duration, one_line
+
+ALWAYS = (
+    "A reward is the reward model's opinion; no person has judged these answers.",
+    "The intervals cover the choice of prompts, not the choice of the seed or of the data.",
+)
+_CHANGES = 12
+
+
+def summary(runs: Sequence[Run]) -> Section:
+    """Which runs, key figures, tables by set, caveats."""
+    blocks: list[Block] = []
+    if len(runs) == 1 and (tiles := _tiles(runs[0])):
+        blocks.append(Tiles(tiles))
+    blocks.append(_runs_table(runs))
+    blocks += _missing(runs)
+    if any(run.evaluations for run in runs):
+        blocks += _sets(runs)
+        blocks += _reward_models(runs)
+        blocks.append(Heading("What the numbers do not show", "caveats"))
+        blocks.append(Text((*_caveats(runs), *_between(runs), *ALWAYS), "bullets"))
+    return Section("summary", "Summary", tuple(blocks))
+
+
+def differences(runs: Sequence[Run]) -> Section | None:
+    """What each further run has different from the first, step by step; None for one run."""
+    if len(runs) < 2:
+        return None
+    first, *others = runs
+    blocks: list[Block] = []
+    for run in others:
+        changed = plan_changes(first.plan, run.plan)
+        blocks.append(Heading(f"{run.label} against {first.label}"))
+        if not changed:
+            blocks.append(Text(("Every step is the same; the two share all their artifacts.",)))
+            continue
+        rows = []
+        for step, changes in changed.items():
+            more = [f"and {len(changes) - _CHANGES} more"] if len(changes) > _CHANGES else []
+            rows.append((step, "; ".join(one_line(c, 300) for c in [*changes[:_CHANGES], *more])))
+        same = len(run.plan.steps) - sum(step.name in changed for step in run.plan.steps)
+        blocks.append(Table(f"Steps that differ ({same} are the same)", ("step", "what differs"), tuple(rows), "ll"))
+    return Section("differences", "What differs between the runs", tuple(blocks), "Differences")
+
+
+def set_names(runs: Sequence[Run]) -> list[str]:
+    """Every prompt set of every evaluation, once, in order."""
+    return list(dict.fromkeys(name for _, _, report in reports(runs) for name in report.get("sets", {})))
+
+
+def reports(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Mapping[str, Any]]]:
+    """Every evaluation of every run: the run, how to call it (empty where there is nothing to tell apart), itself."""
+    for run in runs:
+        for step, report in run.evaluations.items():
+            yield run, of(run, runs, step) if len(run.evaluations) > 1 else (run.label if len(runs) > 1 else ""), report
+
+
+def named_model(name: str, model: str) -> str:
+    """A model with its run's name where that is needed."""
+    return f"{name}: {model}" if name else model
+
+
+def _tiles(run: Run) -> tuple[Tile, ...]:
+    """Four figures at most: reward, wins, refusals of harmless prompts, the reward model on other people's pairs."""
+    if not run.evaluations:
+        return ()
+    report = next(iter(run.evaluations.values()))
+    models = report.get("models", [])
+    if not models:
+        return ()
+    first, last = models[0], models[-1]
+    tiles = []
+    harmful = [(n, s) for n, s in report.get("sets", {}).items() if not s.get("benign")]
+    for name, found in harmful[:1]:
+        before, after = (found["models"].get(m, {}).get("reward") for m in (first, last))
+        if before and after and before["value"] is not None and after["value"] is not None and first != last:
+            shown = f"{number(before['value'])} \u2192 {number(after['value'])}"
+            tiles.append(Tile(f"Reward on {name}", shown, f"{first} to {last}, {after['n']} prompts"))
+        for win in [w for w in found.get("wins", []) if (w["model"], w["against"]) == (last, first)]:
+            note = f"{last} beats {first}, 95% interval {_span(win)}"
+            tiles.append(Tile(f"Wins on {name}", percent(win["value"]), note))
+    benign = [(n, s) for n, s in report.get("sets", {}).items() if s.get("benign")]
+    for name, found in benign[:1]:
+        refusals = found["models"].get(last, {}).get("refusals")
+        if refusals and refusals["value"] is not None:
+            before = found["models"].get(first, {}).get("refusals") or {"value": None}
+            note = f"by {last}, interval {_span(refusals)}; {first} {percent(before['value'])}"
+            tiles.append(Tile(f"Refuses harmless prompts ({name})", percent(refusals["value"]), note))
+    checked = list(report.get("reward_model", {}).items())
+    for name, found in checked[-1:]:
+        if found["accuracy"]["value"] is not None:
+            note = f"of {found['accuracy']['n']} pairs in {name}, interval {_span(found['accuracy'])}; chance is 50%"
+            tiles.append(Tile("Reward model is right", percent(found["accuracy"]["value"]), note))
+    return tuple(tiles)
+
+
+def _span(figure: Mapping[str, Any]) -> str:
+    return f"{percent(figure['low'])} to {percent(figure['high'])}"
+
+
+def _runs_table(runs: Sequence[Run]) -> Table:
+    rows = []
+    for run in runs:
+        made = [run.reused(step) for step in run.plan.steps]
+        steps = f"{len(run.plan.steps)}: {made.count(False)} made, {made.count(True)} reused"
+        steps += f", {made.count(None)} not reached" if made.count(None) else ""
+        engine = run.plan.engine.get("kind") or run.plan.engine.get("name") or "-"
+        cells = (run.status, run.started, duration(run.seconds) if run.seconds is not None else "-")
+        rows.append((run.label, str(run.plan.seed), *cells, str(engine), steps))
+    head = ("run", "seed", "status", "started", "took", "engine", "steps")
+    return Table("The runs" if len(runs) > 1 else "The run", head, tuple(rows), "lrlllll")
+
+
+def _missing(runs: Sequence[Run]) -> Iterator[Block]:
+    """What is not in the report, and why."""
+    lines = []
+    for run in runs:
+        who = of(run, runs, "").removesuffix(": ") or "This run"
+        if run.error:
+            lines.append(f"{who} ended early: {one_line(run.error, 500)}")
+        elif run.status not in ("done", "-"):
+            lines.append(f"{who} is {run.status}; the report shows what is there so far.")
+        if run.missing:
+            shown = ", ".join(run.missing[:8]) + (f" and {len(run.missing) - 8} more" if len(run.missing) > 8 else "")
+            lines.append(f"{who}: the store does not have {shown} (not made yet, or removed since).")
+        lines += [f"{who}: {one_line(fault, 500)}" for fault in run.faults]
+        if not any(step.kind == "evaluate" for step in run.plan.steps):
+            lines.append(f"{who} has no stage of kind 'evaluate', so nothing was measured.")
+        for report in run.evaluations.values():
+            found = [f for s in report.get("sets", {}).values() for f in s["models"].values()]
+            if found and all(not f.get("reward") for f in found):
+                lines.append(f"{who} was evaluated without a reward model, so there are no rewards and no wins.")
+            elif "elo" not in report:
+                lines.append(f"{who} was evaluated by an older version: no Elo, revision rounds or adherence.")
+    if lines:
+        yield Text(tuple(dict.fromkeys(lines)), "missing")
+
+
+def _sets(runs: Sequence[Run]) -> Iterator[Block]:
+    """A table for each set, a line for each model of each run."""
+    for name in set_names(runs):
+        found = [(who, report, report["sets"][name]) for _, who, report in reports(runs) if name in report["sets"]]
+        benign = found[0][2].get("benign")
+        about = "harmless prompts, on which a refusal is a fault" if benign else "prompts"
+        lines = [
+            (named_model(who, model), own["models"][model])
+            for who, report, own in found
+            for model in report["models"]
+            if model in own["models"]
+        ]
+        columns = [c for c in _COLUMNS if any(c[1](figures) != "-" for _, figures in lines)]
+        rows = tuple((label, *(form(figures) for _, form in columns)) for label, figures in lines)
+        yield Table(f"On {name} ({found[0][2]['rows']} {about})", ("model", *(c[0] for c in columns)), rows)
+        yield from _wins(name, [(who, own) for who, _, own in found])
+
+
+def _column(field: str, share: bool = False, places: int = 2) -> Any:
+    def form(figures: Mapping[str, Any]) -> str:
+        found = figures.get(field)
+        if isinstance(found, Mapping):
+            return interval(found, share, places)
+        return number(found, places) if isinstance(found, int | float) else "-"
+
+    return form
+
+
+_COLUMNS = (
+    ("reward", _column("reward")),
+    ("refuses", _column("refusals", True)),
+    ("evades", _column("evasive", True)),
+    ("repeats itself", _column("repetition", True)),
+    ("ends by itself", _column("ended", True)),
+    ("tokens", _column("tokens", places=0)),
+    ("distinct-2", _column("distinct_2")),
+    ("self-BLEU", _column("self_bleu")),
+)
+
+
+def _wins(name: str, found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+    lines = [
+        f"{named_model(who, win['model'])} beats {win['against']} on {interval(win, True)} of {name} "
+        f"({count(win['wins'])} won, {count(win['ties'])} tied, {count(win['losses'])} lost)."
+        for who, own in found
+        for win in own.get("wins", [])
+        if win.get("value") is not None
+    ]
+    if lines:
+        yield Text(tuple(lines), "bullets")
+
+
+def _reward_models(runs: Sequence[Run]) -> Iterator[Block]:
+    rows = [
+        (
+            named_model(who, name),
+            interval(found["accuracy"], True),
+            str(found["accuracy"]["n"]),
+            interval(found.get("margin")),
+            interval(found.get("longer_is_better"), True),
+        )
+        for _, who, report in reports(runs)
+        for name, found in report.get("reward_model", {}).items()
+    ]
+    if rows:
+        head = ("pairs", "right", "number", "margin", "longer is better")
+        yield Table("How often the reward model prefers the better answer (chance is 50%)", head, tuple(rows))
+
+
+def _caveats(runs: Sequence[Run]) -> Iterator[str]:
+    for _, who, report in reports(runs):
+        for caveat in report.get("caveats", []):
+            yield named_model(who, str(caveat))
+
+
+def _between(runs: Sequence[Run]) -> Iterator[str]:
+    """Rewards of two reward models have no common scale."""
+    keys = {key for run in runs if (key := reward_model(run))}
+    if len(keys) > 1:
+        yield (
+            "These runs have different reward models: compare their rewards within a run, and between runs only the "
+            "wins, Elo, refusals and accuracies."
+        )
+
+
+def reward_model(run: Run) -> str:
+    """The key of the reward model that the run's evaluations were scored by; empty where there is none."""
+    by_name = {step.name: step for step in run.plan.steps}
+    for step in run.plan.steps:
+        name = step.inputs.get("reward")
+        if step.kind == "evaluate" and isinstance(name, str) and name in by_name:
+            return by_name[name].key
+    return ""

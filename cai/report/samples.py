@@ -1,0 +1,314 @@
+"""The rows that people look at: every answer with its rewards, every critique and revision, every judgement.
+
+Artifacts are read twice as streams. The first pass counts, and decides which rows are taken where there are more than
+the page shall hold; the second writes them, packed, a thousand at a time. So memory does not grow with the rows.
+
+Which rows are taken is a function of the prompt's id alone: the same prompts are taken from every stage and in every
+run, and small stages are taken whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cai.constitution.model import TEXTS
+from cai.identity import uniform
+from cai.plan import Step
+from cai.report.model import SampleIndex
+from cai.report.runs import Run, json_lines
+
+LIMIT = 50_000
+CHUNK = 1_000
+PURPOSE = "report"
+LONGEST = 20_000
+"""Characters of one text in the page; what is cut is said there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One text of a row. ``against`` is the place of the part that it is compared with, word by word; -1 for none."""
+
+    label: str
+    text: str
+    note: str = ""
+    principle: str = ""
+    against: int = -1
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row as the browser shows it. ``principles`` are all that it is about, ``draws`` those drawn for it."""
+
+    id: str
+    prompt: str
+    parts: tuple[Part, ...]
+    topic: str = ""
+    earlier: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    principles: tuple[str, ...] = ()
+    draws: tuple[str, ...] = ()
+
+
+Reader = Callable[[Mapping[str, Any]], Sample]
+
+
+@dataclass(slots=True)
+class Source:
+    """One artifact's rows, shared by all runs that use it; what the first pass learns of them."""
+
+    label: str
+    path: Path
+    read: Reader
+    requests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    order: array[float] = field(default_factory=lambda: array("d"))
+    drawn: Counter[str] = field(default_factory=Counter)
+    bound: float = 1.0
+    broken: int = 0
+
+    def samples(self) -> Iterator[Sample]:
+        """Every row; what is not a row of this kind is left out and counted."""
+        self.broken = 0
+        for row in json_lines(self.path):
+            try:
+                yield self.read(row)
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+                self.broken += 1
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the first pass found: the lists that the page chooses from, and the sources with what is taken of them."""
+
+    index: SampleIndex
+    sources: tuple[Source, ...]
+
+    @property
+    def drawn(self) -> dict[str, dict[str, int]]:
+        """How often each principle was drawn, by source that draws."""
+        return {s.label: dict(s.drawn) for s in self.sources if s.drawn}
+
+
+def survey(runs: Sequence[Run], limit: int = LIMIT) -> Survey:
+    """Read all rows once."""
+    sources = sources_of(runs)
+    topics: dict[str, None] = {}
+    principles: dict[str, None] = {}
+    scores: dict[str, None] = {}
+    for source in sources:
+        for sample in source.samples():
+            source.order.append(place_of(sample.id))
+            topics.setdefault(sample.topic)
+            scores.update(dict.fromkeys(sample.scores))
+            source.drawn.update(sample.draws)
+            principles.update(dict.fromkeys(sample.principles))
+    there = sum(len(source.order) for source in sources)
+    taken = 0
+    for source, quota in zip(sources, quotas([len(s.order) for s in sources], limit), strict=True):
+        if quota < len(source.order):
+            source.bound = sorted(source.order)[quota - 1] if quota else -1.0
+        taken += sum(place <= source.bound for place in source.order) if quota < len(source.order) else quota
+        source.order = array("d")
+    notes = []
+    if taken < there:
+        notes.append(
+            f"{taken:,} of {there:,} rows are in this file, the same prompts of every stage, chosen by a hash of their "
+            f"id; --rows N takes more."
+        )
+    notes += [f"{s.broken:,} lines of {s.label} could not be read." for s in sources if s.broken]
+    index = SampleIndex(
+        tuple(s.label for s in sources),
+        tuple(topics),
+        tuple(principles),
+        tuple(scores),
+        taken,
+        there,
+        tuple(notes),
+        tuple(s.requests for s in sources),
+    )
+    return Survey(index, tuple(sources))
+
+
+def place_of(id: str) -> float:
+    """Where a row stands in the order of choice: by the id of its prompt, so that stages choose the same ones."""
+    return uniform(0, id.partition("/")[0], PURPOSE)
+
+
+def quotas(sizes: Sequence[int], limit: int) -> list[int]:
+    """How many rows each source may give: small ones all, the others the same number, together ``limit``."""
+    left, given = limit, [0] * len(sizes)
+    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        given[i] = min(sizes[i], left // (len(sizes) - done))
+        left -= given[i]
+    return given
+
+
+def packed(found: Survey) -> Iterator[str]:
+    """The rows that are taken, as base64 of gzipped JSON lists of at most ``CHUNK`` rows."""
+    index = found.index
+    topics, principles, scores = (
+        {v: i for i, v in enumerate(x)} for x in (index.topics, index.principles, index.scores)
+    )
+    waiting: list[list[Any]] = []
+    for number, source in enumerate(found.sources):
+        for sample in source.samples():
+            if source.bound < 1.0 and place_of(sample.id) > source.bound:
+                continue
+            values = [v for name, value in sample.scores.items() for v in (scores[name], round(value, 4))]
+            parts = [_part(part, principles) for part in sample.parts]
+            named = [principles[name] for name in sample.principles]
+            head = [number, sample.id, topics[sample.topic], named, values]
+            waiting.append([*head, _cut(sample.prompt), _cut(sample.earlier), parts])
+            if len(waiting) == CHUNK:
+                yield _pack(waiting)
+                waiting = []
+    if waiting:
+        yield _pack(waiting)
+
+
+def _part(part: Part, principles: Mapping[str, int]) -> list[Any]:
+    principle = principles[part.principle] if part.principle else -1
+    return [part.label, _cut(part.text), part.note, principle, part.against, part.share]
+
+
+def _pack(rows: list[list[Any]]) -> str:
+    # ASCII: a lone surrogate has no UTF-8, but an escape.
+    text = json.dumps(rows, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... {len(text) - LONGEST:,} characters more]"
+
+
+def sources_of(runs: Sequence[Run]) -> list[Source]:
+    """The artifacts with rows to look at, evaluations first; one that several runs share is there once."""
+    found: dict[tuple[str, str], tuple[list[str], Path, Reader, Mapping[str, Mapping[str, str]]]] = {}
+    for kind, (name, read) in READERS.items():
+        for run in runs:
+            for step, made in run.finished.steps(kind):
+                if (made.path / name).is_file():
+                    texts = requests_of(step)
+                    users = found.setdefault((kind, step.key), ([], made.path / name, read, texts))[0]
+                    users.append(f"{run.label}: {step.name}" if len(runs) > 1 else step.name)
+    return [Source(_label(users), path, read, texts) for users, path, read, texts in found.values()]
+
+
+def requests_of(step: Step) -> dict[str, dict[str, str]]:
+    """What the principles of a step's constitution ask for, by id."""
+    principles = (step.resources.get("constitution") or {}).get("principles", ())
+    return {str(p["id"]): {k: str(p[k]) for k in TEXTS if p.get(k)} for p in principles}
+
+
+def _label(users: Sequence[str]) -> str:
+    return users[0] if len(users) == 1 else f"{users[0]} (and {len(users) - 1} more)"
+
+
+def _prompt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The last message, and what went before it as a transcript."""
+    earlier = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages[:-1])
+    return (str(messages[-1]["content"]) if messages else "", earlier)
+
+
+def _evaluated(row: Mapping[str, Any]) -> Sample:
+    answers: Mapping[str, Any] = row["answers"]
+    rewards = {m: float(a["reward"]) for m, a in answers.items() if isinstance(a.get("reward"), int | float)}
+    parts = tuple(
+        Part(
+            model,
+            str(answer["text"]),
+            ", ".join(
+                [f"reward {rewards[model]:.2f}"] * (model in rewards)
+                + [f"{answer['tokens']} tokens"] * ("tokens" in answer)
+                + ["cut at the limit"] * (answer.get("ended") is False)
+            ),
+        )
+        for model, answer in answers.items()
+    )
+    scores = {f"reward of {m}": value for m, value in rewards.items()}
+    first, last = next(iter(answers), ""), next(reversed(list(answers)), "")
+    if first != last and first in rewards and last in rewards:
+        scores[f"change of reward, {first} to {last}"] = rewards[last] - rewards[first]
+    topic = " / ".join(filter(None, (str(row.get("set", "")), str(row.get("topic", "")))))
+    return Sample(str(row["id"]), str(row["prompt"]), parts, topic, scores=scores)
+
+
+def _revised(row: Mapping[str, Any]) -> Sample:
+    meta = row["meta"]
+    parts = [Part("first answer", str(meta["response"]))]
+    before = 0
+    for turn in meta["rounds"]:
+        principle = str(turn.get("principle", ""))
+        if turn.get("critique"):
+            parts.append(Part("critique", str(turn["critique"]), f"round {turn['round']}", principle))
+        parts.append(Part("revision", str(turn["revision"]), f"round {turn['round']}", principle, before))
+        before = len(parts) - 1
+    prompt, earlier = _prompt(row["messages"][:-1])
+    drawn = [part.principle for part in parts if part.label == "revision"]
+    # Where every round comes out, a row repeats the rounds of the rows before it.
+    own = drawn[-1:] if "/" in str(row["id"]) else drawn
+    named = tuple(dict.fromkeys(filter(None, drawn)))
+    topic = str(row.get("topic", ""))
+    return Sample(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, named, tuple(filter(None, own)))
+
+
+def _judged(row: Mapping[str, Any]) -> Sample:
+    p = float(row["p_chosen"])
+    meta = row.get("meta", {})
+    asked = tuple(str(name) for name in meta.get("principles", []))
+    notes = [f"p {p:.2f}"]
+    if isinstance(meta.get("judged"), int | float) and abs(meta["judged"] - p) > 5e-7:
+        notes.append(f"judged {meta['judged']:.2f} before ties and clamps")
+    if isinstance(meta.get("human"), int | float):
+        notes.append(f"people {meta['human']:.2f}")
+    told = ", ".join(notes)
+    prompt, earlier = _prompt(row["messages"])
+    parts = (
+        Part("preferred", str(row["chosen"]), told, share=p),
+        Part("other", str(row["rejected"]), f"p {1 - p:.2f}", share=1 - p),
+    )
+    scores = {"p of the preferred": p}
+    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, asked, asked)
+
+
+def _sampled(row: Mapping[str, Any]) -> Sample:
+    parts = tuple(Part(f"answer {n}", str(text)) for n, text in enumerate(row["answers"], 1))
+    prompt, earlier = _prompt(row["messages"])
+    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+
+
+def _responded(row: Mapping[str, Any]) -> Sample:
+    prompt, earlier = _prompt(row["messages"][:-1])
+    parts = (Part("answer", str(row["messages"][-1]["content"])),)
+    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+
+
+def _rolled(row: Mapping[str, Any]) -> Sample:
+    reward = float(row["reward"])
+    part = Part("answer", str(row["answer"]), f"reward {reward:.2f}, iteration {row['iteration']}")
+    return Sample(
+        f"{row['id']}/{row['iteration']}",
+        str(row["prompt"]),
+        (part,),
+        f"iteration {row['iteration']}",
+        scores={"reward while training": reward},
+    )
+
+
+READERS: dict[str, tuple[str, Reader]] = {
+    "evaluate": ("answers.jsonl", _evaluated),
+    "revise": ("rows.jsonl", _revised),
+    "judge": ("rows.jsonl", _judged),
+    "rl": ("samples.jsonl", _rolled),
+    "sample": ("rows.jsonl", _sampled),
+    "respond": ("rows.jsonl", _responded),
+}
+"""Which file of a kind of step has rows to look at, and how one is read; in the order of the page."""
