@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +13,19 @@ from cai.errors import CaiError, Problem, SpecError
 from cai.experiment import parse
 from cai.library import Library
 from cai.plan import Plan
-from cai.resolver import load_texts, resolve
+from cai.resolver import Looked, load_texts, resolve
 
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
     """Overrides -> plan; the one way from a command line to a plan."""
     library = library or Library.here()
-    return plan_of(compose(overrides, library), library)
+    composed = compose(overrides, library)
+    if "sweep" in composed.data:
+        raise SpecError(Problem("sweep", "is for the many cells of a sweep", "add -m to run, or to plan, all of them"))
+    return plan_of(composed, library)
 
 
-def plan_of(composed: Composed, library: Library) -> Plan:
+def plan_of(composed: Composed, library: Library, looked: Looked | None = None) -> Plan:
     """Composed data -> plan; problems of the fields and of the texts are told together."""
     try:
         experiment = parse(composed.data, composed.where)
@@ -34,7 +38,7 @@ def plan_of(composed: Composed, library: Library) -> Plan:
             composed.where,
         )
         raise SpecError([*error.problems, *texts.problems]) from None
-    return resolve(experiment, library, composed.where)
+    return resolve(experiment, library, composed.where, looked)
 
 
 def plan_verb(args: Sequence[str]) -> int:
@@ -43,7 +47,12 @@ def plan_verb(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="write the plan as JSON, for `apply`")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
     parser.add_argument("--script", type=Path, metavar="DIR", help="write the commands as shell or sbatch scripts")
+    parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep: what its cells share and cost")
     parsed = split_overrides(args, parser)
+    if parsed.multirun:
+        from cai.commands.sweeping import plan_sweep
+
+        return plan_sweep(parsed.overrides, parsed.format, parsed.out, parsed.script)
     plan = compile_plan(parsed.overrides)
     if parsed.out:
         _write(parsed.out, plan)
@@ -83,8 +92,11 @@ def validate_verb(args: Sequence[str]) -> int:
     """Print every problem, of one experiment or of all."""
     parser = options("validate", "Check experiments and print every problem at once.", True)
     parser.add_argument("--all", action="store_true", help="every experiment and constitution that can be named")
+    parser.add_argument("--locked", action="store_true", help="the locks too: whether one is missing or stale")
     parsed = split_overrides(args, parser)
     library = Library.here()
+    if parsed.locked:
+        _check_locks(parsed, library)
     if not parsed.all:
         compile_plan(parsed.overrides, library)
         print("valid")
@@ -94,6 +106,29 @@ def validate_verb(args: Sequence[str]) -> int:
         failed += _check(f"experiment {name}", library.shown(path), [f"experiment={name}", *parsed.overrides], library)
     failed += _check_constitutions(library)
     return 2 if failed else 0
+
+
+def _check_locks(parsed: argparse.Namespace, library: Library) -> None:
+    """Hold the locks against what their experiments are now.
+
+    Raises:
+        SpecError: with all that is missing or stale.
+    """
+    from cai.review.lock import check_lock, experiment_of, locked_experiments, own_experiments
+
+    names = [experiment_of(parsed.overrides)]
+    if parsed.all:
+        names = list(dict.fromkeys((*own_experiments(library), *locked_experiments())))
+    others = [o for o in parsed.overrides if not o.startswith("experiment=")]
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            problems += check_lock(name, lambda overrides: compile_plan(overrides, library), others)
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    print(f"locked: {', '.join(names)}")
 
 
 def _check(what: str, shown: str, overrides: Sequence[str], library: Library) -> int:

@@ -1,0 +1,251 @@
+"""Every difference between two plans, section by section. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from cai.plan import Plan, Step
+from cai.plan_diff import diff_ingredients
+from cai.review.changes import (
+    MISSING,
+    SECTIONS,
+    Change,
+    Paired,
+    blocks,
+    differing,
+    field_change,
+    flat,
+    known,
+    listed,
+    own_ingredients,
+    paired,
+    text_change,
+)
+from cai.review.principles import principle_changes
+from cai.review.sources import source_changes
+
+_MADE_HERE = ("fetch", "read")
+
+
+def compare(old: Plan, new: Plan) -> tuple[Change, ...]:
+    """All changes from one plan to the other, in the order of ``SECTIONS``."""
+    match = paired(old, new)
+    found = [
+        *principle_changes(match),
+        *_stages(match),
+        *_templates(match),
+        *_prompts(match),
+        *source_changes(match),
+        *_engine(match),
+        *_seed(match),
+        *_about(match),
+    ]
+    found += _unexplained(match, found)
+    order = list(SECTIONS)
+    return tuple(sorted(found, key=lambda change: order.index(change.section)))
+
+
+def _stages(match: Paired) -> Iterator[Change]:
+    for before, after in match.both:
+        if after.kind in _MADE_HERE:
+            continue
+        if before.name != after.name:
+            words = f"stage {before.name} is now called {after.name}"
+            yield Change("stages", "renamed", f"stages.{after.name}", before.name, after.name, words, False)
+        yield from _fields(match, before, after)
+    for kind, steps in (("added", match.came), ("removed", match.gone)):
+        for step in steps:
+            if step.kind in _MADE_HERE:
+                continue
+            reads = ", ".join(step.needs())
+            words = f"stage {step.name}{f' ({step.kind})' if step.kind != step.name else ''} {kind}"
+            words += f"; it reads {reads}" if reads and kind == "added" else ""
+            old, new = (None, step.spec) if kind == "added" else (step.spec, None)
+            yield Change("stages", kind, f"stages.{step.name}", old, new, words, True, (step.name,))
+
+
+def _fields(match: Paired, before: Step, after: Step) -> Iterator[Change]:
+    at, only = f"stages.{after.name}", (after.name,)
+    versions = (before.ingredients.get("version"), after.ingredients.get("version"))
+    if versions[0] != versions[1]:
+        words = f"{at}: this program makes it in another way (version {versions[0]} -> {versions[1]})"
+        yield Change("stages", "version", at, *versions, words, True, only)
+    told: set[str] = set()
+    for role in dict.fromkeys((*after.inputs, *before.inputs)):
+        was, now = before.inputs.get(role, MISSING), after.inputs.get(role, MISSING)
+        told |= {role, *(path for path in flat(after.spec) if path.endswith(".from") and path.startswith(f"{role}["))}
+        # Of labelled inputs the order counts: it decides what is compared with what.
+        if repr(_renamed(was, match.renamed)) != repr(now):
+            words = f"{at}.{role}: {_wiring(_renamed(was, match.renamed), now)}"
+            yield Change("stages", "rewired", f"{at}.{role}", known(was), known(now), words, True, only)
+    pairs = blocks(before.ingredients.get("spec", {}), after.ingredients.get("spec", {}))
+    for path, pair in pairs.items():
+        yield field_change("hyperparameters", f"{at}.{path}", pair, True, only)
+    texts = {*before.ingredients.get("texts", {}), *after.ingredients.get("texts", {})}
+    counted = {*flat(before.ingredients.get("spec", {})), *flat(after.ingredients.get("spec", {}))}
+    for path, pair in differing(before.spec, after.spec).items():
+        if path in counted or path in texts or _covered(path, told) or path == "kind" or MISSING in pair:
+            continue
+        yield field_change("runtime", f"{at}.{path}", pair, counts=False)
+    for name in ("api_keys", "servers"):
+        for path, pair in differing(before.resources.get(name, {}), after.resources.get(name, {})).items():
+            if path:
+                yield field_change("runtime", f"{at}: {name}.{path}", pair, counts=False)
+
+
+def _covered(path: str, told: set[str]) -> bool:
+    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in told)
+
+
+def _renamed(names: Any, new: Mapping[str, str]) -> Any:
+    if isinstance(names, str):
+        return new.get(names, names)
+    if isinstance(names, Mapping):
+        return {label: new.get(name, name) for label, name in names.items()}
+    return [new.get(name, name) for name in names] if isinstance(names, list) else names
+
+
+def _wiring(was: Any, now: Any) -> str:
+    """What is read now in place of what; of several inputs only those that came and went."""
+    if MISSING not in (was, now) and not isinstance(was, str) and not isinstance(now, str):
+        old, new = (_names(side).split(", ") for side in (was, now))
+        came, gone = [n for n in new if n not in old], [n for n in old if n not in new]
+        told = [f"{listed(names)} {what}" for names, what in ((came, "added"), (gone, "removed")) if names]
+        if told:
+            return " and ".join(told)
+    return f"{_names(was)} -> {_names(now)}"
+
+
+def _names(value: Any) -> str:
+    if value is MISSING:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return ", ".join(name if label == name else f"{label}={name}" for label, name in value.items())
+    return value if isinstance(value, str) else ", ".join(value)
+
+
+def _templates(match: Paired) -> Iterator[Change]:
+    """Chat templates by digest: one change however many stages render with it."""
+    groups: dict[tuple[Any, Any], list[tuple[str, Any, Any]]] = {}
+    names: dict[tuple[str, str], None] = {}
+    for before, after in match.both:
+        was, now = before.ingredients.get("template"), after.ingredients.get("template")
+        sides = (before.resources.get("template", {}), after.resources.get("template", {}))
+        if was != now:
+            groups.setdefault((was, now), []).append((after.name, *sides))
+        elif was and sides[0].get("name") != sides[1].get("name"):
+            names[str(sides[0].get("name")), str(sides[1].get("name"))] = None
+        own = (before.ingredients.get("templates", {}), after.ingredients.get("templates", {}))
+        for label in dict.fromkeys((*own[1], *own[0])):
+            if own[0].get(label) != own[1].get(label):
+                one, other = (s.resources.get("templates", {}).get(label, {}) for s in (before, after))
+                groups.setdefault((own[0].get(label), own[1].get(label)), []).append((after.name, one, other))
+    for found in groups.values():
+        _, old, new = found[0]
+        steps = tuple(dict.fromkeys(name for name, _, _ in found))
+        one, other = old.get("name"), new.get("name")
+        what = f"{one} rewritten" if one == other else f"{one or 'none'} -> {other or 'none'}"
+        text = (text_change("text", old.get("text"), new.get("text"), "lines"),)
+        words = f"chat template {what} (read by {listed(steps)})"
+        yield Change("template", "changed", f"prompt_templates/{other or one}", one, other, words, True, steps, text)
+    for one, other in names:
+        words = f"chat template {one} -> {other}, the same text"
+        yield Change("template", "renamed", "template.name", one, other, words, counts=False)
+
+
+def _prompts(match: Paired) -> Iterator[Change]:
+    groups: dict[tuple[Any, Any, Any, Any], list[tuple[str, str, Step, Step]]] = {}
+    for before, after in match.both:
+        was, now = before.ingredients.get("texts", {}), after.ingredients.get("texts", {})
+        for field in dict.fromkeys((*now, *was)):
+            files = (before.spec.get(field), after.spec.get(field))
+            if was.get(field) != now.get(field) or files[0] != files[1]:
+                at = (was.get(field), now.get(field), *files)
+                groups.setdefault(at, []).append((after.name, field, before, after))
+    for (was, now, one, other), found in groups.items():
+        name, field, before, after = found[0]
+        steps = tuple(dict.fromkeys(step for step, *_ in found))
+        if was == now:
+            words = f"stages.{name}.{field}: {one} -> {other}, the same text"
+            yield Change("prompts", "renamed", f"stages.{name}.{field}", one, other, words, counts=False)
+            continue
+        old = "" if was is None else before.resources.get("texts", {}).get(field)
+        new = "" if now is None else after.resources.get("texts", {}).get(field)
+        what = f"{other} rewritten" if one == other else f"{one or 'none'} -> {other or 'none'}"
+        words = f"{what} (read by {listed(steps)} as {field})"
+        shown_text = (text_change(field, old, new, "lines"),)
+        where = f"prompt_templates/{other or one}"
+        yield Change("prompts", "changed", where, one or None, other or None, words, True, steps, shown_text)
+
+
+def _engine(match: Paired) -> Iterator[Change]:
+    kinds = (match.old.engine.get("kind"), match.new.engine.get("kind"))
+    if kinds[0] != kinds[1]:
+        steps = tuple(after.name for _, after in match.both if "engine" in after.ingredients)
+        yield field_change("engine", "engine.kind", kinds, True, steps)
+        return
+    old, new = ({k: v for k, v in plan.engine.items() if k != "uses"} for plan in (match.old, match.new))
+    asked, leaves = blocks(old, new), differing(old, new)
+    groups: dict[tuple[str, str, str], tuple[tuple[Any, Any], bool, dict[str, None]]] = {}
+    for before, after in match.both:
+        pairs = blocks(before.ingredients.get("engine", {}), after.ingredients.get("engine", {}))
+        for path, pair in pairs.items():
+            where = _as_asked(path, leaves)
+            # What the experiment says is the same: then the machine has decided otherwise.
+            by_machine = where not in leaves and path in new
+            at = (where, repr(pair[0]), repr(pair[1]))
+            groups.setdefault(at, (pair, by_machine, {}))[2][after.name] = None
+    told = {where for where, *_ in groups}
+    for (where, *_), (pair, by_machine, names) in groups.items():
+        found = field_change("engine", f"engine.{where}", pair, True, tuple(names))
+        yield replace(found, words=found.words + (" (decided by the machine)" if by_machine else ""))
+    for path, pair in asked.items():
+        if path not in told and known(pair[0]) != known(pair[1]):
+            yield field_change("runtime", f"engine.{path}", pair, counts=False)
+    uses = tuple(plan.engine.get("uses", {}) for plan in (match.old, match.new))
+    if all(uses):
+        said = {path.rpartition(".")[2] for path in (*asked, *told)}
+        for path, pair in differing(*uses).items():
+            # What the engine decided is told above where it counts; this is what it is made of.
+            if path not in said and path not in ("device", "precision"):
+                yield field_change("runtime", f"engine uses {path}", pair, counts=False)
+
+
+def _as_asked(path: str, leaves: Mapping[str, Any]) -> str:
+    """Where the experiment says what counts under ``path``: layouts are by step or server, what counts by role."""
+    key = path
+    if path.startswith("overrides."):
+        key = f"overrides.{path.removeprefix('overrides.').partition('.')[2]}"
+    elif path.startswith("servers["):
+        key = path.partition(".")[2]
+    return next((leaf for leaf in leaves if leaf == key or leaf.endswith(f".{key}")), path)
+
+
+def _seed(match: Paired) -> Iterator[Change]:
+    pair = (match.old.seed, match.new.seed)
+    if pair[0] != pair[1]:
+        steps = tuple(after.name for _, after in match.both if "seed" in after.ingredients)
+        yield field_change("seed", "seed", pair, True, steps)
+
+
+def _about(match: Paired) -> Iterator[Change]:
+    pair: tuple[Any, Any] = (match.old.experiment, match.new.experiment)
+    if pair[0] != pair[1]:
+        yield field_change("description", "name", pair, counts=False)
+    pair = tuple(str(plan.source.get("description", "")) for plan in (match.old, match.new))  # type: ignore[assignment]
+    if pair[0] != pair[1]:
+        yield field_change("description", "description", pair, counts=False)
+
+
+def _unexplained(match: Paired, found: list[Change]) -> Iterator[Change]:
+    """Whatever else makes a step's ingredients differ; so that no rerun is without a reason."""
+    told = {step for change in found for step in change.steps}
+    for before, after in match.both:
+        if after.name in told:
+            continue
+        said = diff_ingredients(own_ingredients(before), own_ingredients(after))
+        if said:
+            words = f"{after.name}: {'; '.join(said)}"
+            yield Change("stages", "changed", f"stages.{after.name}", None, None, words, True, (after.name,))

@@ -1,0 +1,271 @@
+"""Locks: the resolved experiment as a small file to commit, and the plan that such a file stands for.
+
+A lock holds what decides each result: every setting with its default filled in, the principles, digests of texts, data
+and models, and the first 16 digits of every key. Texts other than the principles are known by their digests alone.
+
+What the machine decided (``device: auto``) is in it too. A lock is held against another machine's plan as if that had
+decided the same, so that a lock made on a GPU is not stale on a laptop.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cai.compose import DEFAULT_EXPERIMENT
+from cai.constitution import Constitution
+from cai.errors import Problem, SpecError
+from cai.identity import canonical, key_of
+from cai.library import Library
+from cai.plan import Plan, Step
+from cai.review.changes import flat
+from cai.review.compare import compare
+from cai.review.principles import constitution_of
+from cai.review.sources import source_name
+from cai.yaml_lines import dumps, load_mapping
+
+FORMAT = 1
+FOLDER = Path("locks")
+SUFFIX = ".lock.yaml"
+DIGITS = 16
+_SAID = ("reader", "splits", "split_by", "split_seed", "limit", "options")
+"""What of a data source's identity its settings say already."""
+_DEFAULTS: dict[str, Any] = {"limit": None, "revision": None, "expect": None, "options": {}}
+_EMPTY: dict[str, Any] = {
+    "revision": "",
+    "sha256": "",
+    "url": "",
+    "api_key_env": "",
+    "logprobs": "",
+    "parameters": None,
+}
+"""What a lock leaves out of a data source and of a model: fields that are empty."""
+
+
+def lock_path(name: str) -> Path:
+    """Where the lock of an experiment lies."""
+    return FOLDER / f"{name}{SUFFIX}"
+
+
+def experiment_of(overrides: Sequence[str]) -> str:
+    """The experiment that overrides choose."""
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("experiment=")]
+    return chosen[-1] if chosen else DEFAULT_EXPERIMENT
+
+
+def own_experiments(library: Library) -> list[str]:
+    """Experiments of the first root, the folder where the user stands; shipped ones are not theirs to lock."""
+    return [name for name, path in library.names("experiments") if path.is_relative_to(library.roots[0])]
+
+
+def locked_experiments() -> list[str]:
+    """Names of the experiments that have a lock here."""
+    found = (path.relative_to(FOLDER).as_posix() for path in sorted(FOLDER.rglob(f"*{SUFFIX}")))
+    return [name.removesuffix(SUFFIX) for name in found]
+
+
+def check_lock(
+    name: str, compile_plan: Callable[[Sequence[str]], Plan], overrides: Sequence[str] = ()
+) -> list[Problem]:
+    """What is wrong with the lock of an experiment: that it is missing, that it is stale and in what.
+
+    ``compile_plan`` makes the plan of overrides: those of the lock, and then ``overrides``.
+    """
+    path = lock_path(name)
+    again = f"run `python -m cai lock experiment={name}`"
+    if not path.is_file():
+        return [Problem(str(path), "there is no lock", again)]
+    lock = read_lock(path)
+    locked = [str(word) for word in lock.get("overrides", ()) if not str(word).startswith("experiment=")]
+    again = f"if that is meant, run `python -m cai lock {shlex.join([f'experiment={name}', *locked])}`"
+    plan = compile_plan([f"experiment={name}", *locked, *overrides])
+    words = list(stale(lock, plan, str(path)))
+    return [Problem(str(path), f"is stale: {said}", again if said is words[-1] else "") for said in words]
+
+
+def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A plan as the plain data of a lock. ``overrides`` are those it was compiled with, the experiment's name first."""
+    counts = next((dict(s.ingredients["engine"]) for s in plan.steps if "engine" in s.ingredients), {})
+    constitution = constitution_of(plan)
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "experiment": plan.experiment,
+        "overrides": list(overrides),
+        "description": str(plan.source.get("description", "")),
+        "seed": plan.seed,
+        "engine": {"settings": {k: v for k, v in plan.engine.items() if k != "uses"}, "counts": counts},
+    }
+    if constitution is not None:
+        found["constitution"] = dict(constitution)
+    if read := {source_name(step): _data(step) for step in plan.steps if step.kind == "read"}:
+        found["data"] = read
+    return {**found, "steps": [_step_data(step, counts) for step in plan.steps]}
+
+
+def _data(step: Step) -> dict[str, Any]:
+    """A data source: its settings, and what of its identity they do not say."""
+    source, identity = step.spec["source"], step.ingredients["data"]
+    more = {k: v for k, v in identity.items() if k not in _SAID}
+    return {"source": {k: v for k, v in source.items() if v not in (None, {})}, **more}
+
+
+def _step_data(step: Step, counts: Mapping[str, Any]) -> dict[str, Any]:
+    made = step.ingredients
+    found: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": made.get("version")}
+    found["key"] = step.key[:DIGITS]
+    if step.kind == "read":
+        rows = step.estimate.get("rows")
+        return {**found, "data": source_name(step), "part": made["part"], **({} if rows is None else {"rows": rows})}
+    if step.kind == "fetch":
+        told = {k: made[k] for k in ("model", "format") if k in made}
+        return {**found, "counts": told, "spec": {k: v for k, v in step.spec.items() if v not in ("", None)}}
+    found["inputs"] = step.inputs
+    if "engine" in made:
+        found["engine"] = "counts" if canonical(made["engine"]) == canonical(counts) else made["engine"]
+    if "constitution" in made:
+        found["principles"] = list(dict.fromkeys(f for entry in made["constitution"]["principles"] for f in entry))
+    if "template" in made:
+        found["template"] = {"name": step.resources.get("template", {}).get("name"), "sha256": made["template"]}
+    if "templates" in made:
+        names = step.resources.get("templates", {})
+        found["templates"] = {
+            k: {"name": names.get(k, {}).get("name"), "sha256": v} for k, v in made["templates"].items()
+        }
+    if "texts" in made:
+        found["texts"] = {k: {"file": step.spec.get(k), "sha256": v} for k, v in made["texts"].items()}
+    found["settings"] = made.get("spec", {})
+    if asked := {name: step.resources[name] for name in ("api_keys", "servers") if name in step.resources}:
+        found["endpoints"] = asked
+    if runtime := _runtime(step):
+        found["runtime"] = runtime
+    return found
+
+
+def _runtime(step: Step) -> dict[str, Any]:
+    """Leaves of a spec that do not count, by path."""
+    counted, texts = flat(step.ingredients.get("spec", {})), step.ingredients.get("texts", {})
+    roles = tuple(step.inputs)
+    left = {
+        path: value
+        for path, value in flat(step.spec).items()
+        if path not in counted and path not in texts and path != "kind"
+    }
+    return {p: v for p, v in left.items() if not any(p == r or p.startswith((f"{r}.", f"{r}[")) for r in roles)}
+
+
+def lock_text(data: Mapping[str, Any]) -> str:
+    """The bytes of a lock: the same plan gives the same."""
+    named = " ".join(" ".join(data["overrides"]).split())
+    head = f"# Written by `python -m cai lock {named}`. `python -m cai validate --locked` says whether it is stale.\n"
+    return head + dumps(dict(data))
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The data of a lock.
+
+    Raises:
+        SpecError: when it is not there or is no lock of this format.
+    """
+    found = dict(load_mapping(path, str(path)))
+    if found.get("format") != FORMAT or not isinstance(found.get("steps"), list):
+        raise SpecError(Problem(str(path), f"is no lock of format {FORMAT}", "make one with `python -m cai lock`"))
+    return found
+
+
+def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
+    """The plan that a lock stands for; its keys have 16 digits, and of texts only the digests are known.
+
+    Raises:
+        SpecError: when the data is no lock.
+    """
+    try:
+        steps = tuple(_step_of(data, step) for step in data["steps"])
+        return Plan(
+            experiment=str(data["experiment"]),
+            seed=int(data["seed"]),
+            engine=dict(data["engine"]["settings"]),
+            steps=steps,
+            source={"description": str(data.get("description", ""))},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpecError(
+            Problem(where, f"cannot be read as a lock ({error})", "make one with `python -m cai lock`")
+        ) from error
+
+
+def _step_of(data: Mapping[str, Any], step: Mapping[str, Any]) -> Step:
+    name, kind, key = str(step["name"]), str(step["kind"]), str(step["key"])
+    made: dict[str, Any] = {"kind": kind, "version": step["version"]}
+    resources: dict[str, Any] = {}
+    if kind == "read":
+        source = {**_DEFAULTS, **data["data"][step["data"]]["source"]}
+        identity = {**{k: source[k] for k in _SAID}, "splits": [[k, v] for k, v in source["splits"].items()]}
+        identity |= {k: v for k, v in data["data"][step["data"]].items() if k != "source"}
+        spec = {"kind": kind, "source": source, "part": step["part"]}
+        made |= {"data": identity, "part": step["part"]}
+        return Step(name, kind, "", key, data["seed"], {}, spec, {}, made, {"rows": step.get("rows")})
+    if kind == "fetch":
+        spec = {"kind": kind, **_EMPTY, **step["spec"]}
+        return Step(name, kind, "", key, data["seed"], {}, spec, {}, {**made, **step["counts"]})
+    made["spec"] = step["settings"]
+    resources |= step.get("endpoints", {})
+    if "engine" in step:
+        made["engine"] = data["engine"]["counts"] if step["engine"] == "counts" else step["engine"]
+    if "principles" in step:
+        constitution = Constitution.from_json(data["constitution"])
+        made["constitution"] = {"principles": constitution.identity(tuple(step["principles"]))}
+        resources["constitution"] = data["constitution"]
+    if "template" in step:
+        made["template"] = step["template"]["sha256"]
+        resources["template"] = {"name": step["template"]["name"]}
+    if "templates" in step:
+        made["templates"] = {label: t["sha256"] for label, t in step["templates"].items()}
+        resources["templates"] = {label: {"name": t["name"]} for label, t in step["templates"].items()}
+    texts = step.get("texts", {})
+    if texts:
+        made["texts"] = {field: text["sha256"] for field, text in texts.items()}
+    made["seed"] = data["seed"]
+    spec = {**step["settings"], **{field: text["file"] for field, text in texts.items()}, **step.get("runtime", {})}
+    return Step(name, kind, "", key, data["seed"], dict(step["inputs"]), spec, resources, made)
+
+
+def stale(lock: Mapping[str, Any], plan: Plan, where: str) -> Iterator[str]:
+    """What differs between a lock and the plan that its experiment has now, in the words of a review.
+
+    Raises:
+        SpecError: when the data is no lock.
+    """
+    locked = plan_of_lock(lock, where)
+    now = lock_data(_as_decided(plan, lock), lock.get("overrides", ()))
+    if canonical(now) == canonical(dict(lock)):
+        return
+    changes = [change.words for change in compare(locked, plan_of_lock(now, where))]
+    yield from changes or ["it was written by another version of this program, or by hand"]
+
+
+def _as_decided(plan: Plan, lock: Mapping[str, Any]) -> Plan:
+    """The plan as it would be on the machine that wrote the lock, where the experiment leaves the machine to decide."""
+    asked = {k for k, v in plan.engine.items() if v == "auto" and lock["engine"]["settings"].get(k) == "auto"}
+    decided = {k: v for k, v in lock["engine"]["counts"].items() if k in asked}
+    keys: dict[str, str] = {}
+    steps = []
+    for step in plan.steps:
+        made = dict(step.ingredients)
+        if "engine" in made:
+            made["engine"] = {k: decided.get(k, v) for k, v in made["engine"].items()}
+        if "inputs" in made:
+            made["inputs"] = _replaced(made["inputs"], keys)
+        keys[step.key] = key_of(made)
+        steps.append(replace(step, ingredients=made, key=keys[step.key]))
+    return replace(plan, steps=tuple(steps))
+
+
+def _replaced(value: Any, keys: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return keys.get(value, value)
+    if isinstance(value, Mapping):
+        return {name: _replaced(inner, keys) for name, inner in value.items()}
+    return [_replaced(inner, keys) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,214 @@
+"""A review as Markdown for a pull request: what changed on top, what is long folded, never longer than GitHub takes.
+
+The document is a list of whole blocks. Where it would be too long it is written again with shorter texts, and at last
+cut between two blocks, so that no fold and no fence is left open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from cai.review.changes import Change
+from cai.review.gates import Verdict
+from cai.review.labels import Flips
+from cai.review.marks import code, lines, safe, table, words
+from cai.review.phrases import (
+    again,
+    by_section,
+    cost_words,
+    flip_words,
+    headline,
+    matrix_rows,
+    metric_row,
+    moved,
+    number,
+    plural,
+    result_notes,
+    step_cost,
+    trimmed,
+    untouched,
+    verdict,
+)
+from cai.review.results import Results, Sample
+from cai.review.review import Review
+
+LIMIT = 65_000
+"""Characters, as UTF-16 counts them: GitHub takes 65,536 in a comment, and its poster adds a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much is shown: characters of a word diff and of an answer, lines of a line diff, rows of a table."""
+
+    characters: int
+    lines: int
+    rows: int
+
+
+_DETAILS = (Detail(4000, 300, 200), Detail(800, 40, 60), Detail(200, 8, 25))
+_LONG = 400
+"""Characters of changed texts from which on a change is folded."""
+
+
+def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None = None) -> str:
+    """The Markdown of one review, or with ``since`` of every experiment that differs."""
+    for detail in _DETAILS:
+        blocks = list(_blocks(reviews, verdicts, since, detail))
+        if detail is not _DETAILS[0]:
+            blocks.insert(1, "_Shortened to what a comment can hold; `python -m cai diff` shows all._")
+        if _size(blocks) <= LIMIT:
+            return _joined(blocks)
+    note = "_Cut here: a comment holds no more. `python -m cai diff` shows all._"
+    kept = blocks[:1]
+    for block in blocks[1:]:
+        if _size([*kept, block, note]) <= LIMIT:
+            kept.append(block)
+    return _joined([*kept, note])
+
+
+def _size(blocks: Sequence[str]) -> int:
+    return len(_joined(blocks).encode("utf-16-le")) // 2
+
+
+def _joined(blocks: Sequence[str]) -> str:
+    return "\n\n".join(blocks) + "\n"
+
+
+def _blocks(
+    reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None, detail: Detail
+) -> Iterator[str]:
+    if since is not None:
+        differ = f"{plural(len(reviews), 'experiment')} {'differ' if len(reviews) != 1 else 'differs'}"
+        yield f"## {differ if reviews else 'No experiment differs'} from {code(since)}"
+        if len(reviews) > 1:
+            yield "\n".join(f"- {safe(headline(review))}" for review in reviews)
+    for review, said in zip(reviews, verdicts, strict=True):
+        yield f"### {safe(headline(review))}"
+        yield f"From {code(review.before[0])} to {code(review.after[0])}."
+        if failed := [v for v in said if v.failed]:
+            yield "\n".join(f"- **Held back by {code(v.gate)}**: {_said(v.why)}" for v in failed)
+        yield from _review(review, detail)
+
+
+def _review(review: Review, detail: Detail) -> Iterator[str]:
+    if review.problems:
+        yield "\n".join(f"- {_said(problem)}" for problem in review.problems[: detail.rows])
+    for title, changes in by_section(review).items():
+        yield f"#### {title}"
+        yield from _tight([_change(change, detail) for change in changes])
+    if review.effects and not review.same:
+        yield from _steps(review, detail)
+    if review.results is not None:
+        yield from _results(review.results, detail)
+
+
+def _tight(items: Sequence[str]) -> Iterator[str]:
+    """Items of one line stand together; one with texts under it is a block of its own, so that it can be left out."""
+    for long, found in groupby(items, lambda item: "\n" in item):
+        told = list(found)
+        yield from told if long else ["\n".join(told)]
+
+
+def _said(text: str) -> str:
+    return safe(text.replace(" -> ", " → "))
+
+
+def _change(change: Change, detail: Detail) -> str:
+    told = [f"- {_said(change.words)}"]
+    body: list[str] = []
+    for text in change.texts:
+        if not text.pieces:
+            body.append(f"  - {safe(text.field)}: only the digests are known here")
+        elif text.how == "words":
+            body.append(f"  - {safe(text.field)}: {words(trimmed(text.pieces, detail.characters))}")
+        else:
+            body += ["", *(f"  {line}" for line in lines(text.pieces, detail.lines))]
+    if sum(map(len, body)) > _LONG:
+        return "\n".join([*told, "", *_folded("the text", _unindented(body), "  ")])
+    return "\n".join([*told, *body])
+
+
+def _unindented(body: Sequence[str]) -> list[str]:
+    return [line.removeprefix("  ") for line in body]
+
+
+def _folded(summary: str, body: Sequence[str], indent: str = "") -> list[str]:
+    told = [f"<details><summary>{summary}</summary>", "", *body, "", "</details>"]
+    return [f"{indent}{line}" if line else line for line in told]
+
+
+def _steps(review: Review, detail: Detail) -> Iterator[str]:
+    yield "#### What runs again"
+    run = [effect for effect in review.effects if effect.action in ("rerun", "new")]
+    gone = [effect.name for effect in review.effects if effect.action == "removed"]
+    told = []
+    if again(review):
+        steps = len([e for e in review.effects if e.action != "removed"])
+        told.append(f"**{again(review)} of {plural(steps, 'step')}**: {safe(cost_words(review.totals))}.")
+        if review.totals["stored"]:
+            told.append(f"{review.totals['stored']} of these already in this store.")
+    else:
+        told.append("Nothing: every step keeps its key.")
+    if gone:
+        told.append(f"No longer made: {safe(', '.join(gone))}.")
+    yield " ".join(told)
+    if run:
+        rows = [[safe(e.name), _said(e.why or "new"), *map(safe, step_cost(e.estimate))] for e in run[: detail.rows]]
+        shown = table(["step", "why", "rows", "calls", "tokens read / written", "time"], rows, right=2)
+        more = [] if len(run) <= detail.rows else ["", f"and {len(run) - detail.rows} more"]
+        yield "\n".join(_folded("Every step that runs again, and why", [*shown, *more]))
+    if kept := untouched(review):
+        names = ", ".join(kept[: detail.rows]) + (", ..." if len(kept) > detail.rows else "")
+        yield "\n".join(_folded(f"{plural(len(kept), 'step')} untouched", [safe(names, 4000)]))
+
+
+def _results(found: Results, detail: Detail) -> Iterator[str]:
+    yield "#### What came of it"
+    if notes := result_notes(found):
+        yield "\n".join(f"- {safe(note)}" for note in notes)
+    for evaluation in found.evaluations:
+        changed = moved(evaluation.metrics)
+        clear = [m for m in changed if verdict(m) in ("worse", "better", "clear")]
+        rest = [m for m in changed if m not in clear]
+        head = [safe(evaluation.step), "before", "after", "difference on the same prompts", ""]
+        if clear:
+            yield "\n".join(table(head, [[safe(cell) for cell in metric_row(m)] for m in clear[: detail.rows]], 1))
+        else:
+            yield f"No figure of {safe(evaluation.step)} moved beyond doubt."
+        if rest:
+            shown = table(head, [[safe(cell) for cell in metric_row(m)] for m in rest[: detail.rows]], 1)
+            same = len(evaluation.metrics) - len(changed)
+            more = ["", f"{plural(same, 'figure')} did not move."] if same else []
+            yield "\n".join(_folded(f"{plural(len(rest), 'figure')} that may have moved by chance", [*shown, *more]))
+    for flips in found.flips:
+        yield _flips(flips)
+    for evaluation in found.evaluations:
+        if evaluation.samples:
+            yield "\n".join(_folded("The answers that changed most", _samples(evaluation.samples, detail)))
+
+
+def _flips(flips: Flips) -> str:
+    said = "; ".join(flip_words(flips))
+    told = [f"**Labels of {safe(flips.step)}**: {safe(said)}."]
+    for other, title in ((False, "the same answers"), (True, "answers written anew")):
+        if not flips.still and (flips.written_anew if other else flips.pairs):
+            head, *rows = matrix_rows(flips, other)
+            cells = [[safe(cell) for cell in row] for row in rows]
+            told += ["", f"Pairs of {title}:", "", *table([safe(cell) for cell in head], cells, 1)]
+    return "\n".join(told)
+
+
+def _samples(samples: Sequence[Sample], detail: Detail) -> list[str]:
+    told: list[str] = []
+    limit = min(detail.characters, 600)
+    for sample in samples:
+        answers = [safe(text, limit) or "(empty)" for text in (sample.before, sample.after)]
+        told += [f"**{safe(sample.group)}**, {safe(sample.model)}: {safe(sample.prompt, limit)}", ""]
+        heads = [
+            f"{side}{'' if reward is None else f', reward {safe(number(reward))}'}"
+            for side, reward in zip(("before", "after"), sample.rewards, strict=True)
+        ]
+        told += [*table(heads, [answers]), ""]
+    return told[:-1]
