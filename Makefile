@@ -19,10 +19,10 @@ quickstart: install
 	@$(BIN)/python -m cai
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: install
-	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

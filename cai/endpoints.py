@@ -9,6 +9,8 @@ from cai.clients.settings import Prices
 from cai.errors import Problem
 from cai.experiment import Experiment, ModelSpec
 from cai.stages.base import Estimate, StageSpec
+from cai.stages.evaluate import EvaluateSpec
+from cai.stages.evaluate_adherence import AdherenceScoring
 from cai.stages.fetch import API
 from cai.stages.judge import JudgeSpec
 from cai.stages.judging import Scoring
@@ -47,6 +49,14 @@ def endpoint_problems(
             what = f"scoring '{spec.scoring.value}' reads log-probabilities that '{step}' is not said to tell"
             hint = f"use `scoring: choice`, or say `models.{step}.logprobs: {wanted}` where its server does"
             yield Problem(f"{path}.scoring", what, hint)
+        elif role == "adherence" and not model.logprobs and _reads_logprobs(spec):
+            what = f"adherence_scoring 'logprob' reads log-probabilities that '{step}' is not said to tell"
+            hint = f"use `adherence_scoring: choice`, or say `models.{step}.logprobs: top` where its server does"
+            yield Problem(f"{path}.adherence_scoring", what, hint)
+
+
+def _reads_logprobs(spec: StageSpec) -> bool:
+    return isinstance(spec, EvaluateSpec) and spec.adherence_scoring is AdherenceScoring.LOGPROB
 
 
 def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict[str, Any]:

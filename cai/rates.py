@@ -22,7 +22,7 @@ _PER_SECOND = {
     "reward": (1200.0, 4000.0),
     "rl": (130.0, 4000.0),
 }
-_FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0}
+_FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "snapshot": 1.0}
 _START = 2.0  # Seconds to load a model.
 
 

@@ -110,7 +110,7 @@ def _outputs(work: _Work) -> dict[str, str]:
     """The last step that makes each kind of result: what ``chat``, ``serve`` and the summary take."""
     found: dict[str, str] = {}
     for step in work.steps.values():
-        if step.makes in ("model", "reward_model", "evaluation") and step.kind != "fetch":
+        if step.makes in ("model", "reward_model", "evaluation") and step.kind not in ("fetch", "snapshot"):
             found[step.makes] = step.name
     if "model" not in found:
         fetched = (s for s in work.steps.values() if s.kind == "fetch")

@@ -99,11 +99,11 @@ def print_summary(result: RunResult, console: Console | None = None) -> None:
     console.print(Text(f"\nThis summary is kept in {plain(_short(str(path)))}", style="dim"))
 
 
-def interval(figure: Mapping[str, Any] | None, share: bool = False) -> str:
+def interval(figure: Mapping[str, Any] | None, share: bool = False, digits: int = 2) -> str:
     """A figure with its 95 % interval: ``0.42 [0.31, 0.53]``, ``82% [71%, 90%]``; ``-`` when there is none."""
     if not figure or figure["value"] is None:
         return "-"
-    form = "{:.0%}" if share else "{:.2f}"
+    form = "{:.0%}" if share else f"{{:.{digits}f}}"
     shown = form.format(figure["value"])
     if figure["low"] is not None and figure["high"] is not None:
         shown += f" [{form.format(figure['low'])}, {form.format(figure['high'])}]"
@@ -115,6 +115,9 @@ def _evaluation(report: Mapping[str, Any], examples: int) -> Iterator[Block]:
     yield Block("heading", ("What changed",))
     for name, found in report["sets"].items():
         yield from _set(name, found, models)
+    yield from _ratings(report)
+    yield from _revisions(report.get("revisions", {}))
+    yield from _adherence(report.get("adherence", {}), models)
     yield from _reward_model(report["reward_model"])
     yield from _answers(report["examples"], models[0], models[-1], examples)
     yield Block("heading", ("What the numbers do not show",))
@@ -177,6 +180,47 @@ def _reward_model(sets: Mapping[str, Any]) -> Iterator[Block]:
         (name, interval(found["accuracy"], share=True), str(found["accuracy"]["n"])) for name, found in sets.items()
     ]
     yield Block("table", rows=tuple(rows))
+
+
+def _ratings(report: Mapping[str, Any]) -> Iterator[Block]:
+    """Elo by axis and refusals of safe requests, a line for each model; older evaluations have neither."""
+    elo, refused = report.get("elo", {}), report.get("over_refusal", {})
+    columns = [[axis, *(interval(f["models"].get(m), digits=0) for m in report["models"])] for axis, f in elo.items()]
+    if refused:
+        columns.append(["refuses safe requests", *(interval(refused.get(m), share=True) for m in report["models"])])
+    if not columns:
+        return
+    told = f"Elo from the rewards on each axis, '{report['models'][0]}' at 0" if elo else ""
+    told += ", and " if elo and refused else ""
+    told += "how often safe requests are declined, all sets together" if refused else ""
+    yield Block("text", (f"{told[0].upper()}{told[1:]}:",))
+    yield Block("table", rows=tuple(zip(["model", *report["models"]], *columns, strict=True)))
+
+
+def _revisions(found: Mapping[str, Any]) -> Iterator[Block]:
+    for label, revised in found.items():
+        yield Block("text", (f"Reward by revision in '{label}' ({revised['rows']} answers):",))
+        rows: list[tuple[str, ...]] = [
+            ("round", "reward", "change since the first answer", "better than the round before")
+        ]
+        for told in revised["rounds"]:
+            figures = (told["reward"], told["change"] if told["round"] else None)
+            rows.append((str(told["round"]), *map(interval, figures), interval(told["wins"], share=True)))
+        yield Block("table", rows=tuple(rows))
+        if len(revised["by_principle"]) > 1:
+            by = sorted(revised["by_principle"].items(), key=lambda item: -(item[1]["change"]["value"] or 0))
+            drawn = [("principle", "change by its rounds", "rounds")]
+            drawn += [(name, interval(one["change"]), str(one["n"])) for name, one in by]
+            yield Block("table", rows=tuple(drawn))
+
+
+def _adherence(found: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
+    for name, by_model in found.get("sets", {}).items():
+        yield Block("text", (f"Answers on '{name}' that violate a principle, as '{found['model']}' judges:",))
+        rows: list[tuple[str, ...]] = [("principle", *models)]
+        for principle in by_model[models[0]]:
+            rows.append((principle, *(interval(by_model[model][principle], share=True) for model in models)))
+        yield Block("table", rows=tuple(rows))
 
 
 def _answers(shown: Sequence[Mapping[str, Any]], first: str, last: str, limit: int) -> Iterator[Block]:

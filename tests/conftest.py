@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is loaded: several test processes share the cores, and threads that spin for each other cost more than
+# tiny models could gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.nemo_help import finished  # noqa: F401 - fixtures that several files share
 from tests.slurm_cluster import slurm  # noqa: F401
 
@@ -23,10 +27,18 @@ _TEXTS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs a Slurm cluster or a whole finished run is long."""
+    """Whatever needs a Slurm cluster or a whole finished run is long; files with the most to do come first.
+
+    Files are dealt to processes in this order: a long one that came last would be waited for by all others.
+    """
+    weight: dict[Path, int] = {}
     for item in items:
-        if {"slurm", "finished"} & set(getattr(item, "fixturenames", ())):
+        needs = set(getattr(item, "fixturenames", ()))
+        if {"slurm", "finished"} & needs:
             item.add_marker(pytest.mark.long)
+        if item.get_closest_marker("long"):
+            weight[item.path] = weight.get(item.path, 0) + (5 if "finished" in needs else 1)
+    items.sort(key=lambda item: -weight.get(item.path, 0))
 
 
 class NoProgress:

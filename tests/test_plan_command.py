@@ -18,6 +18,7 @@ from cai.plan import plan_from_json
 GOLDEN = Path(__file__).parent / "golden"
 PINNED = {
     "quickstart": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
+    "revisions": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
     "mistral_rl_cai": ["engine.program=python"],
     "paper_rl_cai": ["engine.program=python"],
 }
@@ -136,7 +137,24 @@ def test_the_schemas_in_docs_are_those_of_the_code():
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "plan", "apply", "validate", "list", "show", "schema", "rows", "store", "import", "chat", "serve"]
+    "verb",
+    [
+        "",
+        "plan",
+        "apply",
+        "validate",
+        "list",
+        "show",
+        "schema",
+        "rows",
+        "store",
+        "import",
+        "chat",
+        "serve",
+        "diff",
+        "lock",
+        "report",
+    ],
 )
 def test_every_verb_has_help(tmp_path, verb):
     done = cai(*([verb] if verb else []), "-h", cwd=tmp_path)

@@ -33,6 +33,7 @@ def test_every_kind_names_itself_and_says_what_it_makes() -> None:
         "judge": "comparisons",
         "reward": "reward_model",
         "rl": "model",
+        "snapshot": "model",
         "evaluate": "evaluation",
     }
 

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -257,8 +258,12 @@ def undisturbed(tmp_path: Path, plan: Plan) -> dict[str, bytes]:
             os.environ["CAI_TEST_PAUSE"] = pause
 
 
-def queue(cluster: Cluster) -> list[str]:
-    return cluster.command("squeue", "--noheader", "--format=%i").split()
+def queue(cluster: Cluster, patience: float = 20.0) -> list[str]:
+    """What Slurm still lists; jobs that are on their way out have a while to be gone."""
+    end = time.monotonic() + patience
+    while (left := cluster.command("squeue", "--noheader", "--format=%i").split()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
 
 
 def test_a_plan_runs_as_a_chain_of_jobs_and_leaves_what_a_local_run_leaves(

@@ -10,6 +10,7 @@ from typing import Any
 from cai.engines.base import Engine, Places
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
+from cai.engines.snapshots import problems, refused
 from cai.errors import Problem
 from cai.launchers.base import Command
 from cai.launchers.settings import Local, Slurm
@@ -67,6 +68,10 @@ def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs:
     }
 
 
+def _embedded_check(settings: EmbeddedSettings, plan: Plan, where: Where) -> Checked:
+    return Checked(problems(plan, where))
+
+
 def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
     from cai.engines.embedded.engine import EmbeddedEngine
 
@@ -86,6 +91,8 @@ def _nemo_describe(settings: NemoAlignerSettings) -> dict[str, Any]:
 
 
 def _nemo_check(settings: NemoAlignerSettings, plan: Plan, where: Where) -> Checked:
+    if kept := refused(plan, "nemo_aligner", where):
+        return Checked(kept)  # the rest of the checks reads settings that have no snapshots
     from cai.engines.nemo_aligner.checks import check
 
     found = check(settings, plan, where)
@@ -105,7 +112,7 @@ def _nemo(settings: NemoAlignerSettings, plan: Plan | None, run_dir: Path | None
 
 
 ENGINES: dict[str, EngineKind] = {
-    "embedded": EngineKind(EmbeddedSettings, _embedded_identity, describe, _embedded),
+    "embedded": EngineKind(EmbeddedSettings, _embedded_identity, describe, _embedded, check=_embedded_check),
     "nemo_aligner": EngineKind(
         NemoAlignerSettings,
         _nemo_identity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cai.stages import evaluate, fetch, judge, mix, read, respond, revise, reward, rl, sample, sft
+from cai.stages import evaluate, fetch, judge, mix, read, respond, revise, reward, rl, sample, sft, snapshot
 from cai.stages.base import Context, Outcome, StageSpec
 
 
@@ -27,5 +27,6 @@ KINDS: dict[str, StageKind] = {
     "judge": StageKind(judge.JudgeSpec, judge.run),
     "reward": StageKind(reward.RewardSpec, reward.run),
     "rl": StageKind(rl.RlSpec, rl.run),
+    "snapshot": StageKind(snapshot.SnapshotSpec, snapshot.run),
     "evaluate": StageKind(evaluate.EvaluateSpec, evaluate.run),
 }

@@ -8,11 +8,12 @@ from typing import Any
 SMALL = 30
 CORRELATED = 0.5
 GAP = 0.15
+OFTEN = 0.1
 
 
 def caveats(report: Mapping[str, Any]) -> list[str]:
     """Every doubt that the figures of an evaluation give cause for."""
-    return [*_of_the_reward_model(report), *_of_the_answers(report)]
+    return [*_of_the_reward_model(report), *_of_the_answers(report), *_of_ratings(report), *_of_principles(report)]
 
 
 def _of_the_reward_model(report: Mapping[str, Any]) -> Iterator[str]:
@@ -71,6 +72,10 @@ def _of_the_answers(report: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{where}: only {now['ended']['value']:.0%} of its answers end by themselves; the rest are cut."
             if now["empty"]:
                 yield f"{where} gives {now['empty']} empty answers."
+            for field, words in (("evasive", "evades the question"), ("repetition", "repeats itself")):
+                figure = now.get(field)
+                if figure and figure["value"] is not None and figure["value"] > OFTEN:
+                    yield f"{where} {words} in {figure['value']:.0%} of its answers."
             if model == first:
                 continue
             if (
@@ -85,3 +90,34 @@ def _of_the_answers(report: Mapping[str, Any]) -> Iterator[str]:
         for win in found["wins"]:
             if win["low"] is not None and win["low"] <= 0.5 <= win["high"]:
                 yield f"On '{name}', '{win['model']}' against '{win['against']}': the win rate may be chance."
+
+
+def _of_ratings(report: Mapping[str, Any]) -> Iterator[str]:
+    for axis, found in report.get("elo", {}).items():
+        reference, rows = found["reference"], found["rows"]
+        if rows < SMALL:
+            yield f"The Elo of '{axis}' rests on only {rows} prompts."
+        open_ended = [m for m, f in found["models"].items() if m != reference and f["low"] is None]
+        if open_ended and rows >= 3:
+            told = ", ".join(f"'{model}'" for model in open_ended)
+            yield (
+                f"On '{axis}' a model won or lost every comparison, so how far {told} is from '{reference}' in Elo "
+                "follows from the prior; read it as 'at least so far'."
+            )
+
+
+def _of_principles(report: Mapping[str, Any]) -> Iterator[str]:
+    for label, found in report.get("revisions", {}).items():
+        if found["rows"] < SMALL:
+            yield f"'{label}' has only {found['rows']} revised answers; figures by round and by principle are rough."
+        last = found["rounds"][-1]["change"] if found["rounds"] else None
+        if last and last["low"] is not None and last["low"] <= 0:
+            word = "lower" if last["high"] < 0 else "do not clearly raise"
+            yield f"The revisions of '{label}' {word} the reward."
+    asked = report.get("adherence", {})
+    if asked:
+        judge = asked["model"]
+        yield f"Which principles are violated is the opinion of '{judge}': compare models by it, not principles."
+        if asked["asked"] and asked["unread"] / asked["asked"] > OFTEN:
+            share = asked["unread"] / asked["asked"]
+            yield f"Of what '{judge}' was asked about principles, {share:.0%} has no readable answer."

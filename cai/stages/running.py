@@ -93,7 +93,7 @@ class Mean:
 
 
 def _wilson(value: float, worth: float) -> tuple[float, float]:
-    found = share(value * worth, worth)  # type: ignore[arg-type]  # a share of 12.5 values is as good
+    found = share(value * worth, worth)  # a share of 12.5 values is as good
     return found["low"], found["high"]
 
 

@@ -1,22 +1,26 @@
-"""The intervals behind every figure of an evaluation. Shares get Wilson's interval, means a bootstrap over prompts."""
+"""The intervals behind every figure of an evaluation. Shares get Wilson's interval, means a bootstrap over prompts.
+
+scipy and statsmodels compute them; only counts of words are made by hand. docs/evaluation.md has the definitions.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Z95 = 1.959963984540054
 
 
-def share(successes: float, n: int) -> dict[str, Any]:
+def share(successes: float, n: float) -> dict[str, Any]:
     """A share with its 95 % Wilson interval (E. B. Wilson, 1927). Half successes (ties) are allowed."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
-    p, z = successes / n, Z95
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    return {"value": successes / n, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
 
 
 def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
@@ -63,3 +67,64 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float | None:
     """Different ``n``-grams of words over all of them (arXiv 1510.03055); low means that answers repeat themselves."""
     grams = [tuple(words[i : i + n]) for words in (t.lower().split() for t in texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
+
+
+def self_bleu(texts: Sequence[str], order: int = 4) -> float | None:
+    """Mean BLEU of each text against all the others (arXiv 1802.01886): 1 when all say the same, low when they vary.
+
+    BLEU is the geometric mean of the clipped precisions up to ``order`` words, with the brevity penalty against the
+    reference nearest in length; precisions of two words and more get one added to both counts (Lin and Och, 2004), so
+    that a missing one does not make the whole 0. By hand because no library that is needed anyway has it; the highest
+    and second highest count of every n-gram make it linear in the number of words. None below two texts with words.
+    """
+    split = [words for words in (text.lower().split() for text in texts) if words]
+    if len(split) < 2:
+        return None
+    lengths = sorted(map(len, split))
+    grams = [[_grams(words, n) for words in split] for n in range(1, order + 1)]
+    most = [_highest(counted) for counted in grams]
+    scores = []
+    for i, words in enumerate(split):
+        logs = []
+        for n, (counted, highest) in enumerate(zip(grams, most, strict=True), 1):
+            mine = counted[i]
+            if not mine:
+                break  # too short to have any
+            matched = sum(min(count, _elsewhere(highest, gram, i)) for gram, count in mine.items())
+            more = 1 if n > 1 else 0
+            precision = (matched + more) / (sum(mine.values()) + more)
+            logs.append(math.log(precision) if precision else -math.inf)
+        scores.append(math.exp(min(0.0, 1 - _nearest(lengths, len(words)) / len(words)) + sum(logs) / len(logs)))
+    return math.fsum(scores) / len(scores)
+
+
+Gram = tuple[str, ...]
+_Highest = Mapping[Gram, tuple[int, int, int]]
+"""By n-gram: its highest count in a text, which text that is, and its highest count in any other."""
+
+
+def _grams(words: Sequence[str], n: int) -> Counter[Gram]:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _highest(counted: Sequence[Counter[Gram]]) -> _Highest:
+    found: dict[Gram, tuple[int, int, int]] = {}
+    for i, counts in enumerate(counted):
+        for gram, count in counts.items():
+            first, owner, second = found.get(gram, (0, -1, 0))
+            found[gram] = (count, i, first) if count > first else (first, owner, max(second, count))
+    return found
+
+
+def _elsewhere(highest: _Highest, gram: Gram, text: int) -> int:
+    first, owner, second = highest[gram]
+    return second if owner == text else first
+
+
+def _nearest(lengths: Sequence[int], length: int) -> int:
+    """The length of the other text that is nearest to ``length``, the shorter one where two are."""
+    from bisect import bisect_left
+
+    at = bisect_left(lengths, length)
+    others = [*lengths[max(0, at - 1) : at], *lengths[at + 1 : at + 2]]
+    return min(others, key=lambda other: (abs(other - length), other))

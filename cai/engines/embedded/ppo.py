@@ -7,6 +7,7 @@ and rollouts come from the very layers that learn. One iteration: sample, score,
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ from cai.engines.embedded.optim import Optimizer
 from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
 from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
 from cai.engines.embedded.rollouts import Answer, Asked, Ends, sample
+from cai.engines.embedded.settings import SnapshotRlSettings
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.snapshots import put_file, snapshot_folder
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import file_digest
 
@@ -60,7 +63,8 @@ def train_ppo(
 
     ``score`` replaces the reward model's scores (rewards of (prompt, answer) texts). KL is in nats per answer. With
     ``kl_limit`` each iterate is measured on fresh rollouts, the last one too; the first beyond the limit is
-    discarded and the one before it is the result.
+    discarded and the one before it is the result. Snapshots are folders like ``dest``, under it; of an iteration that
+    training did not come to, or that was discarded, the result itself stands for the snapshot.
 
     Raises:
         SpecError: when a separate critic reads other tokens than the policy.
@@ -111,6 +115,7 @@ class _Run:
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
         )
+        self.snapshots = settings.snapshots if isinstance(settings, SnapshotRlSettings) else ()
         self.belongs = checkpoints.fingerprint(settings, seed, prompts, *stop, str(self.policy.dtype))
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
@@ -135,11 +140,14 @@ class _Run:
             progress.note("rl.iteration", iterations=settings.iterations, **self.rows[-1])
             if iteration < settings.iterations:
                 progress.advance(rows=settings.rollouts, tokens=self.rows[-1]["tokens"])
+                if iteration + 1 in self.snapshots and not self.stopped:
+                    self._keep(work, iteration + 1)  # before the checkpoint, which says that it is there
             if self.stopped or iteration + 1 == measured or (iteration + 1) % settings.checkpoint_every == 0:
                 checkpoints.save(path, self.belongs, self._state(iteration + 1))
                 self._tell(dest, work)
         self._tell(dest, work)
         self.policy.save(dest)
+        self._put_snapshots(dest, work)
         return Trained(self._metrics(), dict(self.dropped))
 
     def _restore(self, path: Path) -> int:
@@ -161,6 +169,32 @@ class _Run:
             "safe": self.safe,
             "stopped": self.stopped,
         }
+
+    @property
+    def _trained(self) -> int:
+        """Iterations whose updates the policy holds."""
+        discarded = any(row.get("discarded") for row in self.rows)
+        return sum(bool(row["training"]) for row in self.rows) - (1 if discarded else 0)
+
+    def _keep(self, work: Path, iteration: int) -> None:
+        """Save the policy as it is now. Renamed last, so that a folder in place is whole."""
+        folder = snapshot_folder(work, iteration)
+        partial = folder.with_name(f"{folder.name}.partial")
+        for old in (partial, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        self.policy.save(partial)
+        partial.rename(folder)
+
+    def _put_snapshots(self, dest: Path, work: Path) -> None:
+        """Put the snapshots beside the model. They stay in ``work``: a kill may come before the result is recorded."""
+        for iteration in self.snapshots:
+            folder = snapshot_folder(dest, iteration)
+            folder.mkdir(parents=True, exist_ok=True)
+            if iteration > self._trained:
+                self.policy.save(folder)
+                continue
+            for path in snapshot_folder(work, iteration).iterdir():
+                put_file(path, folder / path.name)
 
     def _refresh(self) -> None:
         self.policy.refresh()
@@ -293,6 +327,7 @@ class _Run:
             "kl": kept[-1]["kl"],
             "entropy": kept[-1]["entropy"],
             "ended": kept[-1]["ended"],
+            **({"snapshots": {str(n): min(n, self._trained) for n in self.snapshots}} if self.snapshots else {}),
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
             "precision": str(self.policy.dtype).removeprefix("torch."),
         }
