@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install quickstart test unit lint clean
+.PHONY: install quickstart test pytest unit lint clean
 
 install: $(STAMP)
 
@@ -18,7 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install
 	@$(BIN)/python -m cai
 
-test: install lint
+# The checks run beside the tests: these wait for jobs and servers now and then.
+test: install
+	@$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: install

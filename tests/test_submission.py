@@ -258,12 +258,16 @@ def undisturbed(tmp_path: Path, plan: Plan) -> dict[str, bytes]:
             os.environ["CAI_TEST_PAUSE"] = pause
 
 
-def queue(cluster: Cluster, patience: float = 20.0) -> list[str]:
-    """What Slurm still lists; jobs that are on their way out have a while to be gone."""
+def queue(cluster: Cluster) -> list[str]:
+    return cluster.command("squeue", "--noheader", "--format=%i").split()
+
+
+def is_empty(cluster: Cluster, patience: float = 20.0) -> bool:
+    """Whether Slurm lists nothing any more; jobs that are on their way out have a while to be gone."""
     end = time.monotonic() + patience
-    while (left := cluster.command("squeue", "--noheader", "--format=%i").split()) and time.monotonic() < end:
+    while queue(cluster) and time.monotonic() < end:
         time.sleep(0.1)
-    return left
+    return not queue(cluster)
 
 
 def test_a_plan_runs_as_a_chain_of_jobs_and_leaves_what_a_local_run_leaves(
@@ -315,7 +319,7 @@ def test_a_failed_step_cancels_what_needs_it_and_says_why(cluster: Cluster, toy:
     assert [found[name].phase for name in ("one", "two", "all")] == [Phase.FAILED, Phase.DONE, Phase.CANCELLED]
     assert found["one"].code == 1
     assert "error:" in found["one"].tail
-    assert queue(cluster) == []
+    assert is_empty(cluster)
     record = json.loads((toy.run_dir / "record.json").read_text())
     assert (record["status"], list(record["steps"])) == ("failed", ["two"])
 
@@ -360,7 +364,7 @@ def test_cancel_leaves_no_job_and_resume_goes_on_in_the_frozen_plan(cluster: Clu
     cluster.wait("some rows", lambda: toy.work_done().total() > 4)
     cancelled = cancel(toy.run_dir)
     assert {view.step.name for view in cancelled} >= {"one", "all"}
-    assert queue(cluster) == []
+    assert is_empty(cluster)
     assert toy.view("one").phase is toy.view("all").phase is Phase.CANCELLED
     word = json.loads(job_file(toy.run_dir, "one", ".exit.json").read_text())
     assert (word["code"], "SIGTERM" in word["error"]) == (3, True)
