@@ -283,6 +283,7 @@ def _places(plan: Plan, where: Path, artifacts: Mapping[str, Made], seconds: flo
             f"python -m cai chat {run}",
             f"python -m cai chat {run} --message {_quoted(QUESTION)}",
             f"python -m cai serve {run}",
+            f"python -m cai report {run}",
             f"python -m cai rows {run}",
         ),
     )

@@ -25,6 +25,8 @@ from tests.generate_server import EOD, fake, logprob_of, serving
 from tests.test_echo import MANGLINGS, chat, squeezed
 from tests.test_nemo_tokens import TURN, lines, spm
 
+pytestmark = pytest.mark.long  # servers, programs and many small waits
+
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Pieces:

@@ -9,6 +9,8 @@ import pytest
 from cai.store import Store
 from tests.review_help import candidates, commit, edit, evaluation, labels, plan, repository, run_cai, write_run
 
+pytestmark = pytest.mark.long  # servers, programs and many small waits
+
 SMALL, HOUSE = "experiments/small.yaml", "constitutions/house.yaml"
 
 

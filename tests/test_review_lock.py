@@ -10,6 +10,8 @@ from cai.review.compare import compare
 from cai.review.lock import lock_data, lock_text, plan_of_lock, read_lock, stale
 from tests.review_help import edit, plan, project, run_cai
 
+pytestmark = pytest.mark.long  # servers, programs and many small waits
+
 SMALL, HOUSE, LOCK = "experiments/small.yaml", "constitutions/house.yaml", "locks/small.lock.yaml"
 
 

@@ -25,6 +25,8 @@ from cai.clients.base import Completion, Finish, Request, Sampling, Score, Score
 from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.serving import api_key_from, make_app, serve
 
+pytestmark = pytest.mark.long  # servers, programs and many small waits
+
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello there"}]}
 
 

@@ -21,6 +21,8 @@ from cai.store import Store
 from tests.api_server import ApiServer, Say, asked_for
 from tests.sweep_help import make_project, said, serving
 
+pytestmark = pytest.mark.long  # servers, programs and many small waits
+
 
 @pytest.fixture
 def server() -> Iterator[ApiServer]:
