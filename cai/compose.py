@@ -250,9 +250,9 @@ def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None
                     if files not in merged:
                         _loaded.clear()
                         composed = hydra_compose(ROOT_CONFIG, overrides=[*_BARE, *files])
-                        merged[files] = pickle.dumps(composed), tuple(_loaded)
+                        merged[files] = pickle.dumps(composed) if len(cells) > 1 else b"", tuple(_loaded)
                     kept, read = merged[files]
-                    config = pickle.loads(kept)
+                    config = pickle.loads(kept) if kept else composed
                     values = [o for o in parsed if not _chooses_file(o.key_or_group)]
                     ConfigLoaderImpl._apply_overrides_to_config(values, config)
                     found: Composed | SpecError = Composed(to_plain(config), tuple(overrides), read)

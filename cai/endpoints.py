@@ -9,8 +9,7 @@ from cai.clients.settings import Prices
 from cai.errors import Problem
 from cai.experiment import Experiment, ModelSpec
 from cai.stages.base import Estimate, StageSpec
-from cai.stages.evaluate import EvaluateSpec
-from cai.stages.evaluate_adherence import AdherenceScoring
+from cai.stages.evaluate import AdherenceScoring, EvaluateSpec
 from cai.stages.fetch import API
 from cai.stages.judge import JudgeSpec
 from cai.stages.judging import Scoring

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from cai.engines.base import RewardScorer
 from cai.stages.base import Context, Estimate, Ledger, Outcome, Sampled, StageSpec, TextFile, Wants
-from cai.stages.caveats import caveats
-from cai.stages.evaluate_adherence import PROMPT, AdherenceScoring, adherence, check_judge
-from cai.stages.evaluate_answers import Used, answer, prompt_sets, scored, write_answers
-from cai.stages.evaluate_figures import elo, examples, headline, over_refusal, set_report
-from cai.stages.evaluate_revisions import revisions
-from cai.stages.evaluate_reward import accuracy
 from cai.stages.generation import PROMPT_TOKENS, write_json
 
 JUDGE_TOKENS = 200
+PROMPT = "adherence.jinja"
+"""The shipped prompt template of a judge of adherence."""
+
+
+class AdherenceScoring(str, Enum):
+    """How the judge's opinion is read: the option that it writes, or the probabilities of both."""
+
+    CHOICE = "choice"
+    LOGPROB = "logprob"
 
 
 class EvaluateSpec(StageSpec):
@@ -124,6 +128,14 @@ class EvaluateSpec(StageSpec):
 
 def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
     """Answer, score, compare; writes ``evaluation.json`` and every answer to ``answers.jsonl``."""
+    # Here, so that planning loads the spec alone.
+    from cai.stages.caveats import caveats
+    from cai.stages.evaluate_adherence import adherence, check_judge
+    from cai.stages.evaluate_answers import Used, answer, prompt_sets, scored, write_answers
+    from cai.stages.evaluate_figures import elo, examples, headline, over_refusal, set_report
+    from cai.stages.evaluate_revisions import revisions
+    from cai.stages.evaluate_reward import accuracy
+
     if spec.adherence:
         check_judge(spec, ctx)
     sets, repeated = prompt_sets(spec, ctx)

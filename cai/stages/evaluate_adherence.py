@@ -11,8 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cai.chat import Message
 from cai.clients.base import Call, Finish, OptionsRequest
@@ -22,25 +21,13 @@ from cai.identity import counted, sampling_seed
 from cai.stages import statistics
 from cai.stages.base import ENDPOINT, Context
 from cai.stages.entries import Entry, Kept
+from cai.stages.evaluate import AdherenceScoring, EvaluateSpec
 from cai.stages.evaluate_answers import Answers, Used, named, served
 from cai.stages.flow import Flow, Turn
 from cai.stages.generation import as_prompt, source_of, transcript
 from cai.stages.judge_reading import read_choice, read_options
 from cai.stages.prompting import Asking, asking
 from cai.stages.running import signs
-
-if TYPE_CHECKING:
-    from cai.stages.evaluate import EvaluateSpec
-
-PROMPT = "adherence.jinja"
-"""The shipped prompt template."""
-
-
-class AdherenceScoring(str, Enum):
-    """How the judge's opinion is read: the option that it writes, or the probabilities of both."""
-
-    CHOICE = "choice"
-    LOGPROB = "logprob"
 
 
 def check_judge(spec: EvaluateSpec, ctx: Context) -> None:
