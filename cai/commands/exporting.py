@@ -96,8 +96,9 @@ def _text(parsed: argparse.Namespace) -> Text:
 
 
 def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:
-    from cai.data.locate import HUB, SHIPPED
+    from cai.data.locate import HUB
     from cai.data.public import PUBLIC
+    from cai.library import SHIPPED
 
     name: str = parsed.data
     if name.startswith((HUB, SHIPPED, PUBLIC)) or Path(name).expanduser().exists() or set(name) & set("*?["):

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
+from cai.library import SHIPPED
 
-SHIPPED = "shipped:"
 HUB = "hf:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")

@@ -20,12 +20,14 @@ from cai.report.model import (
 )
 from cai.sweep.board import Board, Effect, Line, Measure
 from cai.sweep.running import Ended, State
-from cai.sweep.view import verdict
+from cai.sweep.view import columns, verdict
 
 COMPARED = 8
 """Cells whose runs are compared in full, the best ranked; the leaderboard has all."""
 MEASURES = 8
+"""Columns of the leaderboard; the files have all."""
 SHOWN = 40
+"""Rows of a table that stays open, and changes in one figure."""
 
 
 def compared(board: Board) -> list[int]:
@@ -50,7 +52,7 @@ def _blocks(board: Board, ended: Sequence[Ended]) -> Iterator[Block]:
     failed = [f"Cell {c.number} ({c.label}) {c.state.value}: {c.error}" for c in ended if c.error]
     if failed:
         yield Text(tuple(failed), "missing")
-    shown = _columns(board)
+    shown = columns(board, MEASURES)
     if not shown:
         yield Text(("No cell has an evaluation, so there is nothing to rank.",), "missing")
         return
@@ -62,14 +64,6 @@ def _blocks(board: Board, ended: Sequence[Ended]) -> Iterator[Block]:
         yield Heading("By number of principles", "sizes")
         yield _sizes(board)
     yield from _principles(board)
-
-
-def _columns(board: Board) -> list[Measure]:
-    if not board.ranked_by:
-        return []
-    first = board.measure(board.ranked_by)
-    others = sorted((m for m in board.measures if m != first), key=lambda m: not m.comparable)
-    return [first, *others][:MEASURES]
 
 
 def _table(caption: str, lines: Sequence[Line], measures: Sequence[Measure]) -> Table:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.compose import Composed, compose_cells
-from cai.errors import PlanError, Problem, SpecError
+from cai.errors import Problem, SpecError
 from cai.experiment import parse
 from cai.library import Library
 from cai.multirun import split_sweep
@@ -89,8 +89,6 @@ def compile_cells(overrides: Sequence[str], library: Library | None = None) -> C
             for variation, each in _variations(spec, composed, library):
                 plan = resolve(parse(each.data, each.where), library, each.where, looked)
                 cells.append(_cell(len(cells), values, variation, each, plan))
-        except PlanError as error:
-            failed.add(values, error)
         except SpecError as error:
             failed.add(values, error)
     failed.tell()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.execution.status import Action, statuses
-from cai.plan import Step
+from cai.plan import Plan, Step
 from cai.plan_view import Format, escape_markdown, short
 from cai.rates import with_times
 from cai.store import Store
@@ -67,19 +67,28 @@ def sweep_plan(cells: Cells, store: Store) -> SweepPlan:
     Raises:
         PrerequisiteError: when the store cannot be read.
     """
+    timed: dict[str, Step] = {}
     at_work: dict[str, bool] = {}
+    for plan in _merged(cells):
+        plan = with_times(plan, store)
+        timed |= {step.key: step for step in plan.steps}
+        at_work |= {status.step.key: status.action is not Action.REUSE for status in statuses(plan, store)}
     by_name: dict[str, list[Step]] = {}
-    to_run: dict[int, int] = {}
     for cell in cells.cells:
-        timed = with_times(cell.plan, store)
-        fresh = [step for step in timed.steps if step.key not in at_work]
-        if fresh:
-            found = statuses(cell.plan, store)
-            at_work |= {s.step.key: s.action is not Action.REUSE for s in found if s.step.key not in at_work}
-        to_run[cell.number] = sum(at_work[key] for key in {step.key for step in timed.steps})
-        for step in timed.steps:
-            by_name.setdefault(step.name, []).append(step)
+        for step in cell.plan.steps:
+            by_name.setdefault(step.name, []).append(timed[step.key])
+    to_run = {c.number: sum(at_work[key] for key in {step.key for step in c.plan.steps}) for c in cells.cells}
     return SweepPlan(cells, tuple(_line(name, steps, at_work) for name, steps in by_name.items()), to_run)
+
+
+def _merged(cells: Cells) -> list[Plan]:
+    """One plan for each kind of engine with every different step of its cells, so that each is looked at once."""
+    found: dict[str, tuple[Plan, dict[str, Step]]] = {}
+    for cell in cells.cells:
+        _, steps = found.setdefault(str(cell.plan.engine["kind"]), (cell.plan, {}))
+        for step in cell.plan.steps:
+            steps.setdefault(step.key, step)
+    return [replace(plan, steps=tuple(steps.values())) for plan, steps in found.values()]
 
 
 def _line(name: str, steps: Sequence[Step], at_work: Mapping[str, bool]) -> StepLine:

@@ -57,13 +57,13 @@ def render_board(board: Board, ended: Sequence[Ended], folder: Path) -> Iterator
     yield Text(f"  python -m cai report {where}", style="dim")
 
 
-def columns(board: Board) -> list[Measure]:
-    """The measures that are shown: what ranks, then others that can be compared."""
+def columns(board: Board, most: int = COLUMNS) -> list[Measure]:
+    """The measures that are shown, at most so many: what ranks, then others that can be compared."""
     if not board.ranked_by:
         return []
     first = board.measure(board.ranked_by)
     others = sorted((m for m in board.measures if m != first), key=lambda m: not m.comparable)
-    return [first, *others][:COLUMNS]
+    return [first, *others][:most]
 
 
 def _states(ended: Sequence[Ended]) -> str:
