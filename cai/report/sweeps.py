@@ -61,7 +61,6 @@ def _blocks(board: Board, ended: Sequence[Ended]) -> Iterator[Block]:
     if board.pooled:
         yield _table("Seeds taken together: means over seeds, intervals over seeds from three on", board.pooled, shown)
     if board.sizes:
-        yield Heading("By number of principles", "sizes")
         yield _sizes(board)
     yield from _principles(board)
 
