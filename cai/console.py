@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import Self
 
 from cai.errors import Incomplete
 from cai.plan import Plan, Step
@@ -176,7 +177,7 @@ class ConsoleWatcher:
         self._names = {step.name: i for i, step in enumerate(plan.steps, 1)}
         self._began = self._clock()
         if self._show_plan and any(status.action != "reuse" for status in statuses):
-            self.console.print(render_plan(plan, statuses))
+            print_plan(plan, statuses, console=self.console)
             self.console.print()
         if self._wants_live:
             self._live = Live(

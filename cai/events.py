@@ -15,7 +15,7 @@ import re
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def new_run_folder(root: Path, experiment: str) -> Path:
     if not _NAME.fullmatch(experiment):
         raise SpecError(Problem("experiment", f"{experiment!r} cannot name a folder", "use letters, digits, _ . -"))
     home = root / experiment
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%SZ")
     try:
         home.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 10_000):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -234,7 +234,7 @@ class _Job:
         self.log = EventLog(run_dir / "events.jsonl")
         self.results: list[StepResult] = []
         self.artifacts: dict[str, Artifact] = {}
-        self.began, self.clock = datetime.now(UTC), time.perf_counter()
+        self.began, self.clock = datetime.now(timezone.utc), time.perf_counter()
 
     def run(self, found: list[StepStatus]) -> RunResult:
         self.spread = True

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -166,7 +166,7 @@ class Store:
     def set_aside(self, name: str) -> Path:
         """Move a damaged artifact to ``.damaged`` so that its step runs again. Hold its lock."""
         self.damaged.mkdir(exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
         to = self.damaged / f"{name}.{stamp}"
         to.mkdir()
         # The record first: without it nobody takes the folder for an artifact.
@@ -287,7 +287,7 @@ class Build:
                 "kind": self.kind,
                 "key": self.key,
                 "makes": makes,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "seconds": round(seconds, 3),
                 "seed": seed,
                 "ingredients": dict(ingredients),

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -269,9 +269,9 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert read("-3") == 0
     assert read("86400") == openai_bodies.LONGEST_RETRY_AFTER
     assert read("inf") == openai_bodies.LONGEST_RETRY_AFTER
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=20), usegmt=True)
     assert read(soon) == pytest.approx(20, abs=2)
-    assert read(format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)) == 0
+    assert read(format_datetime(datetime.now(timezone.utc) - timedelta(hours=1), usegmt=True)) == 0
     for nonsense in ("", "soon", "nan", "Wed, 99 Foo"):
         assert read(nonsense) is None
 

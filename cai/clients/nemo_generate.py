@@ -343,9 +343,7 @@ class _Callers:
 
             for urls in ([url for url in self.urls if url not in resting], resting):
                 if open_calls:
-                    async with asyncio.TaskGroup() as group:
-                        for url in urls:
-                            group.create_task(serve(url))
+                    await _all([serve(url) for url in urls])
         if open_calls:
             told = "\n".join(f"  {url}: {words}" for url, words in why.items())
             raise StepFailed(
@@ -354,6 +352,7 @@ class _Callers:
 
     async def _ask(self, http: httpx.AsyncClient, url: str, call: _Call) -> Any:
         """The reply to a call; asks again after what may pass, and raises StepFailed for what is our fault."""
+        import anyio
         import httpx
 
         why, late = "", 0
@@ -364,7 +363,7 @@ class _Callers:
             others = max((run.longest for run in list(self._running) if id(call) not in run.calls), default=0.0)
             seconds = (self._timeout + call.seconds + others) * (late + 1)
             try:
-                async with asyncio.timeout(seconds):
+                with anyio.fail_after(seconds):
                     response = await http.put(url, json=call.body)
             except TimeoutError:
                 why, late = f"did not answer within {seconds:.0f} s", late + 1
@@ -383,6 +382,17 @@ class _Callers:
         raise _Lost(f"{why} (asked {attempt + 1} times)")
 
 
+async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; when one fails, or the wait is cancelled, the others are cancelled and waited for."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Run(threading.Thread):
     """A coroutine in a thread. Its result goes into no place but ``replies``: an exception, or CancelledError."""
 
@@ -398,8 +408,6 @@ class _Run(threading.Thread):
         """Run to the end; called by ``start``."""
         try:
             self._loop.run_until_complete(self._task)
-        except BaseExceptionGroup as group:  # of the servers' tasks
-            self._replies.put(group.exceptions[0])
         except (asyncio.CancelledError, Exception) as error:
             self._replies.put(error)
         finally:

@@ -272,7 +272,7 @@ class Traffic:
                 part.job.pool.attempts += 1
         except aiohttp.ConnectionTimeoutError:
             return Trouble(Kind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
-        except TimeoutError:
+        except asyncio.TimeoutError:  # the built-in one since Python 3.11
             return Trouble(Kind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
         except (aiohttp.ClientError, OSError) as error:
             kind = Kind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else Kind.FAULT

@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
+from typing_extensions import Self
 
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import rendezvous, rendezvous_order

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 
@@ -263,7 +263,7 @@ class _Process:
 
     def _open_log(self, argv: tuple[str, ...]) -> int:
         """Open the log and write its header; from here on lies what this attempt wrote."""
-        header = f"# {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n$ {shlex.join(argv)}\n"
+        header = f"# {datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}\n$ {shlex.join(argv)}\n"
         try:
             with disk_space(self.log, len(header)):
                 self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The embedded engine: fetches, serves and trains models in this process, on the CPU or one GPU.
 
-Everything heavy is imported when it is first needed; opening the engine costs nothing.
+Everything heavy is imported when it is first needed; opening the engine costs nothing, and needs none of it installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cai.engines.base import (
     Trained,
     TrainText,
 )
-from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, choose, installed
+from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, check_installed, choose, installed
 
 
 class _Generates(Protocol):
@@ -119,12 +119,14 @@ class EmbeddedEngine:
 
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
         """Bring a model into ``dest`` as a Hugging Face folder; returns what it is."""
+        check_installed()
         from cai.engines.embedded.sources import fetch
 
         return fetch(source, dest, progress)
 
     def client(self, model: Path) -> Client:
         """Serve a model in this process."""
+        check_installed()
         return EmbeddedClient(model, self.settings)
 
     def sft(
@@ -136,6 +138,7 @@ class EmbeddedEngine:
         attempt: Attempt,
     ) -> Trained:
         """Fine-tune ``model`` and write the result to ``attempt.dest``."""
+        check_installed()
         from cai.engines.embedded.sft import train_sft
 
         return train_sft(
@@ -160,6 +163,7 @@ class EmbeddedEngine:
         attempt: Attempt,
     ) -> Trained:
         """Train a reward model from ``model`` and write it to ``attempt.dest``."""
+        check_installed()
         from cai.engines.embedded.reward import train_reward
 
         return train_reward(
@@ -177,6 +181,7 @@ class EmbeddedEngine:
 
     def reward_scorer(self, model: Path) -> RewardScorer:
         """Open a finished reward model."""
+        check_installed()
         from cai.engines.embedded.reward import EmbeddedRewardScorer
 
         return EmbeddedRewardScorer(model, device=self._chosen.device.value, threads=self.settings.threads)
@@ -191,6 +196,7 @@ class EmbeddedEngine:
         attempt: Attempt,
     ) -> Trained:
         """Improve ``policy`` by PPO against ``reward`` and write the result to ``attempt.dest``."""
+        check_installed()
         from cai.engines.embedded.ppo import train_ppo
 
         return train_ppo(

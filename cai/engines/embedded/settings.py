@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,9 @@ from cai.engines.base import RlSettings
 from cai.errors import PrerequisiteError
 from cai.identity import RUNTIME
 from cai.settings import Settings
+
+PACKAGES = ("torch", "transformers", "safetensors", "gguf")
+"""What the engine imports when it works: the extra ``embedded``, without what benchmarks compare it with."""
 
 
 class Device(str, Enum):
@@ -95,6 +99,26 @@ def installed(package: str) -> str:
     # ``version()`` would read the whole file as an e-mail, which takes longer than all the rest of planning's look-ups.
     found = re.search(r"^Version: *(\S+)", facts, re.MULTILINE)
     return found[1] if found else ""
+
+
+def check_installed() -> None:
+    """Whatever the engine is about to import can be imported; imports nothing itself.
+
+    Raises:
+        PrerequisiteError: naming the packages that are missing and what brings them.
+    """
+    if missing := [package for package in PACKAGES if not _importable(package)]:
+        raise PrerequisiteError(
+            f"engine.kind: embedded needs packages that are not installed here ({', '.join(missing)}); "
+            "pip install 'constitution-as-code[embedded]'"
+        )
+
+
+def _importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _has_cuda() -> bool:

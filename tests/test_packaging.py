@@ -1,0 +1,201 @@
+"""What is installed: a small base, extras for the rest, and a clear word when an extra is missing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+NAME = PYPROJECT["project"]["name"]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "safetensors", "gguf"}
+# Where a package is imported under a name that is not its own.
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "mlflow": "mlflow-skinny",
+    "yaml": "pyyaml",
+}
+# The folders and files of ``cai`` that may import more than the base, and the extra that has it.
+ROOMS = {
+    "cai/engines/embedded/openvino_client.py": "openvino",
+    "cai/engines/embedded/": "embedded",
+    "cai/trackers/": "trackers",
+}
+
+
+def requirements(lines):
+    return {canonicalize_name(found.name): found for found in map(Requirement, lines)}
+
+
+def extra(name):
+    """An extra's own requirements and those of the extras that it includes."""
+    found = requirements(EXTRAS[name])
+    itself = found.pop(NAME, None)
+    for other in itself.extras if itself else ():
+        found |= extra(other)
+    return found
+
+
+def base():
+    return requirements(PYPROJECT["project"]["dependencies"])
+
+
+def imported(path):
+    """The packages that a file imports, by the names of their distributions; neither Python's own nor ours."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        for name in names:
+            top = name.partition(".")[0]
+            if top not in sys.stdlib_module_names and top != "cai":
+                yield canonicalize_name(DISTRIBUTIONS.get(top, top))
+
+
+def pinned(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {
+        canonicalize_name(package): version
+        for package, _, version in (line.partition("==") for line in lines if line and not line.startswith("#"))
+    }
+
+
+def test_the_base_brings_nothing_heavy():
+    assert not HEAVY & set(base())
+    assert set(extra("embedded")) >= HEAVY
+    assert set(extra("openvino")) >= HEAVY
+
+
+def test_whatever_is_imported_is_declared_where_it_is_imported():
+    missing = []
+    for path in sorted((ROOT / "cai").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        room = next((extra(room) for prefix, room in ROOMS.items() if name.startswith(prefix)), {})
+        missing += [f"{name}: {package}" for package in imported(path) if package not in base() | room]
+    assert missing == []
+
+
+def test_whatever_the_base_declares_is_imported():
+    used = {package for path in (ROOT / "cai").rglob("*.py") for package in imported(path)}
+    assert set(base()) - used == set()
+
+
+def test_the_packages_that_the_engine_asks_for_are_those_it_imports():
+    from cai.engines.embedded.settings import PACKAGES
+
+    folder = ROOT / "cai" / "engines" / "embedded"
+    heavy = {p for path in folder.glob("*.py") for p in imported(path) if p in HEAVY}
+    assert set(PACKAGES) == heavy
+
+
+def test_upstream_s_packages_and_the_embedded_engine_s_are_declared_to_exclude_each_other():
+    conflicts = [{entry["extra"] for entry in pair} for pair in PYPROJECT["tool"]["uv"]["conflicts"]]
+    assert {"nemo", "embedded"} in conflicts
+    assert {"nemo", "openvino"} in conflicts
+
+
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [("constraints.txt", ("embedded", "openvino", "trackers", "dev")), ("constraints-nemo.txt", ("nemo",))],
+)
+def test_the_locked_versions_are_those_that_the_extras_allow(file, extras):
+    locked, bad = pinned(file), []
+    for name, found in [*base().items(), *(pair for each in extras for pair in extra(each).items())]:
+        if found.marker is None or found.marker.evaluate():
+            version = locked.get(name, "")
+            if not version or not found.specifier.contains(version):
+                bad.append(f"{found} is locked at {version or 'nothing'}")
+    assert bad == []
+
+
+def test_the_lock_of_upstream_leaves_torch_to_the_machine():
+    assert not {"torch", "torchvision", "triton"} & set(pinned("constraints-nemo.txt"))
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-nemo.txt"])
+def test_a_lock_has_exact_versions_and_says_nothing_of_the_machine_that_made_it(file):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    versions = [line for line in lines if not line.startswith("#")]
+    assert [line for line in versions if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line)] == []
+    assert [line for line in lines if "://" in line or re.search(r"(^|[\s'\"=])/\w", line)] == []
+
+
+def test_the_makefile_installs_extras_that_there_are():
+    [wanted] = re.findall(r"--editable '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text())
+    assert set(wanted.split(",")) == set(EXTRAS) - {"nemo"}
+
+
+# An import of these fails as if they were not installed; all that is installed beside them stays.
+WITHOUT = f"""
+import sys
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(HEAVY | {"openvino", "openvino_genai", "tensorboard", "wandb", "mlflow"})}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Gone())
+"""
+
+
+def without_extras(code, folder, *args):
+    environment = {**os.environ, "CAI_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-c", WITHOUT + code, *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+
+
+CAI = "from cai.__main__ import main; main()"
+
+
+def test_without_the_extra_the_quickstart_says_what_to_install(tmp_path):
+    done = without_extras(CAI, tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "torch, transformers" in done.stderr
+    assert "pip install 'constitution-as-code[embedded]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_extra_everything_that_the_engine_does_says_what_to_install(tmp_path):
+    code = """
+from pathlib import Path
+from cai.engines import make_engine
+from cai.errors import PrerequisiteError
+
+engine, folder = make_engine({"kind": "embedded"}), Path("model")
+for what in (
+    lambda: engine.fetch(None, folder, None),
+    lambda: engine.client(folder),
+    lambda: engine.sft(folder, [], [], None, None),
+    lambda: engine.reward(folder, [], [], None, None),
+    lambda: engine.reward_scorer(folder),
+    lambda: engine.rl(folder, folder, [], (), None, None),
+):
+    try:
+        what()
+    except PrerequisiteError as error:
+        print("constitution-as-code[embedded]" in str(error))
+"""
+    done = without_extras(code, tmp_path)
+    assert done.stdout.split() == ["True"] * 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["plan", "experiment=mistral_rl_cai"], ["plan"], ["plan", "-m", "seed=0,1"], ["validate", "--all"]]
+)
+def test_without_the_extra_plans_are_made(command, tmp_path):
+    done = without_extras(CAI, tmp_path, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
