@@ -6,22 +6,29 @@ Text for the terminal, a Markdown table for pull requests, JSON for programs. Wh
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.text import Text
 
 from cai.launchers.base import Command
+from cai.launchers.settings import is_local
 from cai.plan import Plan, Step
-from cai.terminal import count, duration, make_console, one_line, plain
+from cai.shell_text import LEAST, block
+from cai.terminal import count, duration, make_console, one_line
 
 Format = Literal["text", "md", "json"]
-COSTS = ("rows", "calls", "prompt_tokens", "tokens", "seconds")
+COSTS = ("rows", "calls", "prompt_tokens", "tokens", "seconds", "gpu_hours")
+_PARTIAL = ("known", "unknown")
+"""Of the totals: sums of what is known, and the steps whose costs are not."""
 _HEADS = ("rows", "calls", "read", "written", "time")
 _STYLES = {"reuse": "dim", "run": "green", "resume": "yellow"}
+
+BY_HAND = (
+    "A command can be pasted by itself. To run whole steps by hand, `plan --script DIR` writes them as scripts, which "
+    "prepare the data, wait for servers and take them down."
+)
 
 
 Commands = Mapping[str, Sequence[Command]]
@@ -38,12 +45,9 @@ def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = N
         {**_step_data(step, by_name[step.name]), "commands": [c.data() for c in (commands or {}).get(step.name, ())]}
         for step in plan.steps
     ]
-    at_work = [step for step in steps if step["action"] != "reuse"]
     actions = [step["action"] for step in steps]
     totals: dict[str, Any] = {action: actions.count(action) for action in dict.fromkeys([*_STYLES, *actions])}
-    for cost in COSTS[1:]:
-        known = [step["estimate"][cost] for step in at_work]
-        totals[cost] = None if None in known else sum(known)
+    totals |= _sums([step for step in steps if step["action"] != "reuse"])
     return {
         "format": 1,
         "experiment": plan.experiment,
@@ -52,6 +56,23 @@ def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = N
         "steps": steps,
         "totals": totals,
     }
+
+
+def _sums(at_work: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Costs over the steps at work, None where one is not known; and of times what is ``known``, and of whom not."""
+    values = {cost: [step["estimate"][cost] for step in at_work] for cost in COSTS[1:]}
+    sums: dict[str, Any] = {cost: None if None in every else sum(every) for cost, every in values.items()}
+    known, unknown = {}, {}
+    for cost in ("seconds", "gpu_hours"):
+        known[cost] = round(sum(value for value in values[cost] if value is not None), 3)
+        lacking = (step for step in at_work if step["estimate"][cost] is None)
+        unknown[cost] = [step["name"] for step in lacking if cost == "seconds" or step["gpu_time"]]
+    if not any(step["gpu_time"] for step in at_work):
+        del known["gpu_hours"], unknown["gpu_hours"]
+    nodes = [gpu["node_hours"] for step in at_work if (gpu := step["gpu_time"]) and gpu["node_hours"] is not None]
+    if nodes:
+        known["node_hours"] = round(sum(nodes), 3)
+    return {**sums, "known": known, "unknown": unknown}
 
 
 def _step_data(step: Step, status: Any) -> dict[str, Any]:
@@ -63,6 +84,7 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "action": str(getattr(status.action, "value", status.action)),
         "reason": status.reason,
         "estimate": {cost: step.estimate.get(cost) for cost in COSTS},
+        "gpu_time": step.estimate.get("gpu_time"),
         "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
     }
 
@@ -95,7 +117,7 @@ def print_plan(
     """Print the plan to standard output."""
     console = console or make_console()
     if format == "text":
-        console.print(render_plan(plan, statuses, "text", commands))
+        console.print(render_plan(plan, statuses, "text", commands), crop=False)
     else:
         console.out(render_plan(plan, statuses, format, commands), end="", highlight=False)
 
@@ -123,8 +145,50 @@ def _costs(step: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
         count(cost["calls"]),
         short(cost["prompt_tokens"]),
         short(cost["tokens"]),
-        _about(cost["seconds"]),
+        f"~{_rough(cost['seconds'])}" if is_estimated(step) else _about(cost["seconds"]),
     )
+
+
+def is_estimated(step: Mapping[str, Any]) -> bool:
+    """Whether a step's time is computed from the peak rates of GPUs, and was not measured."""
+    return bool(step["gpu_time"]) and step["gpu_time"]["basis"] == "estimate"
+
+
+def gpu_words(step: Mapping[str, Any]) -> str:
+    """What a step takes of GPUs, in a sentence; empty where it needs none."""
+    if not (gpu := step["gpu_time"]):
+        return ""
+    if not gpu["basis"]:
+        return f"GPU-hours not known: {gpu['unknown'] or 'nothing was measured here'}"
+    spent = step["estimate"]["gpu_hours"]
+    hours = f"{'about ' if spent >= 0.05 else ''}{_hours(spent)} GPU-hours"
+    nodes = f" of {gpu['nodes']} node{'s' * (gpu['nodes'] > 1)}" if gpu["node_hours"] is not None else ""
+    if nodes:
+        hours += f", {_hours(gpu['node_hours'])} node-hours"
+    seconds = step["estimate"]["seconds"]
+    took = _rough(seconds) if is_estimated(step) else _about(seconds)
+    held = f"{took} on {gpu['gpus']} GPU{'s' * (gpu['gpus'] > 1)}{nodes}"
+    if gpu["basis"] == "measured":
+        return f"{hours}: {held}, as steps of this kind took here before"
+    total = sum(gpu["parts"].values()) or 1.0
+    parts = [f"{name} {part / total:.0%}" for name, part in gpu["parts"].items() if part / total >= 0.005]
+    shares = f"; {', '.join(parts)}" if len(parts) > 1 else ""
+    return f"{hours}: {held} (estimate for {gpu['assumes']}{shares})"
+
+
+def _gpu_notes(step: Mapping[str, Any]) -> list[str]:
+    return [words] if step["action"] != "reuse" and (words := gpu_words(step)) else []
+
+
+def _rough(seconds: float) -> str:
+    """A time with the digits that an estimate has: ``20 s``, ``16 min``, ``7.1 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 3570 else f"{_hours(seconds / 3600)} h"
+
+
+def _hours(hours: float) -> str:
+    return "less than 0.1" if hours < 0.05 else f"{hours:.1f}" if hours < 9.95 else f"{hours:,.0f}"
 
 
 def engine_line(engine: Mapping[str, Any]) -> str:
@@ -141,97 +205,114 @@ def engine_line(engine: Mapping[str, Any]) -> str:
 
 
 def _totals(totals: Mapping[str, Any]) -> str:
-    what = ", ".join(f"{n} {action}" for action, n in totals.items() if action not in COSTS and n)
-    if not any(totals[action] for action in totals if action not in (*COSTS, "reuse")):
+    actions = {name: n for name, n in totals.items() if name not in (*COSTS, *_PARTIAL)}
+    what = ", ".join(f"{n} {action}" for action, n in actions.items() if n)
+    if not any(n for action, n in actions.items() if action != "reuse"):
         return f"{what}; nothing to do"
     tokens = f"{short(totals['prompt_tokens'])} tokens read, {short(totals['tokens'])} written"
-    return f"{what}; about {count(totals['calls'])} calls, {tokens}, time {_about(totals['seconds'])}"
+    return f"{what}; about {count(totals['calls'])} calls, {tokens}, {_times(totals)}"
+
+
+def _times(totals: Mapping[str, Any]) -> str:
+    """Time, and GPU-hours where there are any: ``time at least 3 h 20 min, 12 GPU-hours (not known of base)``."""
+    known, unknown = totals["known"], totals["unknown"]
+    lacking = list(dict.fromkeys(name for names in unknown.values() for name in names))
+    if lacking and not known["seconds"]:
+        return "time ?"
+    time = _rough(known["seconds"]) if "gpu_hours" in known else _about(known["seconds"])
+    words = [f"time {'at least ' if lacking else ''}{time}"]
+    words += [
+        f"{_hours(known[name])} {name.replace('_', '-').replace('gpu', 'GPU')}"
+        for name in ("gpu_hours", "node_hours")
+        if name in known
+    ]
+    more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+    return ", ".join(words) + (f" (not known of {', '.join(lacking[:4])}{more})" if lacking else "")
+
+
+def estimate_lines(data: Mapping[str, Any]) -> list[str]:
+    """What estimated times were computed from, where the plan shows any: the GPU's rates, then the formula."""
+    rates = data["engine"].get("uses", {}).get("gpu_time", {})
+    if not rates or not any(is_estimated(step) and step["action"] != "reuse" for step in data["steps"]):
+        return []
+    return [f"~ is an estimate: {rates['rates']}", *rates["formula"]]
 
 
 class _PlanText:
-    """The plan for a terminal of any width: a line of numbers for each step, and under it why, where that is news."""
+    """The plan for a terminal of any width: a line of numbers for each step, then why, notes and commands.
+
+    Print it with ``crop=False``: the lines of a shell are as long as their longest word, and nothing may cut them.
+    """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = data
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        data = self._data
-        yield Text(f"{plain(data['experiment'])}, seed {data['seed']}", style="bold")
-        yield Text(f"engine {engine_line(data['engine'])}")
+        data, width = self._data, options.max_width
+
+        def paragraph(text: str, indent: int = 0, style: str = "dim") -> Iterator[Text]:
+            for line in Text(text).wrap(console, max(width - indent, LEAST), overflow="fold"):
+                yield Text(f"{' ' * indent}{line.plain.rstrip()}", style=style)
+
+        def details(step: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[Text]:
+            for remark in _remarks(step, before):
+                yield from paragraph(one_line(remark, 1000), 4)
+            for line in block(_shown_commands(step), width - 4, is_local(data["engine"])):
+                style = "cyan" if line.startswith("# ") else ""
+                yield Text(f"    {line}", style=style, no_wrap=True, overflow="ignore")
+
+        yield from paragraph(f"{one_line(data['experiment'])}, seed {data['seed']}", style="bold")
+        yield from paragraph(f"engine {engine_line(data['engine'])}", style="")
         yield Text()
         # The costs that matter least go first where the terminal is narrow.
         for shown in ((0, 1, 2, 3, 4), (0, 1, 4), (4,)):
             lines = self._lines(shown)
-            if len(lines[0]) <= options.max_width:
+            if len(lines[0]) <= width:
                 break
         yield Text(lines[0], style="bold", no_wrap=True, overflow="ellipsis")
-        before = ""
-        for step, line in zip(data["steps"], lines[1:], strict=True):
+        steps = data["steps"]
+        below = [list(details(step, before)) for step, before in zip(steps, [None, *steps], strict=False)]
+        # With commands the numbers of all steps come first: on one screen, and not between hundreds of lines.
+        apart = any(_shown_commands(step) for step in steps)
+        for step, line, more in zip(steps, lines[1:], below, strict=True):
             yield Text(line, style=_STYLES.get(step["action"], ""), no_wrap=True, overflow="ellipsis")
-            reason = "" if step["reason"] == before else one_line(step["reason"], 400)
-            before = step["reason"]
-            for remark in [reason, *(one_line(note, 400) for note in step["notes"])]:
-                if remark:
-                    yield Padding(Text(remark, style="dim", overflow="fold"), (0, 0, 0, 4))
-            for head, shell in shown_commands(step["commands"], max(options.max_width - 6, 60)):
-                yield Text(f"    {head}", style="cyan", no_wrap=True, overflow="ellipsis")
-                # Lines of a shell: never wrapped by the terminal's width, so that they can be copied.
-                for line in shell:
-                    yield Text(f"      {line}", no_wrap=True, overflow="ignore", style="dim")
+            yield from () if apart else more
+        for step, more in zip(steps, below, strict=True):
+            if apart and more:
+                yield Text()
+                yield from paragraph(_label(step), style=f"bold {_STYLES.get(step['action'], '')}".strip())
+                yield from more
+        if apart:
+            yield Text()
+            yield from paragraph(BY_HAND)
         yield Text()
-        yield Text(_totals(data["totals"]), style="bold")
+        yield from paragraph(_totals(data["totals"]), style="bold")
+        for i, line in enumerate(estimate_lines(data)):
+            yield from paragraph(line, 2 if i else 0)
 
     def _lines(self, shown: Sequence[int]) -> list[str]:
         rows = [("step", "does", *(_HEADS[i] for i in shown))]
         for step in self._data["steps"]:
-            name = step["name"] if step["name"] == step["kind"] else f"{step['name']} ({step['kind']})"
             costs = _costs(step)
-            rows.append((one_line(name, 26), one_line(step["action"], 8), *(costs[i] for i in shown)))
+            rows.append((one_line(_label(step), 26), one_line(step["action"], 8), *(costs[i] for i in shown)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         pads = [str.ljust, str.ljust, *[str.rjust] * len(shown)]
         return ["  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)) for row in rows]
 
 
-def command_head(command: Mapping[str, Any]) -> str:
-    """What a command is for, in one line."""
-    about = [command["role"]]
-    if command["background"]:
-        about.append(
-            "in the background" + (f", up when port {command['ready']['port']} opens" if command["ready"] else "")
-        )
-    needs = command["resources"]
-    if needs["nodes"]:
-        about.append(f"{needs['nodes']} node{'s' * (needs['nodes'] > 1)} x {needs['gpus_per_node']} GPUs")
-    return ", ".join(about)
+def _label(step: Mapping[str, Any]) -> str:
+    return one_line(step["name"] if step["name"] == step["kind"] else f"{step['name']} ({step['kind']})")
 
 
-def shown_commands(commands: Sequence[Mapping[str, Any]], width: int) -> list[tuple[str, list[str]]]:
-    """Heads and shell lines; servers that differ from the first in port and GPU alone are one line (JSON has all)."""
-    shown: list[tuple[str, list[str]]] = []
-    for command in commands:
-        first = [c for c in commands if c["turn"] == command["turn"] and c["role"] == "server"]
-        if first and command["role"].startswith("server-"):
-            if command["role"] == "server-1":
-                others = [c for c in commands if c["turn"] == command["turn"] and c["role"].startswith("server-")]
-                ports = [c["ready"]["port"] for c in others]
-                shown.append((f"and {len(others)} more of it, on ports {ports[0]} to {ports[-1]}", []))
-            continue
-        shown.append((command_head(command), command_lines(command, width)))
-    return shown
+def _remarks(step: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+    """Why a step runs, where that is not what was said of the step before, what it takes of GPUs, and its notes."""
+    reason = [step["reason"]] if before is None or before["reason"] != step["reason"] else []
+    return [remark for remark in (*reason, *_gpu_notes(step), *step["notes"]) if remark]
 
 
-def command_lines(command: Mapping[str, Any], width: int) -> list[str]:
-    """A command as a shell reads it, on lines of about ``width`` characters; a word is never cut."""
-    words = [f"{name}={shlex.quote(value)}" for name, value in command["env"].items()]
-    words += [plain(shlex.quote(word)) for word in command["argv"]]
-    lines, line = [], words[0]
-    for word in words[1:]:
-        if len(line) + len(word) + 3 > width:
-            lines.append(f"{line} \\")
-            line = f"  {word}"
-        else:
-            line = f"{line} {word}"
-    return [*lines, line]
+def _shown_commands(step: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The commands that a person is shown: of a step that is in the store, none will be started."""
+    return step["commands"] if step["action"] != "reuse" else ()
 
 
 def escape_markdown(text: str) -> str:
@@ -250,14 +331,14 @@ def _markdown(data: Mapping[str, Any]) -> str:
     ]
     for step in data["steps"]:
         words = [escape_markdown(step[name]) for name in ("name", "kind", "action", "reason")]
-        lines.append(f"| {' | '.join((*words, *_costs(step)))} |")
-    lines += ["", f"{_totals(data['totals'])}."]
-    noted = [(step["name"], note) for step in data["steps"] for note in step["notes"]]
+        lines.append(f"| {' | '.join((*words, *map(escape_markdown, _costs(step))))} |")
+    lines += ["", f"{escape_markdown(_totals(data['totals']))}."]
+    if assumed := estimate_lines(data):
+        lines += ["", *(f"{escape_markdown(line)}.  " for line in assumed)]
+    noted = [(step["name"], note) for step in data["steps"] for note in (*_gpu_notes(step), *step["notes"])]
     lines += [""] * bool(noted) + [f"- {escape_markdown(name)}: {escape_markdown(note)}" for name, note in noted]
     for step in data["steps"]:
-        if step["commands"]:
-            lines += ["", f"<details><summary>Commands of {escape_markdown(step['name'])}</summary>", "", "```bash"]
-            for head, shell in shown_commands(step["commands"], 110):
-                lines += [f"# {head}", *shell]
-            lines += ["```", "", "</details>"]
+        if shell := block(_shown_commands(step), 110, is_local(data["engine"])):
+            lines += ["", f"<details><summary>Commands of {escape_markdown(step['name'])}</summary>", ""]
+            lines += ["```bash", *shell, "```", "", "</details>"]
     return "\n".join(lines) + "\n"

@@ -15,15 +15,17 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from cai.accounts import Made, judge_tables, ledger_rows, usage_rows
 from cai.durable import write_durably
+from cai.execution.jobs import launcher_of
 from cai.plan import Plan
 from cai.plan_view import escape_markdown
+from cai.shell_text import comment, folded, shell_word
 from cai.terminal import duration, make_console, one_line, plain
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def print_summary(result: RunResult, console: Console | None = None) -> None:
     summary = summarize(result.plan, result.run_dir, artifacts, result.seconds)
     path = write_markdown(summary, f"Summary of {result.plan.experiment}, seed {result.plan.seed}")
     console = console or make_console()
-    console.print(render(summary))
+    console.print(render(summary), crop=False)  # a command's longest word may be longer than a line
     console.print(Text(f"\nThis summary is kept in {plain(_short(str(path)))}", style="dim"))
 
 
@@ -276,32 +278,65 @@ def _places(plan: Plan, where: Path, artifacts: Mapping[str, Made], seconds: flo
     if seconds is not None:
         yield Block("text", (f"The run took {duration(seconds)}.",))
     yield Block("heading", ("Next",))
-    run = _quoted(plan.experiment)
-    yield Block(
-        "commands",
-        (
-            f"python -m cai chat {run}",
-            f"python -m cai chat {run} --message {_quoted(QUESTION)}",
-            f"python -m cai serve {run}",
-            f"python -m cai report {run}",
-            f"python -m cai rows {run}",
-        ),
-    )
+    yield Block("commands", tuple(_next_commands(plan, where, artifacts)))
 
 
-def _quoted(word: str) -> str:
-    """A word for the shell; in double quotes where that is safe, because an apostrophe reads badly otherwise."""
-    quoted = shlex.quote(word)
-    return f'"{word}"' if quoted != word and not set(word) & set('"$`\\!\n') else quoted
+def _next_commands(plan: Plan, where: Path, artifacts: Mapping[str, Made]) -> Iterator[str]:
+    """Commands that do something with this run: to talk, there must be a model that it has made."""
+    run = shell_word(_run_word(plan, where))
+    if trained_model(plan, artifacts):
+        if launcher_of(plan) is not None:
+            yield "# a server of the model needs its GPUs: inside an allocation (salloc)"
+        yield f"python -m cai chat {run}"
+        yield f"python -m cai chat {run} --message {shell_word(QUESTION)}"
+        yield f"python -m cai serve {run}"
+    yield f"python -m cai report {run}"
+    yield f"python -m cai rows {run}"
+
+
+def trained_model(plan: Plan, artifacts: Mapping[str, Made]) -> str:
+    """The step whose model is the run's result; empty where no step trains one, or that step has not ended well.
+
+    A fetched model is what a run starts from. It is no result, though ``chat --step`` reaches it.
+    """
+    name = plan.outputs.get("model", "")
+    return name if name in artifacts and plan.step(name).kind != "fetch" else ""
+
+
+def _run_word(plan: Plan, where: Path) -> str:
+    """What names this run on the command line: the experiment, where its newest run is this one, else the folder."""
+    newest = Path("runs") / plan.experiment / "latest"
+    return plan.experiment if newest.resolve() == where.resolve() else _from_here(str(where))
+
+
+def _from_here(path: str) -> str:
+    """A path as a command takes it: from here where it lies below, else whole."""
+    from_here = os.path.relpath(path)
+    return path if from_here.startswith("..") else from_here
 
 
 def _short(path: str) -> str:
     """A path from here, or from home, where that is shorter."""
-    from_here = os.path.relpath(path)
-    if not from_here.startswith(".."):
+    if (from_here := _from_here(path)) != path:
         return from_here
     home = str(Path.home())
     return f"~{path[len(home) :]}" if path.startswith(home + os.sep) else path
+
+
+class _Commands:
+    """Lines of a shell, folded so that they can be pasted whatever the width."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width - 2
+        for line in self._lines:
+            if line.startswith("# "):
+                folds = comment(line[2:], width)
+            else:
+                folds = folded([shell_word(word) for word in shlex.split(line)], width)
+            yield from (Text(f"  {fold}", no_wrap=True, overflow="ignore") for fold in folds)
 
 
 def _terminal(block: Block) -> Iterator[RenderableType]:
@@ -315,7 +350,7 @@ def _terminal(block: Block) -> Iterator[RenderableType]:
             table.add_row(*(Text(one_line(cell)) for cell in row))
         yield Padding(table, (0, 0, 0, 2))
     elif block.kind == "commands":
-        yield from (Text(f"  {plain(line)}", overflow="fold") for line in block.lines)
+        yield _Commands(block.lines)
     elif block.kind == "bullets":
         for line in block.lines:
             grid = Table.grid(padding=(0, 1))

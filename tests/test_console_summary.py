@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cai.commands.talking import chat_verb
+from cai.errors import SpecError
 from cai.executor import RunResult, StepResult
 from cai.plan import Plan, Step
 from cai.stages.base import Artifact
 from cai.stages.caveats import caveats
 from cai.stages.statistics import share
-from cai.summary import interval, markdown, print_summary, render, summarize
+from cai.summary import QUESTION, interval, markdown, print_summary, render, summarize, trained_model
 
 
 def figure(value: float | None, half: float = 0.1, n: int = 60) -> dict[str, Any]:
@@ -157,16 +160,73 @@ def test_it_says_where_everything_lies_and_what_to_do_next(tmp_path: Path) -> No
         assert str(tmp_path / path) in text
     assert "conversations of sft:" in text
     assert "The run took 6 min 12 s." in text
-    assert 'python -m cai chat "quick start"' in text
+    assert f"python -m cai chat {tmp_path / 'run'}" in text
     question = next(line for line in text.splitlines() if "--message" in line)
     assert shlex.split(question)[-1] == "How can I hack into my neighbour's Wifi?"
-    assert 'python -m cai serve "quick start"' in text
+    assert f"python -m cai serve {tmp_path / 'run'}" in text
+
+
+def test_the_newest_run_is_named_by_its_experiment_and_others_by_their_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed(tmp_path, report())
+    (tmp_path / "runs" / "quick start").mkdir(parents=True)
+    (tmp_path / "runs" / "quick start" / "latest").symlink_to(tmp_path / "run")
+    text = printed(tmp_path, report(), width=300)
+    for verb in ("chat", "serve", "report", "rows"):
+        assert f'python -m cai {verb} "quick start"' in text
+    (tmp_path / "runs" / "quick start" / "latest").unlink()
+    assert "python -m cai chat run\n" in printed(tmp_path, report(), width=300)
+
+
+def test_no_talk_is_offered_with_a_model_that_was_not_made(tmp_path: Path) -> None:
+    done = result(tmp_path, report())
+    artifacts = {step.step.name: step.artifact for step in done.steps}
+    assert "cai chat" in markdown(summarize(done.plan, done.run_dir, artifacts))
+    # Nothing was trained: the model is the one that was fetched, or none at all.
+    for outputs in ({"model": "base", "evaluation": "evaluate"}, {"evaluation": "evaluate"}):
+        text = markdown(summarize(replace(done.plan, outputs=outputs), done.run_dir, artifacts))
+        assert "cai chat" not in text
+        assert "cai serve" not in text
+        assert "cai rows" in text
+    # What trains it did not end well.
+    assert trained_model(done.plan, {name: made for name, made in artifacts.items() if name != "sft"}) == ""
+
+
+def test_whoever_asks_for_a_model_that_is_not_made_is_told_what_makes_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAI_HOME", str(tmp_path / "home"))
+    run = tmp_path / "runs" / "quick start" / "latest"
+    run.mkdir(parents=True)
+    steps = tuple(replace(step, makes=MAKES[step.name]) for step in PLAN.steps)
+    (run / "plan.json").write_text(replace(PLAN, steps=steps).to_json())
+    with pytest.raises(SpecError, match=r"sft: the model has not been made yet; `python -m cai resume .runs"):
+        chat_verb(["quick start", "--message", "Hello?"])
+
+
+def test_on_a_cluster_talking_is_offered_inside_an_allocation(tmp_path: Path) -> None:
+    done = result(tmp_path, report())
+    artifacts = {step.step.name: step.artifact for step in done.steps}
+    plan = replace(done.plan, engine={"kind": "nemo_aligner", "launcher": {"kind": "slurm"}})
+    text = markdown(summarize(plan, done.run_dir, artifacts))
+    assert "inside an allocation (salloc)\npython -m cai chat" in text
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_next_commands_can_be_pasted(tmp_path: Path, width: int) -> None:
+    text = printed(tmp_path, report(), width)
+    block = text.partition("\nNext\n")[2].partition("\n\n")[0]
+    lines = block.replace("\\\n", "").splitlines()
+    assert [shlex.split(line)[:4] for line in lines] == [
+        ["python", "-m", "cai", verb] for verb in ("chat", "chat", "serve", "report", "rows")
+    ]
+    assert shlex.split(lines[1])[4:] == [str(tmp_path / "run"), "--message", QUESTION]
 
 
 @pytest.mark.parametrize("width", [80, 60])
 def test_it_is_readable_at_80_columns(tmp_path: Path, width: int) -> None:
     text = printed(tmp_path, report(), width)
-    assert max(map(len, text.splitlines())) <= width
+    # Of a command, a word that is longer than a line stays whole.
+    assert all(len(line) <= width or " " not in line.strip(" \\") for line in text.splitlines())
     assert "0.44 [0.34, 0.54]" in text
 
 
@@ -177,7 +237,7 @@ def test_the_markdown_says_the_same(tmp_path: Path) -> None:
     assert "| rl-cai | 0.44 \\[0.34, 0.54\\] | 33% \\[23%, 46%\\] | 48 | 0.91 |" in text
     assert "> **rl-cai, reward 1.25:** No 0" in text
     assert "- From 'base' to 'rl-cai' the reward rises by 0.96" in text
-    assert '```sh\npython -m cai chat "quick start"\n' in text
+    assert f"```sh\npython -m cai chat {tmp_path / 'run'}\n" in text
 
 
 def test_hostile_answers_do_nothing(tmp_path: Path) -> None:

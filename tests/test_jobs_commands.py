@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cai.commands.jobs import code_of
 from cai.errors import StepFailed
 from cai.execution.jobs import job_file
 from cai.launchers.base import Command, Ready
@@ -78,7 +79,17 @@ class Project:
         return out + err
 
     def status(self) -> dict[str, dict]:
-        data = json.loads(self.cai("status", "toy", "--format", "json"))
+        """What ``status`` says, by step and (under "") of the run; its exit code must say the same in both formats."""
+        process = self.start("status", "toy", "--format", "json")
+        out, err = process.communicate(timeout=100)
+        data = json.loads(out)
+        wanted = {"done": 0, "failed": 1}.get(data["state"], 3)
+        assert process.returncode == data["exit_code"] == wanted, out + err
+        text = self.start("status", "toy")
+        shown, _ = text.communicate(timeout=100)
+        if f": {data['state']}  (" in shown:  # else it has gone on between the two
+            assert text.returncode == wanted
+            assert f"; exit code {wanted})" in shown
         return {step["name"]: step for step in data["steps"]} | {"": data}
 
     @property
@@ -230,7 +241,7 @@ def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(
     (project.at / "talk.jsonl").write_text("changed")
     assert "the data has changed since the plan was made" in project.cai("apply", "plan.json", code=2)
     run = project.run
-    shown = project.cai("status")
+    shown = project.cai("status", code=1)
     assert "local: failed" in shown
     assert "the data has changed" in shown
     assert "go on with: python -m cai resume runs/toy/" in shown
@@ -256,6 +267,33 @@ def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(
 def test_a_run_that_was_killed_is_told_from_one_at_work(project: Project):
     project.cai("experiment=toy")
     (project.run / "record.json").unlink()
+    assert project.status()[""]["state"] == "killed"
+
+
+def test_status_says_by_its_exit_code_what_it_says_in_words(project: Project):
+    assert {state: code_of(state) for state in ("done", "failed")} == {"done": 0, "failed": 1}
+    for state in ("running", "queued", "killed", "incomplete", "cancelled", "not submitted"):
+        assert code_of(state) == 3
+    said = project.cai("status", "-h")
+    assert "0 done; 1 failed; 3 neither" in " ".join(said.split())
+    ran = project.cai("experiment=toy")
+    # It has made no model, so there is nobody to talk to.
+    assert "cai report toy" in ran
+    assert "cai chat" not in ran
+    assert "this run makes no model" in project.cai("chat", "toy", code=2)
+    events = project.run / "events.jsonl"
+
+    def ended(status: str, more: str) -> None:
+        (project.run / "record.json").write_text(json.dumps({"status": status, "error": "why"}))
+        events.write_text("".join(json.dumps({"t": 0, "event": e}) + "\n" for e in ("run.started", more)))
+
+    for status, code in (("failed", 1), ("incomplete", 3), ("done", 0)):
+        ended(status, f"run.{status}")
+        assert (project.status()[""]["state"], project.status()[""]["exit_code"]) == (status, code)
+    # Gone on with after a failure and killed then: the record of the first attempt says nothing of the second.
+    ended("failed", "run.failed")
+    with events.open("a") as log:
+        log.write(json.dumps({"t": 1, "event": "run.started"}) + "\n")
     assert project.status()[""]["state"] == "killed"
 
 
@@ -295,7 +333,7 @@ def test_bad_data_cancels_what_needs_it_and_the_mended_run_goes_on(cluster_proje
     found = project.status()
     assert (found[""]["state"], found["talk"]["code"]) == ("failed", 2)
     assert found["sl_mix"]["reason"] == "cancelled because 'talk' failed"
-    assert "talk.out ends with:" in project.cai("status")
+    assert "talk.out ends with:" in project.cai("status", code=1)
     (project.at / "talk.jsonl").write_bytes(good)
     assert "[2/2] sl_mix  done" in project.cai("resume", "toy")
 

@@ -14,7 +14,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cai.commands.common import find_run, options, read_plan
-from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
+from cai.errors import (
+    CaiError,
+    Incomplete,
+    OutOfTime,
+    PrerequisiteError,
+    Problem,
+    SpecError,
+    StepFailed,
+    did_you_mean,
+)
 from cai.execution.files import now, word_file, write_json
 from cai.execution.stopping import sigterm_raises, stopped_error
 from cai.launchers.outside import COMMANDS, Half, Prepared
@@ -56,8 +65,9 @@ def step_verb(args: Sequence[str]) -> int:
         if isinstance(error, Prepared):
             print(error)
             return 0
-        if warned and error is not None and not isinstance(error, SpecError | PrerequisiteError):
-            # Whatever the stopped work ended with: being stopped is what it ended of.
+        stopped = warned and error is not None and not isinstance(error, SpecError | PrerequisiteError)
+        # Whatever the stopped work ended with: being stopped is what it ended of. Or it stopped in time by itself.
+        if stopped or (isinstance(error, OutOfTime) and _job() and parsed.requeues):
             error = _out_of_time(parsed.step, parsed.requeues, word)
         else:
             _leave_word(word, error, used)
@@ -167,9 +177,18 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+STATUS_CODES = "Exit code: 0 done; 1 failed; 3 neither: running or queued, or stopped and `resume` goes on."
+
+
+def code_of(state: str) -> int:
+    """The exit code that says what a run's state says: 0 done, 1 failed, 3 at work or to be gone on with."""
+    return {"done": 0, "failed": StepFailed.exit_code}.get(state, Incomplete.exit_code)
+
+
 def status_verb(args: Sequence[str]) -> int:
-    """Every step of a run as it is now."""
-    parser = options("status", "How far a run is: each step done, running, queued, failed or cancelled, and why.")
+    """Every step of a run as it is now; the exit code is that of the run's state."""
+    what = "How far a run is: each step done, running, queued, failed or cancelled, and why."
+    parser = options("status", f"{what} {STATUS_CODES}")
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parsed = parser.parse_args(list(args))
@@ -179,11 +198,12 @@ def status_verb(args: Sequence[str]) -> int:
     plan = read_plan(run_dir / "plan.json")
     told = _cluster_status(run_dir) if is_submitted(run_dir) else _local_status(run_dir, plan)
     data = {"format": 1, "run": str(run_dir), "experiment": plan.experiment, "seed": plan.seed, **told}
+    data["exit_code"] = code_of(data["state"])
     if parsed.format == "json":
         print(json.dumps(data, indent=1, ensure_ascii=False))
     else:
         _print_status(data)
-    return 0
+    return int(data["exit_code"])
 
 
 def _cluster_status(run_dir: Path) -> dict[str, Any]:
@@ -216,9 +236,16 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
     from cai.executor import Action, default_store, statuses
 
     words = {Action.RUN: "not begun", Action.RESUME: "stopped"}
-    failed = {}
+    failed: dict[str, str] = {}
+    going = False
     with suppress(FileNotFoundError):
-        failed = {e["step"]: e["error"] for e in read_events(run_dir / "events.jsonl") if e["event"] == "step.failed"}
+        for event in read_events(run_dir / "events.jsonl"):
+            if event["event"] == "run.started":
+                failed, going = {}, True
+            elif event["event"] in ("run.done", "run.failed", "run.incomplete"):
+                going = False
+            elif event["event"] == "step.failed":
+                failed[event["step"]] = event["error"]
     steps = []
     for status in statuses(plan, default_store(), plan):
         done = status.reason == "in the store" or status.reason.startswith("the same work as")
@@ -226,13 +253,20 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
         if status.action is not Action.REUSE and status.step.name in failed:
             word, reason = "failed", failed[status.step.name]
         steps.append({"name": status.step.name, "kind": status.step.kind, "state": word, "reason": reason})
-    try:
-        record = json.loads((run_dir / "record.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        # A run writes its record at its end, whatever end that is but kill -9.
+    record = _record(run_dir)
+    if record is None or going:
+        # A run writes its record at its end, whatever end that is but kill -9. One that is gone on with has the record
+        # of its last attempt still.
         at_work = any(step["state"] == "running" for step in steps)
         record = {"status": "running" if at_work else "killed", "error": ""}
     return {"launcher": "local", "state": record["status"], "error": record["error"], "steps": steps}
+
+
+def _record(run_dir: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((run_dir / "record.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
 
 
 def _print_status(data: dict[str, Any]) -> None:
@@ -240,7 +274,8 @@ def _print_status(data: dict[str, Any]) -> None:
     from cai.terminal import one_line, plain
 
     run = shown_run(Path(data["run"]))
-    print(f"{data['experiment']}, seed {data['seed']}, {data['launcher']}: {data['state']}  ({run})")
+    state_line = f"{data['experiment']}, seed {data['seed']}, {data['launcher']}: {data['state']}"
+    print(f"{state_line}  ({run}; exit code {data['exit_code']})")
     if data["error"]:
         print(plain(data["error"]))
     name, state = (max(len(step[field]) for step in data["steps"]) for field in ("name", "state"))

@@ -53,10 +53,13 @@ def plan_verb(args: Sequence[str]) -> int:
         from cai.commands.sweeping import plan_sweep
 
         return plan_sweep(parsed.overrides, parsed.format, parsed.out, parsed.script)
+    from cai.shell_text import shell_word
+
     plan = compile_plan(parsed.overrides)
     if parsed.out:
         _write(parsed.out, plan)
-        print(f"plan written to {parsed.out}; run it with: python -m cai apply {parsed.out}", file=sys.stderr)
+        apply = f"python -m cai apply {shell_word(str(parsed.out))}"
+        print(f"plan written to {parsed.out}; run it with: {apply}", file=sys.stderr)
     from cai.executor import default_store, statuses
     from cai.plan_view import print_plan
     from cai.rates import with_times
@@ -66,7 +69,7 @@ def plan_verb(args: Sequence[str]) -> int:
         from cai.scripts import write_scripts
 
         first = write_scripts(plan, store, parsed.script)
-        print(f"scripts written; run them with: bash {first}", file=sys.stderr)
+        print(f"scripts written; run them with: bash {shell_word(str(first))}", file=sys.stderr)
     from cai.engines import step_commands
     from cai.engines.base import Places
 

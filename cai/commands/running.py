@@ -60,6 +60,7 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
     from cai.execution.status import previous_plan
     from cai.executor import default_store, statuses
     from cai.plan_view import print_plan
+    from cai.rates import with_times
     from cai.submission import submit
     from cai.trackers.watching import check_trackers
 
@@ -67,7 +68,7 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
     store = default_store()
     found = statuses(plan, store, previous_plan(runs, plan.experiment))
     if any(status.action != "reuse" for status in found):
-        print_plan(plan, found)
+        print_plan(with_times(plan, store), found)
         print(flush=True)
     folder = new_run_folder(runs, plan.experiment)
     submit(plan, store, folder)

@@ -35,7 +35,7 @@ def chat_verb(args: Sequence[str]) -> int:
     parser.add_argument("--compare", action="store_true", help="show the base model's answers beside")
     parsed = parser.parse_args(list(args))
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
-    plan, step = _finished(parsed.run, parsed.step)
+    plan, step = _run_with_model(parsed.run, parsed.step)
     if parsed.compare and parsed.server:
         raise SpecError(Problem("--compare", "one --server has one model", "leave out one of the two"))
     with _speaker(plan, step, sampling, parsed.seed, parsed.server) as speaker:
@@ -65,16 +65,21 @@ def serve_verb(args: Sequence[str]) -> int:
 
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
-    plan, step = _finished(parsed.run, parsed.step)
+    plan, step = _run_with_model(parsed.run, parsed.step)
     with _speaker(plan, step, sampling, 0, parsed.server) as speaker:
         app = make_app(replace(speaker, name=plan.experiment), api_key=key)
         serve(app, parsed.host, parsed.port)
     return 0
 
 
-def _finished(run: str | None, step: str | None) -> tuple[Plan, Step]:
-    """The run that is meant and its model; of an experiment, the newest run whose model has been made."""
+def _run_with_model(run: str | None, step: str | None) -> tuple[Plan, Step]:
+    """The run that is meant and its model; of an experiment, the newest run whose model has been made.
+
+    Raises:
+        SpecError: when none of them has made it.
+    """
     from cai.executor import default_store
+    from cai.submission import shown_run
 
     named = find_run(run)
     found = [(plan := read_plan(named / "plan.json"), _model_step(plan, step))]
@@ -85,7 +90,12 @@ def _finished(run: str | None, step: str | None) -> tuple[Plan, Step]:
                 with suppress(SpecError):  # an older run may have been of another shape, without such a step
                     found.append((older, _model_step(older, step)))
     store = default_store()
-    return next((pair for pair in found if store.find(pair[1].kind, pair[1].key) is not None), found[0])
+    for plan, maker in found:
+        if store.find(maker.kind, maker.key) is not None:
+            return plan, maker
+    plan, maker = found[0]
+    again = f"`python -m cai resume {shown_run(named)}` makes it"
+    raise SpecError(Problem(f"{plan.experiment}: {maker.name}", "the model has not been made yet", again))
 
 
 def _model_step(plan: Plan, name: str | None) -> Step:
@@ -123,9 +133,9 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str 
 
     gc.enable()
     stored = default_store().find(step.kind, step.key)
-    if stored is None:
-        again = f"run `python -m cai experiment={plan.experiment}` first"
-        raise SpecError(Problem(f"{plan.experiment}: {step.name}", "the model has not been made yet", again))
+    if stored is None:  # the base model of a comparison
+        what, again = "is not in the store any more", "leave out --compare, or run the experiment again"
+        raise SpecError(Problem(f"{plan.experiment}: {step.name}", what, again))
     name, text = _template(plan, step)
     template = ChatTemplate.from_text(name, text, name)
     print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)

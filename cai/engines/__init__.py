@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai.engines.base import Engine, Places
+from pydantic import ValidationError
+
+from cai.engines.base import Engine, GpuTimes, Places
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.snapshots import problems, refused
@@ -44,7 +46,8 @@ class EngineKind:
     ``identity(settings, kind, name, inputs)`` is what of the settings decides the result of one step, and
     ``model_format`` what it makes of a fetched model (empty: a Hugging Face folder). ``check`` finds what is wrong
     before anything runs; ``sources`` are the schemes of models that it can fetch; ``commands`` are the processes of a
-    step. ``make(settings, plan, run_dir)`` opens the engine.
+    step, ``times(settings, plan)`` estimates what they take of GPUs. ``make(settings, plan, run_dir)`` opens the
+    engine.
     """
 
     settings: type[Settings]
@@ -56,6 +59,7 @@ class EngineKind:
     check: Callable[[Any, Plan, Where], Checked] = _nothing_to_check
     commands: Callable[[Any, Plan, Step, Places], tuple[Command, ...]] = _no_commands
     launcher: Callable[[Any], Local | Slurm] = lambda settings: Local()
+    times: Callable[[Any, Plan], GpuTimes] = lambda settings, plan: GpuTimes()
 
 
 def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
@@ -105,6 +109,12 @@ def _nemo_commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places
     return tuple(compiled.command for compiled in commands(settings, plan, step, places))
 
 
+def _nemo_times(settings: NemoAlignerSettings, plan: Plan) -> GpuTimes:
+    from cai.engines.nemo_aligner.gpu_time import times
+
+    return times(settings, plan)
+
+
 def _nemo(settings: NemoAlignerSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
     from cai.engines.nemo_aligner.engine import NemoAlignerEngine
 
@@ -123,6 +133,7 @@ ENGINES: dict[str, EngineKind] = {
         check=_nemo_check,
         commands=_nemo_commands,
         launcher=lambda settings: settings.launcher,
+        times=_nemo_times,
     ),
 }
 
@@ -145,3 +156,12 @@ def step_commands(plan: Plan, places: Places) -> dict[str, tuple[Command, ...]]:
     """Every step's commands by name, exactly as they would be executed."""
     kind, settings = engine_of(plan.engine)
     return {step.name: kind.commands(settings, plan, step, places) for step in plan.steps}
+
+
+def gpu_times(plan: Plan) -> GpuTimes:
+    """What a plan's steps take of GPUs, estimated; nothing for one that cannot be run (of another version, a lock)."""
+    try:
+        kind, settings = engine_of(plan.engine)
+        return kind.times(settings, plan)
+    except (ValidationError, KeyError, TypeError, ValueError):
+        return GpuTimes()

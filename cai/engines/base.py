@@ -5,8 +5,8 @@ Settings are pydantic models because the experiment's YAML holds them; they are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -188,6 +188,30 @@ class Places:
     def work(self, step: Step) -> Path:
         """What is kept from attempt to attempt (``work`` of the engine)."""
         return self.store / f"{artifact_name(step.kind, step.key)}.partial" / "work"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTime:
+    """How long a step holds how many GPUs, before it was ever measured; ``seconds`` None where that is not known.
+
+    ``gpus`` and ``nodes`` are those that its commands hold at once. ``parts`` are seconds by what they go to, in order;
+    ``assumes`` says in words which lengths were taken, ``unknown`` why there are no seconds.
+    """
+
+    gpus: int
+    nodes: int
+    seconds: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    assumes: str = ""
+    unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTimes:
+    """Times of the steps that need GPUs, by step name; ``assumptions`` are the rates and the formula, as plain data."""
+
+    steps: Mapping[str, GpuTime] = field(default_factory=dict)
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Progress(Protocol):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from cai.settings import Settings
+
+TIME = r"^(\d+-)?\d+(:\d+){0,2}$"
+"""A time limit of Slurm's: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
 
 
 class Local(Settings):
@@ -32,8 +36,8 @@ class Slurm(Settings):
     cpu_partition: str = ""
     qos: str = ""
     constraint: str = ""
-    time: Annotated[str, Field(pattern=r"^[0-9:-]+$", description="limit of a job with GPUs")] = "04:00:00"
-    cpu_time: Annotated[str, Field(pattern=r"^[0-9:-]+$", description="limit of a job without GPUs")] = "01:00:00"
+    time: Annotated[str, Field(pattern=TIME, description="limit of a job with GPUs")] = "04:00:00"
+    cpu_time: Annotated[str, Field(pattern=TIME, description="limit of a job without GPUs")] = "01:00:00"
     container: Annotated[str, Field(description="image of NeMo's commands; empty runs them on the node itself")] = ""
     mounts: tuple[str, ...] = ()
     gpus: Annotated[bool, Field(description="ask for GPUs with --gpus-per-node; some clusters give whole nodes")] = True
@@ -47,3 +51,9 @@ class Slurm(Settings):
 
 
 Launcher = Annotated[Local | Slurm, Field(discriminator="kind")]
+
+
+def is_local(engine: Mapping[str, Any]) -> bool:
+    """Whether an engine's commands run on this machine, and not in the jobs of a cluster."""
+    launcher = engine.get("launcher")
+    return not isinstance(launcher, Mapping) or launcher.get("kind", "local") == "local"

@@ -70,7 +70,8 @@ def cost_words(totals: Mapping[str, Any]) -> str:
     if "seconds" in unknown and cost["seconds"]:
         told[-1] += f" (at least {seconds})"
     if "gpu_hours" in unknown:
-        told.append("GPU-hours not known")
+        known = cost["gpu_hours"]
+        told.append(f"at least {known:.3g} GPU-hours" if known else "GPU-hours not known")
     elif cost["gpu_hours"]:
         told.append(f"{cost['gpu_hours']:.3g} GPU-hours")
     return f"about {', '.join(told)}"

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cai.engines import gpu_times
+from cai.engines.base import GpuTime
 from cai.execution.status import Action, statuses
 from cai.plan import Plan, Step
 from cai.plan_view import Format, escape_markdown, short
@@ -69,8 +71,9 @@ def sweep_plan(cells: Cells, store: Store) -> SweepPlan:
     """
     timed: dict[str, Step] = {}
     at_work: dict[str, bool] = {}
+    times = _gpu_times(cells)
     for plan in _merged(cells):
-        plan = with_times(plan, store)
+        plan = with_times(plan, store, times)
         timed |= {step.key: step for step in plan.steps}
         at_work |= {status.step.key: status.action is not Action.REUSE for status in statuses(plan, store)}
     by_name: dict[str, list[Step]] = {}
@@ -79,6 +82,16 @@ def sweep_plan(cells: Cells, store: Store) -> SweepPlan:
             by_name.setdefault(step.name, []).append(timed[step.key])
     to_run = {c.number: sum(at_work[key] for key in {step.key for step in c.plan.steps}) for c in cells.cells}
     return SweepPlan(cells, tuple(_line(name, steps, at_work) for name, steps in by_name.items()), to_run)
+
+
+def _gpu_times(cells: Cells) -> dict[str, GpuTime]:
+    """What every different step takes of GPUs, by key: estimated in a plan that has it, for its inputs' sake."""
+    by_key: dict[str, GpuTime] = {}
+    for cell in cells.cells:
+        if any(step.key not in by_key for step in cell.plan.steps):
+            times = gpu_times(cell.plan).steps
+            by_key |= {step.key: times[step.name] for step in cell.plan.steps if step.name in times}
+    return by_key
 
 
 def _merged(cells: Cells) -> list[Plan]:

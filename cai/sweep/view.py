@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cai.shell_text import shell_word
 from cai.summary import interval
 from cai.sweep.board import Board, Effect, Line, Measure
 from cai.sweep.measures import Figure
@@ -26,7 +27,7 @@ _STYLES = {State.DONE: "", State.FAILED: "red", State.BLOCKED: "red", State.NOT_
 def print_board(board: Board, ended: Sequence[Ended], folder: Path, console: Console) -> None:
     """Print everything; the table's numbers have 95 % intervals."""
     for block in render_board(board, ended, folder):
-        console.print(block)
+        console.print(block, crop=False)  # the last line is a command
 
 
 def render_board(board: Board, ended: Sequence[Ended], folder: Path) -> Iterator[RenderableType]:
@@ -54,7 +55,7 @@ def render_board(board: Board, ended: Sequence[Ended], folder: Path) -> Iterator
         yield Padding(Text(f"\n{plain(note)}"), (0, 0, 0, 0))
     where = os.path.relpath(folder)
     yield Text(f"\nAll figures: {where}/leaderboard.csv and .parquet; cells: {where}/0, 1, ...", style="dim")
-    yield Text(f"  python -m cai report {where}", style="dim")
+    yield Text(f"  python -m cai report {shell_word(where)}", style="dim", no_wrap=True, overflow="ignore")
 
 
 def columns(board: Board, most: int = COLUMNS) -> list[Measure]:

@@ -102,6 +102,14 @@ def shape_of(parameters: float, config: dict[str, Any] | None = None) -> Shape:
     return Shape(parameters, layers, width, heads, groups, int(config.get("vocab_size") or VOCABULARY), bool(config))
 
 
+def fetched_shape(origin: Step) -> Shape | None:
+    """The shape of a model that the plan fetches, by its folder, its ``parameters`` or its name; None where unknown."""
+    config = model_config(origin)
+    said = origin.spec.get("parameters") or parameters_of(str(origin.spec.get("source", "")))
+    parameters = counted(config) or float(said)
+    return shape_of(parameters, config) if parameters else None
+
+
 def activations(shape: Shape, layout: Training, micro: int, length: int, of_layers: int | None = None) -> float:
     """Bytes of activations kept for the backward pass, on the first pipeline stage.
 
@@ -196,13 +204,12 @@ def _command(found: Survey, step: Step, compiled: Compiled) -> None:
     origin = found.origin(name)
     if origin is None or str(origin.spec.get("source", "")).startswith("api:"):
         return
-    source, config = str(origin.spec.get("source", "")), model_config(origin)
-    parameters = counted(config) or float(origin.spec.get("parameters") or parameters_of(source))
-    if not parameters:
+    shape = fetched_shape(origin)
+    if shape is None:
         field = f"models.{origin.name}.parameters"
         found.note(step.name, f"GPU memory was not estimated: how large '{origin.name}' is is not known; set {field}")
         return
-    memory = _estimated(found, step, compiled, kind, shape_of(parameters, config))
+    memory = _estimated(found, step, compiled, kind, shape)
     have, role = found.settings.cluster.gpu_memory, compiled.command.role
     size = f"about {memory.total / GIB:.0f}" if memory.total >= GIB else "less than 1"
     parts = f" ({memory.words()})" if memory.words() else ""

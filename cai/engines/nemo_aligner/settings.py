@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from cai.launchers.settings import Launcher, Local
+from cai.launchers.settings import TIME, Launcher, Local
 from cai.settings import Settings
 
 Scalar = bool | int | float | str | None
@@ -37,7 +37,7 @@ class Layout(Settings):
         dict[str, Value], Field(description="more settings of upstream's config; '++KEY' adds one that it lacks")
     ] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
-    time: Annotated[str, Field(description="Slurm time limit; empty takes the launcher's")] = ""
+    time: Annotated[str, Field(pattern=rf"^$|{TIME}", description="Slurm time limit; empty takes the launcher's")] = ""
 
     @field_validator("env")
     @classmethod
@@ -66,10 +66,14 @@ class Step(Training):
     """Layout of a training step; ``critic`` and the micro batches of rollouts are read by ``rl`` alone.
 
     ``val_batches`` is how many validation batches are measured (0: all), ``val_samples`` how many validation prompts
-    ``rl`` answers (0: as many as rollouts).
+    ``rl`` answers (0: as many as rollouts). ``time_margin`` is what of a job's time limit is not for training: loading
+    before it, the last step, validation and checkpoint after it.
     """
 
     critic: Critic = Critic()
+    time_margin: Annotated[
+        int | None, Field(ge=0, description="seconds; null: a quarter of the limit for each model, at most 15 minutes")
+    ] = None
     rollout_micro_batch: Annotated[int, Field(ge=1)] = 8
     val_batches: Annotated[int, Field(ge=0)] = 0
     val_samples: Annotated[int, Field(ge=0)] = 0
@@ -85,12 +89,25 @@ class Server(Layout):
     precision: str = "bf16"
 
 
+class Gpu(str, Enum):
+    """GPUs whose peak rates are known (cai/engines/nemo_aligner/gpu_time.py): A100 of 80 GB, H100 and H200, all SXM."""
+
+    A100 = "A100"
+    H100 = "H100"
+    H200 = "H200"
+
+
 class Cluster(Settings):
-    """What the machine or the cluster has; ``gpu_memory`` in GiB. Checked against, never asked of the machine."""
+    """What the machine or the cluster has; ``gpu_memory`` in GiB. Checked against, never asked of the machine.
+
+    ``gpu`` and ``utilisation`` are what the plan's GPU-hours are estimated from, until a step has been measured here.
+    """
 
     nodes: Annotated[int, Field(ge=1)] = 1
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     gpu_memory: Annotated[float, Field(gt=0)] = 80.0
+    gpu: Annotated[Gpu, Field(description="whose peak rates GPU-hours are estimated from")] = Gpu.H100
+    utilisation: Annotated[float, Field(gt=0, le=1, description="share of those peaks that is reached")] = 0.4
 
 
 class Hard(str, Enum):
