@@ -60,6 +60,10 @@ class Incomplete(CaiError):
     exit_code = 3
 
 
+class OutOfTime(Incomplete):
+    """Work that knows its time limit saved and ended shortly before it; a job goes back into the queue."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``did you mean 'reward'?`` for the known word nearest to ``word``; what is known where nothing is near."""
     known = sorted(set(known))

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from cai.engines.nemo_aligner.commands import MODEL
 from tests.standin_nemo import hf_model, standin_roots
 
 SHIPPED = "shipped:quickstart"
@@ -91,9 +89,11 @@ def scaled(folder: Path, judge_url: str, port: int) -> list[str]:
         f"engine.python={sys.executable}",
         "engine.cluster={nodes: 2, gpus_per_node: 2, gpu_memory: 80}",
         f"engine.servers.default={{count: 2, devices: 1, port: {port}, ready_timeout: 120, batch: 16}}",
-        "engine.steps.sft={devices: 1, tensor_parallel: 1, sequence_parallel: false}",
-        "engine.steps.reward={devices: 1, tensor_parallel: 1, activation_checkpointing: full}",
-        "engine.steps.rl={devices: 1, tensor_parallel: 1, rollout_micro_batch: 4, val_samples: 4}",
+        # As it ships: sequence parallelism in SFT's checkpoint lies beneath the reward model and the critic.
+        "engine.steps.sft={devices: 2, tensor_parallel: 2, sequence_parallel: true}",
+        "engine.steps.reward={devices: 2, tensor_parallel: 2, activation_checkpointing: full}",
+        "engine.steps.rl={devices: 1, tensor_parallel: 1, rollout_micro_batch: 4, val_samples: 4,"
+        " activation_checkpointing: selective}",
         f"engine.steps.rl.critic={{devices: 1, tensor_parallel: 1, port: {port + 5}, ready_timeout: 120}}",
         "engine.launcher.grace=4",
         f"models.base.source=hf:{base}",
@@ -178,15 +178,9 @@ def _digests(home: Path, kind: str) -> dict[str, Any]:
 
 
 def _files(record: Path) -> dict[str, str]:
-    """Digests by file; of a .nemo its weights, because upstream writes the paths of its data into the config beside."""
-    found = {name: facts["sha256"] for name, facts in json.loads(record.read_text())["files"].items()}
-    if MODEL in found:
-        with tarfile.open(record.with_suffix("") / MODEL) as archive:
-            (member,) = [m for m in archive if m.name.endswith("weights.ckpt")]
-            weights = archive.extractfile(member)
-            assert weights is not None
-            found[MODEL] = hashlib.sha256(weights.read()).hexdigest()
-    return found
+    """Digests by file; of a model not its config, because upstream writes the paths of its data into it."""
+    files = json.loads(record.read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items() if not name.endswith("model_config.yaml")}
 
 
 @pytest.fixture(scope="session")

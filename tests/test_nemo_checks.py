@@ -6,11 +6,13 @@ import copy
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.engines import engine_of
+from cai.engines import engine_of, step_commands
+from cai.engines.base import Places
 from cai.engines.nemo_aligner import check_layout
 from cai.engines.nemo_aligner.checks import NOT_CHECKED
 from cai.engines.nemo_aligner.survey import survey
@@ -23,7 +25,7 @@ UPSTREAM = os.environ.get("CAI_UPSTREAM", "")
 """Read before the fixture hides it."""
 SCHED = "{name: CosineAnnealing, warmup_steps: 10, constant_steps: 0, min_lr: 1.0e-9}"
 MODEL = f"optim: {{name: adam, lr: 1.0e-6, weight_decay: 0.1, betas: [0.9, 0.98], sched: {SCHED}}}"
-SAVED = "checkpoint_callback_params: {save_nemo_on_train_end: true}"
+SAVED = "checkpoint_callback_params: {save_nemo_on_train_end: true, save_top_k: 3}"
 EXP = f"{{explicit_log_dir: null, name: x, resume_if_exists: true, {SAVED}}}"
 TRAINER = "num_nodes: 1, devices: 1, precision: bf16"
 EVERY = "val_check_interval: 10, save_interval: 10, limit_val_batches: 1.0"
@@ -37,7 +39,7 @@ model:
   {{restore_from_path: '???', seed: 1, encoder_seq_length: 4096, answer_only_loss: false, megatron_amp_O2: false,
   tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1, context_parallel_size: 1, sequence_parallel: false,
   activations_checkpoint_granularity: null, activations_checkpoint_method: null,
-  activations_checkpoint_num_layers: null,
+  activations_checkpoint_num_layers: null, activations_checkpoint_layers_per_pipeline: null,
   data: {{chat: false, num_workers: 0, chat_prompt_tokens: {{system_turn_start: a, turn_start: b, label_start: c}},
     train_ds: {{file_path: '???', global_batch_size: 128, micro_batch_size: 1, max_seq_length: 4096}},
     validation_ds: {{file_path: '???', global_batch_size: "${{model.data.train_ds.global_batch_size}}",
@@ -46,7 +48,7 @@ model:
 """,
     "training_rm.yaml": f"""
 trainer: {{{TRAINER}, rm: {{{RUN}}}}}
-exp_manager: {EXP}
+exp_manager: {EXP[:-1]}, max_time_per_run: null}}
 pretrained_checkpoint: {{restore_from_path: null}}
 model: {{{ADDED}, reward_model_type: binary_ranking, data: {{data_prefix: null}}, {MODEL}}}
 """,
@@ -79,6 +81,7 @@ tensor_model_parallel_size: -1
 pipeline_model_parallel_size: -1
 pipeline_model_parallel_split_rank: -1
 expert_model_parallel_size: -1
+megatron_amp_O2: false
 gpt_model_file: null
 server: false
 port: 5555
@@ -156,12 +159,19 @@ def problems(raw: dict[str, Any]) -> list[Problem]:
     return list(raised.value.problems)
 
 
+def commands_of(raw: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Every command's words, by ``step.role``."""
+    made = step_commands(plan(raw), Places(Path("store")))
+    return {f"{step}.{command.role}": command.argv for step, commands in made.items() for command in commands}
+
+
 def notes(raw: dict[str, Any], step: str) -> str:
     return "\n".join(plan(raw).step(step).notes)
 
 
 SLURM = {"engine/launcher": {"kind": "slurm"}, "engine/cluster": {"nodes": 2}}
 OVER = "engine/steps/{}/overrides"
+LEAST = {"model.optim.sched.min_lr": 1e-9}
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     # method
     ("lora", {"stages/sft/training/lora": {"rank": 4}}, "stages.sft.training.lora", "train all weights"),
@@ -418,12 +428,48 @@ def test_rows_that_training_leaves_out_are_told(raw):
     assert "'sl_mix' keeps rows of up to 4096 tokens; those longer than 1024" in notes(put(raw, changes), "sft")
 
 
-def test_a_cosine_without_steps_is_told(raw):
+def test_the_plan_says_what_every_schedule_will_be(raw):
     lower = {"model.optim.sched.min_lr": 1e-9}
-    constant = {OVER.format("rl"): {**lower, "model.optim.sched.constant_steps": 1000}}
-    assert "leave none of 10 steps for the cosine" in notes(put(raw, constant), "rl")
-    assert "ends after 10 of 20 updates" in notes(put(raw, {OVER.format("rl"): lower}), "rl")
-    assert "the rate is min_lr" not in notes(raw, "rl")
+    shown = notes(put(raw, {OVER.format("rl"): lower}), "rl")
+    assert "actor: 20 updates, no warm-up, mean learning rate 5.3e-05" in shown
+    assert "critic: 20 updates, no warm-up, mean learning rate 0.0001" in shown
+    assert "nearly all updates are at min_lr" not in shown
+    late = {OVER.format("rl"): {**lower, "model.optim.sched.constant_steps": 1000}}
+    assert "actor: nearly all updates are at min_lr 1e-09; set model.optim.sched.constant_steps: 0" in notes(
+        put(raw, late), "rl"
+    )
+    assert "train: " in notes(raw, "sft")
+
+
+def test_what_a_layout_leaves_off_is_written_as_off(raw):
+    """Upstream lays the checkpoint's config beneath: SFT's sequence parallelism must not reach the reward model."""
+    off = ("sequence_parallel=False", "activations_checkpoint_granularity=null", "activations_checkpoint_method=null")
+    off += ("activations_checkpoint_num_layers=null", "context_parallel_size=1")
+    at = "engine/steps/sft"
+    commands = commands_of(put(raw, {f"{at}/tensor_parallel": 2, f"{at}/sequence_parallel": True}))
+    for role in ("reward.train", "rl.critic"):
+        assert {f"++model.{word}" for word in off} <= set(commands[role]), role
+    assert {"model.sequence_parallel=False", f"++model.{off[1]}"} <= set(commands["rl.actor"])
+    assert {"model.sequence_parallel=True", f"model.{off[1]}"} <= set(commands["sft.train"])
+
+
+@pytest.mark.parametrize("step", ["reward", "rl/critic"])
+def test_sequence_parallelism_is_refused_where_upstream_has_a_reward_head(raw, step):
+    at = f"engine/steps/{step}"
+    for changes in ({f"{at}/sequence_parallel": True}, {f"{at}/overrides": LEAST | {"model.sequence_parallel": True}}):
+        (found,) = problems(put(raw, changes))
+        assert "reward head refuses sequence parallelism" in found.what
+
+
+@pytest.mark.parametrize("step", ["sft", "reward", "rl", "rl/critic"])
+def test_selective_recomputation_with_a_number_of_layers_is_refused(raw, step):
+    at, key = f"engine/steps/{step}", "model.activations_checkpoint"
+    selective = {f"{at}/activation_checkpointing": "selective"}
+    (found,) = problems(put(raw, {**selective, f"{at}/overrides": LEAST | {f"{key}_num_layers": 1}}))
+    assert "selective recomputation takes no number of layers" in found.what
+    assert plan(put(raw, {**selective, f"{at}/overrides": LEAST | {f"{key}_method": "uniform"}}))
+    missing = problems(put(raw, {f"{at}/overrides": LEAST | {f"{key}_granularity": "full"}}))
+    assert [f"{key}_{name}" in found.what for name, found in zip(("method", "num_layers"), missing, strict=True)]
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cai.chat import ChatTemplate, Message
 from cai.commands.planning import compile_plan
+from cai.data.nemo_tokens import open_tokenizer
 from cai.engines import engine_of, step_commands
 from cai.engines.base import (
     Attempt,
@@ -20,13 +24,16 @@ from cai.engines.base import (
     RewardSettings,
     RlSettings,
     SftSettings,
+    Trained,
     TrainText,
 )
-from cai.engines.nemo_aligner.commands import result_file
-from cai.engines.nemo_aligner.engine import NemoAlignerEngine
-from cai.errors import PrerequisiteError, SpecError, StepFailed
+from cai.engines.nemo_aligner.commands import commands, result_file
+from cai.engines.nemo_aligner.datasets import write_prompts
+from cai.engines.nemo_aligner.engine import NemoAlignerEngine, make_runner
+from cai.errors import Incomplete, OutOfTime, PrerequisiteError, SpecError, StepFailed
 from cai.execution.watch import Silent
 from cai.launchers.base import Command, Server
+from cai.launchers.outside import COMMANDS, Prepared
 from cai.library import Library, shipped_root
 from cai.plan import Plan
 from tests.test_nemo_tokens import config, nemo, spm
@@ -122,10 +129,14 @@ def writes_result(plan: Plan, name: str, tmp_path: Path, text: str = "weights") 
     def work(command: Command) -> None:
         result = result_file(places(tmp_path), plan.step(name))
         result.parent.mkdir(parents=True, exist_ok=True)
-        result.write_text(text)
+        nemo(result, [config(model="nemo:a.model"), ("model_weights.ckpt", text.encode())])
         (result.parent / "megatron_gpt_sft--val_loss=0.532-step=12-consumed_samples=96-epoch=0-last.ckpt").touch()
 
     return work
+
+
+def weights(out: Path) -> str:
+    return (out / "model" / "model_weights.ckpt").read_text()
 
 
 def train_sft(engine: NemoAlignerEngine, model: Path, out: Path, work: Path):  # type: ignore[no-untyped-def]
@@ -141,7 +152,7 @@ def test_training_writes_the_data_runs_the_command_and_keeps_the_result(plan: Pl
     out, work = folders(plan, "sft", tmp_path)
     trained = train_sft(engine, model, out, work)
     assert runner.done == ["run train"]
-    assert (out / "model.nemo").read_text() == "weights"
+    assert weights(out) == "weights"
     lines = [json.loads(line) for line in (work / "data" / "train.jsonl").read_text().splitlines()]
     assert [line["conversations"][1]["value"] for line in lines] == [f"Answer {i}." for i in range(16)]
     assert trained.metrics["val_loss"] == 0.532
@@ -155,29 +166,80 @@ def test_a_finished_command_is_not_run_again_when_the_step_died_after_it(plan: P
     engine.begin(plan.step("sft"))
     out, work = folders(plan, "sft", tmp_path)
     train_sft(engine, model, out, work)
-    (out / "model.nemo").rename(result_file(places(tmp_path), plan.step("sft")))
+    shutil.rmtree(out / "model")  # stopped before the artifact was whole
     train_sft(engine, model, out, work)
     assert runner.done == ["run train"]
-    assert (out / "model.nemo").read_text() == "weights"
+    assert weights(out) == "weights"
 
 
-def test_a_result_that_was_being_written_when_it_died_is_not_taken(plan: Plan, model: Path, tmp_path: Path):
+@pytest.mark.parametrize("before", [(), ("megatron_gpt_sft--val_loss=0.7-step=6-consumed_samples=48-epoch=0",)])
+def test_a_result_that_was_being_written_when_it_died_is_not_taken(
+    plan: Plan, model: Path, tmp_path: Path, before: tuple[str, ...]
+):
     out, work = folders(plan, "sft", tmp_path)
     result = result_file(places(tmp_path), plan.step("sft"))
-    result.parent.mkdir(parents=True)
+    for name in (*before, "megatron_gpt_sft--val_loss=0.5-step=12-consumed_samples=96-epoch=0-last"):
+        (result.parent / name).mkdir(parents=True)
     result.write_text("half")
-    attempts: list[bool] = []
+    attempts: list[list[str]] = []
 
     def work_of(command: Command) -> None:
-        attempts.append(result.parent.is_dir())
+        attempts.append(sorted(path.name for path in result.parent.glob("*-last")))
         if len(attempts) == 2:  # the first attempt resumes at the end of training and writes nothing, as upstream does
             writes_result(plan, "sft", tmp_path)(command)
 
     engine = opened(plan, Recorder(work_of), tmp_path)
     engine.begin(plan.step("sft"))
     train_sft(engine, model, out, work)
-    assert attempts == [True, False]
-    assert (out / "model.nemo").read_text() == "weights"
+    assert [len(lasts) for lasts in attempts] == [1, len(before)]
+    assert weights(out) == "weights"
+
+
+def test_training_that_ends_at_its_time_limit_is_incomplete_and_goes_on(plan: Plan, model: Path, tmp_path: Path):
+    out, work = folders(plan, "sft", tmp_path)
+    checkpoints = result_file(places(tmp_path), plan.step("sft")).parent
+    attempts: list[list[str]] = []
+
+    def work_of(command: Command) -> None:
+        attempts.append(sorted(path.name for path in checkpoints.glob("*-last")))
+        if len(attempts) == 3:
+            return writes_result(plan, "sft", tmp_path)(command)
+        (checkpoints / f"megatron_gpt_sft--val_loss=0.5-step={5 * len(attempts)}-epoch=0-last").mkdir(parents=True)
+        return None
+
+    engine = opened(plan, Recorder(work_of), tmp_path)
+    engine.begin(plan.step("sft"))
+    for step in (5, 10):
+        with pytest.raises(OutOfTime, match=f"sft: training ended at its time limit, after step {step}; run the same"):
+            train_sft(engine, model, out, work)
+    train_sft(engine, model, out, work)
+    assert [len(lasts) for lasts in attempts] == [0, 1, 1]
+    assert weights(out) == "weights"
+
+
+def test_commands_that_a_script_ran_are_told_apart_in_the_same_way(
+    plan: Plan, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, work = folders(plan, "sft", tmp_path)
+    checkpoints = result_file(places(tmp_path), plan.step("sft")).parent
+    engine = opened(plan, Recorder(), tmp_path)
+    engine.begin(plan.step("sft"))
+
+    def half(which: str, error: type[Exception], match: str) -> None:
+        monkeypatch.setenv(COMMANDS, which)
+        engine._runner = make_runner(engine.settings) if which == "prepare" else Recorder()
+        with pytest.raises(error, match=match):
+            train_sft(engine, model, out, work)
+
+    last = checkpoints / "megatron_gpt_sft--val_loss=0.5-step={}-epoch=0-last"
+    half("prepare", Prepared, "run it now")
+    Path(str(last).format(5)).mkdir(parents=True)
+    half("finish", OutOfTime, "after step 5")
+    Path(str(last).format(9)).mkdir()
+    half("prepare", Prepared, "run it now")
+    assert [path.name for path in checkpoints.iterdir()] == [last.name.format(9)]
+    half("finish", Incomplete, r"sft: no \.nemo was written; do it again, from step 0")
+    assert not checkpoints.exists()
 
 
 def test_a_command_that_ends_well_without_a_result_is_an_error(plan: Plan, model: Path, tmp_path: Path):
@@ -230,22 +292,36 @@ def _raises(command: Command) -> None:
     raise StepFailed("no luck")
 
 
-def test_a_held_out_prompt_is_in_one_file_only_and_adding_one_moves_few(plan: Plan, model: Path, tmp_path: Path):
-    template = chat()
+def ppo_files(tmp_path: Path, model: Path, prompts: int, iterations: int) -> tuple[list[str], list[str], Trained]:
+    """Training and validation prompts for ``iterations`` of 16 rollouts."""
+    template, folder = chat(), tmp_path / f"{prompts}-{iterations}"
+    texts = [PromptText(str(i), template.prompt((Message("user", f"Q {i}?"),))) for i in range(prompts)]
+    settings = RlSettings(iterations=iterations, rollouts=16, max_prompt_tokens=256)
+    told = write_prompts(folder, texts, settings, open_tokenizer(model), 16, 5)
+    train, held = ((folder / f"{part}.jsonl").read_text().splitlines() for part in ("train", "val"))
+    return train, held, told
 
-    def val(n: int) -> set[str]:
-        from cai.data.nemo_tokens import open_tokenizer
-        from cai.engines.nemo_aligner.datasets import write_prompts
 
-        prompts = [PromptText(str(i), template.prompt((Message("user", f"Q {i}?"),))) for i in range(n)]
-        folder = tmp_path / str(n)
-        write_prompts(folder, prompts, RlSettings(rollouts=16, max_prompt_tokens=256), open_tokenizer(model), 16, 5)
-        train, held = ((folder / f"{part}.jsonl").read_text().splitlines() for part in ("train", "val"))
+def test_a_held_out_prompt_is_in_one_file_only_and_adding_one_moves_few(model: Path, tmp_path: Path):
+    drawn = []
+    for prompts in (100, 101):
+        train, held, _ = ppo_files(tmp_path, model, prompts, 3)
         assert not set(train) & set(held)
-        assert len(train) + len(held) == n
-        return set(held)
+        drawn.append(set(held))
+    assert len(drawn[0] - drawn[1]) <= 1
 
-    assert len(val(100) - val(101)) <= 1
+
+def test_ppo_has_exactly_the_prompts_of_its_iterations(model: Path, tmp_path: Path):
+    """Upstream's training is one pass over the file, and its learning rate's schedule as long as that."""
+    train, held, told = ppo_files(tmp_path, model, 100, 3)
+    assert (len(train), len(set(train)), len(held)) == (48, 48, 16)
+    assert told.metrics["prompts not drawn"] == 100 - 16 - 48
+    again, _, told = ppo_files(tmp_path, model, 100, 12)
+    times = Counter(Counter(again).values())
+    assert len(again) == 12 * 16
+    assert times == {2: 84 - 24, 3: 24}  # 84 prompts twice, 24 of them once more
+    assert (told.metrics["train rows"], told.metrics["train samples"]) == (84, 192)
+    assert set(train) <= set(again)
 
 
 def test_soft_labels_of_validation_pairs_are_counted_once(plan: Plan, model: Path, tmp_path: Path):
@@ -306,20 +382,52 @@ def test_servers_that_died_between_two_steps_are_started_again(plan: Plan, model
     assert runner.done.count("start server") == 2
 
 
-def test_a_nemo_file_is_taken_as_it_is_and_its_digest_checked(plan: Plan, model: Path, tmp_path: Path):
+def test_a_nemo_file_is_unpacked_once_and_its_digest_checked(plan: Plan, model: Path, tmp_path: Path):
     runner = Recorder()
     engine = opened(plan, runner, tmp_path)
     engine.begin(plan.step("base"))
     out, _ = folders(plan, "base", tmp_path)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
     about = engine.fetch(ModelSource(f"nemo:{model / 'model.nemo'}"), out, quiet)
-    assert (out / "model.nemo").read_bytes() == (model / "model.nemo").read_bytes()
+    assert {path.name for path in (out / "model").iterdir()} == {"model_config.yaml", "a.model"}
+    assert (out / "model" / "a.model").read_bytes() == spm()
+    assert open_tokenizer(out).ids("How") == open_tokenizer(model).ids("How")
     assert about["format"] == "nemo"
     with pytest.raises(PrerequisiteError, match="SHA-256"):
         engine.fetch(ModelSource(f"nemo:{model / 'model.nemo'}", sha256="0" * 64), out, quiet)
     with pytest.raises(PrerequisiteError, match="no such file"):
         engine.fetch(ModelSource("nemo:/nowhere/x.nemo"), out, quiet)
     assert runner.done == []
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+def test_a_nemo_file_cannot_write_outside_of_its_folder(plan: Plan, tmp_path: Path, name: str):
+    engine = opened(plan, Recorder(), tmp_path)
+    engine.begin(plan.step("base"))
+    out, _ = folders(plan, "base", tmp_path)
+    bad = nemo(tmp_path / "bad" / "x.nemo", [config(model="nemo:a.model"), (name, b"x")])
+    quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
+    with suppress(PrerequisiteError):  # an absolute name is taken as one below the folder, the others are refused
+        engine.fetch(ModelSource(f"nemo:{bad}"), out, quiet)
+    assert not list(tmp_path.glob("**/outside")) or (out / "model" / "outside").is_file()
+    (tmp_path / "text.nemo").write_text("no archive")
+    with pytest.raises(PrerequisiteError, match=r"no \.nemo that can be unpacked"):
+        engine.fetch(ModelSource(f"nemo:{tmp_path / 'text.nemo'}"), out, quiet)
+
+
+def test_a_model_of_an_older_store_is_loaded_from_its_archive(plan: Plan, tmp_path: Path):
+    """Artifacts that hold a packed .nemo keep their keys; their commands name the file."""
+    settings, step = engine_of(plan.engine)[1], plan.step("sft")
+    base = places(tmp_path).artifact(plan.step("base"))
+
+    def restored() -> str:
+        (train,) = [c for c in commands(settings, plan, step, places(tmp_path)) if c.command.role == "train"]
+        return str(next(o.value for o in train.overrides if o.key == "model.restore_from_path"))
+
+    assert restored() == str(base / "model")
+    nemo(base / "model.nemo", [config(model="nemo:a.model"), ("a.model", spm())])
+    assert restored() == str(base / "model.nemo")
+    assert open_tokenizer(base).ids("How")
 
 
 def test_layout_and_launcher_change_no_key_and_overrides_change_theirs(monkeypatch: pytest.MonkeyPatch):

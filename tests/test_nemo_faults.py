@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,22 @@ def started(to: Path, name: str, **env: str) -> Iterator[subprocess.Popen[bytes]
             yield it
         finally:
             it.kill()
+
+
+def change(to: Path, name: str, overrides: dict[str, object], **training: object) -> None:
+    """Change a training step in the frozen plan of ``to``, under the key that it has."""
+    path = to / "run" / "plan.json"
+    plan = json.loads(path.read_text())
+    (spec,) = (each["spec"] for each in plan["steps"] if each["name"] == name)
+    spec["training"] |= training
+    plan["engine"]["steps"][name].setdefault("overrides", {}).update(overrides)
+    path.write_text(json.dumps(plan))
+
+
+def events(to: Path, name: str) -> list[dict[str, Any]]:
+    """What the run's log holds of an event."""
+    lines = map(json.loads, (to / "run" / "events.jsonl").read_text().splitlines())
+    return [line["data"] for line in lines if line["event"] == name]
 
 
 def said(to: Path, *words: str) -> bool:
@@ -127,14 +144,64 @@ def test_ctrl_c_takes_everything_down(tmp_path: Path, finished: Finished):
     assert finished.same(home, "rl")
 
 
-def submitted(finished: Finished, to: Path, slurm: Cluster, name: str) -> dict[str, str]:
-    """Submit the run with only ``name`` left to do, slowly, and wait until its command is at work."""
+@pytest.mark.parametrize(
+    ("name", "fault", "again"),
+    [
+        ("sft", "train_gpt_sft:in-last=1", False),
+        ("sft", "train_gpt_sft:two-lasts=2", False),
+        ("sft", "train_gpt_sft:before-nemo", True),
+        ("reward", "train_reward_model:two-lasts=3", False),
+        ("reward", "train_reward_model:before-nemo", True),
+        ("rl", "train_gpt_ppo_actor:in-last=1", False),
+        ("rl", "serve_ppo_critic:in-last=1", False),
+        ("rl", "serve_ppo_critic:two-lasts=2", False),
+        ("rl", "train_gpt_ppo_actor:two-lasts=2", True),
+        ("rl", "train_gpt_ppo_actor:before-nemo", True),
+    ],
+)
+def test_a_training_that_was_killed_while_it_saved_goes_on(
+    tmp_path: Path, finished: Finished, name: str, fault: str, again: bool
+):
+    home = finished.without(tmp_path, name)
+    best = "exp_manager.checkpoint_callback_params.save_top_k"
+    change(tmp_path, name, {best: 3}, **{"checkpoint_every" if name == "rl" else "val_every": 1})
+    failed = step(finished, tmp_path, name, STANDIN_FAIL=fault)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    ended = step(finished, tmp_path, name)
+    assert ended.returncode == 0, ended.stderr
+    assert finished.same(home, name)
+    told = events(tmp_path, "nemo.again")
+    assert bool(told) == again
+    if again and name != "rl":
+        assert told[0]["step"] > 0
+
+
+def test_training_that_ends_at_its_time_limit_is_incomplete_here_and_goes_on(tmp_path: Path, finished: Finished):
+    home = finished.without(tmp_path, "rl")
+    change(tmp_path, "rl", {"++exp_manager.max_time_per_run": "00:00:00:01"})
+    early = step(finished, tmp_path, "rl", STANDIN_STEP_SECONDS="0.6")
+    assert early.returncode == 3, early.stdout + early.stderr
+    assert "training ended at its time limit, after step 1; run the same command again" in early.stderr
+    ended = step(finished, tmp_path, "rl")
+    assert ended.returncode == 0, ended.stderr
+    assert finished.same(home, "rl")
+    assert leftovers(str(tmp_path)) == []
+
+
+def detached(finished: Finished, to: Path, slurm: Cluster, name: str, slow: str, *overrides: str) -> dict[str, str]:
+    """Submit the run with only ``name`` left to do, each step of its commands ``slow`` seconds longer."""
     finished.without(to, name)
     env = {"CAI_HOME": str(to / "home"), **slurm.env}
-    slow = {**env, "STANDIN_STEP_SECONDS": "0.7"}
-    launcher = "engine.launcher={kind: slurm, poll: 0.5, time: '00:10:00', warn: 0}"
-    out = cai(*finished.overrides, launcher, "--detach", cwd=to, env=slow)
+    words = (*finished.overrides, *overrides, "--detach")
+    out = cai(*words, cwd=to, env={**env, "STANDIN_STEP_SECONDS": slow})
     assert out.returncode == 0, out.stderr
+    return env
+
+
+def submitted(finished: Finished, to: Path, slurm: Cluster, name: str) -> dict[str, str]:
+    """The same, and wait until its command is at work."""
+    launcher = "engine.launcher={kind: slurm, poll: 0.5, time: '00:10:00', warn: 0}"
+    env = detached(finished, to, slurm, name, "0.7", launcher)
     run = to / "runs" / "mistral_rl_cai" / "latest"
     wait("its command is at work", lambda: any("\nstep " in p.read_text() for p in (run / "logs").glob("*")), 60)
     return env
@@ -166,3 +233,23 @@ def test_a_cancelled_job_leaves_nothing_and_resumes(tmp_path: Path, finished: Fi
     ended = cai("resume", "mistral_rl_cai", cwd=tmp_path, env=env)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert finished.same(tmp_path / "home", "sft")
+
+
+@pytest.mark.parametrize(("name", "margin", "slow", "strikes"), [("sft", 42, "0.6", 2), ("rl", 49, "0.6", 1)])
+def test_training_that_its_time_limit_ends_again_and_again_ends_the_same(
+    tmp_path: Path, finished: Finished, slurm: Cluster, name: str, margin: int, slow: str, strikes: int
+):
+    # Of 120 seconds 10 are the warning's, which may come 60 too early, so 8 and 1 are left to train.
+    launcher = "engine.launcher={kind: slurm, poll: 0.5, time: '00:10:00', warn: 10, max_requeues: 9}"
+    limits = (f"+engine.steps.{name}.time='00:02:00'", f"+engine.steps.{name}.time_margin={margin}")
+    env = detached(finished, tmp_path, slurm, name, slow, launcher, *limits)
+    ended = cai("resume", "mistral_rl_cai", cwd=tmp_path, env=env, timeout=250)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"stopped shortly before the time limit; queued again, {strikes} of 9" in ended.stdout
+    run = tmp_path / "runs" / "mistral_rl_cai" / "latest"
+    restarts = json.loads((run / "jobs" / f"{name}.exit.json").read_text())["restarts"]
+    assert restarts >= strikes
+    # Each was upstream's own end, as it says in its log; the last attempt may come to both ends at once.
+    assert sum(log.read_text().count("the time limit of this run") for log in (run / "logs").glob("*")) >= restarts
+    assert finished.same(tmp_path / "home", name)
+    assert leftovers(str(tmp_path)) == []

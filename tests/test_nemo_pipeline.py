@@ -38,7 +38,7 @@ def test_every_kind_of_step_makes_its_artifact_and_its_ledger_balances(finished:
         ledger = record["outcome"]["ledger"]
         assert ledger["rows_in"] == ledger["rows_out"] + sum(ledger["dropped"].values()), name
         if record["makes"] in ("model", "reward_model") and "endpoint.json" not in record["files"]:
-            assert record["files"]["model.nemo"]["size"] > 10_000
+            assert record["files"]["model/model_weights.ckpt"]["size"] > 10_000
     assert finished.asked > 0
 
 

@@ -294,34 +294,6 @@ def test_a_nemo_file_reads_back_and_a_head_is_no_part_of_a_language_model(tmp_pa
         again.model(head=True)
 
 
-def test_checkpoints_keep_the_best_and_the_last(tmp_path: Path) -> None:
-    log = experiment.Experiment(standin.manager(tmp_path))
-    for step, loss in enumerate((3.0, 1.0, 2.0, 4.0), 1):
-        log.save({"step": step}, {"val_loss": loss, "step": step})
-    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"m--val_loss=1.000-step=2", "m--val_loss=2.000-step=3", "m--val_loss=4.000-step=4-last"}
-
-
-def test_a_resumed_run_moves_the_files_of_its_folder_away(tmp_path: Path) -> None:
-    experiment.Experiment(standin.manager(tmp_path)).save({"step": 5}, {"step": 5})
-    (tmp_path / "data.jsonl").touch()
-    torn = tmp_path / "checkpoints" / "m--val_loss=0.000-step=6-last"
-    torn.mkdir()
-    torn.with_name(f"{torn.name}-unfinished").touch()
-    log = experiment.Experiment(standin.manager(tmp_path))
-    assert log.resumed == {"step": 5}
-    assert (tmp_path / "run_0" / "data.jsonl").exists()
-    assert not torn.exists()
-    torn.mkdir()
-    with pytest.raises(ValueError, match="Multiple checkpoints"):
-        experiment.Experiment(standin.manager(tmp_path))
-
-
-@pytest.mark.parametrize(("limit", "over"), [(None, False), ("00:00:00:00", True), ("00:04:00:00", False)])
-def test_a_run_knows_when_its_time_is_up(tmp_path: Path, limit: str | None, over: bool) -> None:
-    assert experiment.Experiment(standin.manager(tmp_path, max_time_per_run=limit)).out_of_time is over
-
-
 def test_constant_steps_eat_up_a_short_run(nemo: Nemo) -> None:
     sched = {"name": "CosineAnnealing", "warmup_steps": 2, "constant_steps": 1000, "min_lr": 1.0}
     optim = {"name": "distributed_fused_adam", "lr": 9.0, "betas": [0.9, 0.98], "weight_decay": 0.0, "sched": sched}

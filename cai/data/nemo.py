@@ -60,6 +60,7 @@ __all__ = [
     "chat_spans",
     "json_line",
     "matches_nemo_chat",
+    "prompt_lines",
     "write_chat",
     "write_lines",
     "write_pairs",
@@ -203,18 +204,38 @@ def write_prompts(
 ) -> Written:
     """PPO's prompts, one a line. ``max_length`` is the sequence length minus the answer's ``length_params.max_length``.
 
+    A prompt that comes again is a sample more and no row more.
+
     Raises:
         SpecError: fewer prompts than ``at_least`` are left; ``path`` is then as it was.
     """
+    seen: set[int] = set()
 
-    def lines(prompt: PromptLike) -> Lines:
-        _check_prompt(prompt.prompt)
-        line, tokens = json_line({"text": prompt.prompt}), count(prompt.prompt)
-        if tokens > max_length:
-            raise Dropped("too long")
-        return [line], [tokens]
+    def first(prompt: PromptLike) -> bool:
+        new = id(prompt) not in seen
+        seen.add(id(prompt))
+        return new
 
-    return write_lines(path, ((prompt, True) for prompt in prompts), lines, at_least, "prompts")
+    return write_lines(
+        path,
+        ((prompt, first(prompt)) for prompt in prompts),
+        lambda prompt: prompt_lines(prompt, count, max_length),
+        at_least,
+        "prompts",
+    )
+
+
+def prompt_lines(prompt: PromptLike, count: Count, max_length: int) -> Lines:
+    """The line of one prompt.
+
+    Raises:
+        Dropped: upstream would replace or mask it.
+    """
+    _check_prompt(prompt.prompt)
+    line, tokens = json_line({"text": prompt.prompt}), count(prompt.prompt)
+    if tokens > max_length:
+        raise Dropped("too long")
+    return [line], [tokens]
 
 
 def _checked(text: ChatText, dataset: str) -> dict[str, Any]:

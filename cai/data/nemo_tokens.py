@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from cai.errors import PrerequisiteError
 
-NEMO = "model.nemo"
+NEMO, UNPACKED = "model.nemo", "model"
 CONFIG = "model_config.yaml"
 _FAST, _CONFIG_HF = "tokenizer.json", "config.json"
 _LARGEST = 256 * 2**20  # bytes; no tokenizer or config is larger, so whatever is larger is left where it is
@@ -62,8 +62,8 @@ class Pieces(Protocol):
 def open_tokenizer(model: Path) -> Pieces:
     """The tokenizer of a ``.nemo`` file, or of a folder.
 
-    A folder is looked through for ``model.nemo``, an unpacked ``.nemo`` (``model_config.yaml``), ``tokenizer.json``
-    (what transformers reads wherever it is) and ``tokenizer.model``, in this order.
+    A folder is looked through for ``model.nemo``, an unpacked ``.nemo`` (``model_config.yaml``, here or in ``model/``),
+    ``tokenizer.json`` (what transformers reads wherever it is) and ``tokenizer.model``, in this order.
 
     Raises:
         PrerequisiteError: when there is none, or it cannot be read.
@@ -77,8 +77,9 @@ def open_tokenizer(model: Path) -> Pieces:
     beside = [path for path in (model / _FAST, model / "tokenizer.model") if path.is_file()]
     if (model / NEMO).is_file():
         return _of_archive(model / NEMO, beside)
-    if (model / CONFIG).is_file():
-        return _of_members(_folder_members(model), model, beside)
+    for folder in (model, model / UNPACKED):
+        if (folder / CONFIG).is_file():
+            return _of_members(_folder_members(folder), folder, beside)
     if not beside:
         what = f"holds no {NEMO}, {CONFIG}, {_FAST} or tokenizer.model, so tokens cannot be counted"
         raise PrerequisiteError(f"{model}: {what}")
@@ -92,10 +93,11 @@ def context_length(model: Path) -> int | None:
         PrerequisiteError: when a file cannot be read.
     """
     archive = model / NEMO if model.is_dir() else model
+    unpacked = next((path for path in (model / CONFIG, model / UNPACKED / CONFIG) if path.is_file()), None)
     if archive.is_file():
         config = _config_of(archive)
-    elif (model / CONFIG).is_file():
-        config = _yaml((model / CONFIG).read_bytes(), model / CONFIG)
+    elif unpacked is not None:
+        config = _yaml(unpacked.read_bytes(), unpacked)
     elif (model / _CONFIG_HF).is_file():
         try:
             config = json.loads((model / _CONFIG_HF).read_text(encoding="utf-8"))

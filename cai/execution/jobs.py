@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -258,4 +258,4 @@ def said_by(sub: Submission, step: str, job: str) -> dict[str, Any] | None:
 
 
 def _age(stamp: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+    return (datetime.now(timezone.utc) - datetime.fromisoformat(stamp)).total_seconds()

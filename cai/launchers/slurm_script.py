@@ -40,7 +40,7 @@ def components_of(settings: Slurm, commands: Sequence[Command]) -> tuple[Compone
     placed = [command for command in commands if command.resources.nodes > 0]
     gpus = any(command.resources.gpus_per_node for command in placed)
     asked = [c.resources.time for c in commands if c.resources.time]
-    time = max(asked, key=_seconds, default="") or (settings.time if gpus else settings.cpu_time)
+    time = max(asked, key=seconds_of, default="") or (settings.time if gpus else settings.cpu_time)
     count = max((command.component for command in commands), default=0) + 1
     return tuple(_component([c for c in placed if c.component == i], time) for i in range(count))
 
@@ -130,8 +130,8 @@ def _on_node(node: int, commands: Sequence[Command]) -> tuple[int, int]:
     return at_once(gpus=True), max(at_once(gpus=False), 1)
 
 
-def _seconds(limit: str) -> int:
-    """A time limit as Slurm reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+def seconds_of(limit: str) -> int:
+    """A time limit in seconds, as Slurm reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S. 0 is no limit."""
     days, dash, clock = limit.rpartition("-")
     parts = [int(part or 0) for part in clock.split(":")]
     if not dash and len(parts) < 3:

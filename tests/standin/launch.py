@@ -10,6 +10,9 @@ and WHEN is one of
 - ``hang-after=N``   stop answering or stepping after N
 - ``errors``, ``errors=N``  answer 500 to all, or to the first N, requests
 - ``stubborn``       ignore SIGTERM and SIGINT
+- ``in-last=N``      SIGKILL itself while the N-th ``-last`` checkpoint is being written
+- ``two-lasts=N``    ... when the N-th is whole and the one before is not yet removed
+- ``before-nemo``    ... after the last checkpoint of training, before the finished model
 
 With ``STANDIN_MARKS=FOLDER`` a fault happens once: it leaves a file there. ``STANDIN_STEP_SECONDS`` slows each step and
 request, ``STANDIN_LOAD_SECONDS`` the loading of a server's model.
@@ -101,6 +104,13 @@ class Fault:
             print(f"{self._script}: asked to fail after {self.number}", file=sys.stderr, flush=True)
             os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def at(self, place: str) -> None:
+        """Called at the places of saving at which a script can be asked to be killed."""
+        if self.kind == place:
+            self._count += 1
+            if self._count >= max(self.number, 1) and self._happen():
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _happen(self) -> bool:
         """Leave the mark; False when another process of the same script has done so: it happens once."""
@@ -207,3 +217,22 @@ def merged(checkpoint: dict[str, Any], model: DictConfig) -> DictConfig:
     whole = OmegaConf.merge(base, model)
     whole.pop("overwrite_base_config", None)
     return whole
+
+
+def check_model(model: DictConfig, headed: bool = False) -> None:
+    """What upstream's classes refuse when they build a model; ``headed`` ones have a reward head.
+
+    Raises:
+        RuntimeError: sequence parallelism under a reward head, a row-parallel layer whose input is whole.
+        ValueError: recomputation that Megatron-Core does not have, or no positive seed.
+    """
+    if headed and model.get("sequence_parallel", False):
+        raise RuntimeError("To enable `sequence_parallel`, `input_is_parallel` must be `True`")
+    key = "activations_checkpoint"
+    granularity, method, layers = (model.get(f"{key}_{name}") for name in ("granularity", "method", "num_layers"))
+    if granularity == "selective" and layers is not None:
+        raise ValueError("When using recompute_granularity: selective recompute_num_layers must be None.")
+    if granularity == "full" and (method is None or layers is None):
+        raise ValueError("Using recompute_granularity: full needs recompute_method and recompute_num_layers")
+    if model.get("seed", 1234) <= 0:
+        raise ValueError(f"Seed ({model.seed}) should be a positive integer.")

@@ -208,9 +208,12 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 def load_nemo(path: str | Path) -> Nemo:
     path = Path(path)
     assert path.exists(), f"tried to load from restore_path={str(path)!r} but it does not exist"
-    with tarfile.open(path, "r:") as tar:
-        read = {member.name.removeprefix("./"): tar.extractfile(member) for member in tar if member.isfile()}
-        data = {name: file.read() for name, file in read.items() if file is not None}
+    if path.is_dir():  # upstream takes an unpacked .nemo as well
+        data = {file.name: file.read_bytes() for file in path.iterdir()}
+    else:
+        with tarfile.open(path, "r:") as tar:
+            read = {member.name.removeprefix("./"): tar.extractfile(member) for member in tar if member.isfile()}
+            data = {name: file.read() for name, file in read.items() if file is not None}
     config = yaml.safe_load(data["model_config.yaml"])
     state = torch.load(io.BytesIO(data["model_weights.ckpt"]), weights_only=True)
     return Nemo(config, state, Words(data[config["tokenizer"]["model"].removeprefix("nemo:")]))

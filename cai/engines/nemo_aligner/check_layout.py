@@ -32,6 +32,10 @@ ANSWERS = {"respond": "sampling", "sample": "sampling", "revise": "revision_samp
 """Whose max_tokens is the length of an answer that is trained on."""
 
 
+HEADED = ("training_rm.yaml", "gpt_ppo_critic.yaml")
+"""Configs whose model has a reward head (``RewardModelHead``: a row-parallel layer with its input whole)."""
+
+
 def check(found: Survey) -> None:
     """Every rule, over every step."""
     seen: set[str] = set()
@@ -43,6 +47,9 @@ def check(found: Survey) -> None:
                 continue
             seen.add(compiled.setting)
             _parallel(found, name, compiled)
+            if isinstance(compiled.layout, Training):
+                _sequence_parallel(found, compiled)
+                _recomputation(found, compiled)
         _room(found, name, every)
         _ports(found, name, every)
     for step in found.steps("sft", "reward"):
@@ -100,12 +107,36 @@ def _parallel(found: Survey, step: str, compiled: Compiled) -> None:
     elif world % copy:
         what = f"{shown} is no multiple of tensor x pipeline (x context) parallel = {copy}"
         found.wrong(f"{at}.devices", what, "change devices, nodes or the parallel sizes")
-    if isinstance(layout, Training) and layout.sequence_parallel and layout.tensor_parallel == 1:
-        what = "sequence parallel splits what tensor parallel leaves whole, and tensor_parallel is 1"
-        found.wrong(f"{at}.sequence_parallel", what, "raise tensor_parallel, or set it to false")
     if layout.tensor_parallel > 1 and devices % layout.tensor_parallel and world % copy == 0:
         what = f"tensor parallel {layout.tensor_parallel} crosses nodes of {devices} devices, which is slow"
         found.note(step, f"{at}: {what}; keep it within a node and use pipeline_parallel between nodes")
+
+
+def _sequence_parallel(found: Survey, compiled: Compiled) -> None:
+    layout, at = compiled.layout, found.at(compiled.setting)
+    assert isinstance(layout, Training)
+    wanted = found.effective(compiled)("model.sequence_parallel") is True
+    path = f"{at}.sequence_parallel" if layout.sequence_parallel else f"{at}.overrides"
+    if wanted and compiled.config in HEADED:
+        what = "upstream's reward head refuses sequence parallelism, and a reward model and a critic have one"
+        found.wrong(path, what, "set it to false; the command then says so, or upstream would take the checkpoint's")
+    elif wanted and layout.tensor_parallel == 1:
+        what = "sequence parallel splits what tensor parallel leaves whole, and tensor_parallel is 1"
+        found.wrong(path, what, "raise tensor_parallel, or set it to false")
+
+
+def _recomputation(found: Survey, compiled: Compiled) -> None:
+    """Megatron-Core's rules; a plan's own settings keep them, so only overrides can break one."""
+    values, at = found.effective(compiled), f"{found.at(compiled.setting)}.overrides"
+    key = "model.activations_checkpoint"
+    granularity, method, layers = (values(f"{key}_{name}") for name in ("granularity", "method", "num_layers"))
+    if granularity == "selective" and isinstance(layers, int):
+        what = f"{key}_num_layers is {layers}, and selective recomputation takes no number of layers"
+        found.wrong(at, what, f"leave {key}_num_layers out; a method beside selective is ignored upstream")
+    if granularity == "full" and method is None:
+        found.wrong(at, f"full recomputation needs {key}_method", "give uniform or block")
+    if granularity == "full" and layers is None:
+        found.wrong(at, f"full recomputation needs {key}_num_layers", "give a number from 1")
 
 
 def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:

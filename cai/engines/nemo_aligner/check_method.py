@@ -8,6 +8,7 @@ from typing import Any
 from cai.chat import ChatTemplate
 from cai.engines.base import Critic, RewardSettings, RlSettings, Schedule, SftSettings
 from cai.engines.base import Training as Method
+from cai.engines.nemo_aligner.check_layout import SAMPLING
 from cai.engines.nemo_aligner.settings import Hard, NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import Survey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
@@ -28,6 +29,7 @@ def check(found: Survey) -> None:
             what = "nemo_aligner cannot score with a reward model"
             found.wrong(f"stages.{step.name}.reward", what, "leave out reward, and comparisons with it")
     _template(found)
+    _greedy(found)
     for step in found.steps("reward"):
         _labels(found, step)
 
@@ -58,9 +60,7 @@ def _supervised(found: Survey, step: Step) -> None:
     if method.epochs != int(method.epochs):
         found.wrong(f"{path}.epochs", "NeMo-Aligner trains whole epochs", "use a whole number")
     _validation(found, step)
-    rows = step.estimate.get("rows")
-    steps = int(rows * method.epochs) // method.batch_size if rows else None
-    _schedule(found, step, "train", f"{path}.learning_rate", steps)
+    _schedule(found, step, "train", f"{path}.learning_rate")
 
 
 def _validation(found: Survey, step: Step) -> None:
@@ -98,28 +98,11 @@ def _ppo(found: Survey, step: Step) -> None:
     ):
         if not right:
             found.wrong(f"{path}.{name}", what, following)
-    # NeMo counts optimizer steps but takes trainer.max_steps, here PPO's iterations, for their number.
-    _schedule(found, step, "actor", f"{path}.learning_rate", method.iterations)
-    _early_end(found, step, method)
-    _schedule(found, step, "critic", f"{path}.critic_learning_rate", None)
+    _schedule(found, step, "actor", f"{path}.learning_rate")
+    _schedule(found, step, "critic", f"{path}.critic_learning_rate")
 
 
-def _early_end(found: Survey, step: Step, method: RlSettings) -> None:
-    actor = found.role(step, "actor")
-    if actor is None:
-        return
-    values, sched = found.effective(actor), "model.optim.sched"
-    rate, least = values.number("model.optim.lr"), values.number(f"{sched}.min_lr")
-    updates = method.iterations * (method.rollouts // method.batch_size)
-    over = (values.number(f"{sched}.constant_steps") or 0) >= method.iterations  # said already
-    if rate is not None and least is not None and rate > least and updates > method.iterations and not over:
-        what = (
-            f"actor: the schedule ends after {method.iterations} of {updates} updates, as upstream gives it PPO's steps"
-        )
-        found.note(step.name, f"{what}; from there the rate is min_lr {least:g}")
-
-
-def _schedule(found: Survey, step: Step, role: str, path: str, steps: int | None) -> None:
+def _schedule(found: Survey, step: Step, role: str, path: str) -> None:
     """Upstream's cosine: with ``constant_steps`` it asserts lr > min_lr, without it raises where lr < min_lr."""
     compiled = found.role(step, role)
     if compiled is None:
@@ -137,12 +120,17 @@ def _schedule(found: Survey, step: Step, role: str, path: str, steps: int | None
     elif rate < least:
         what = f"{rate:g} is below upstream's {sched}.min_lr {least:g}"
         found.wrong(path, what, f"set {sched}.min_lr in {overrides}")
-    warm = values.number(f"{sched}.warmup_steps") or 0
-    if constant and steps is not None and constant + warm >= steps and rate > least:
-        after = f"after {warm:g} steps" if warm else "from its first step"
-        what = f"{role}: {sched}.constant_steps {constant:g} leave none of {steps} steps for the cosine"
-        hint = f"set it to 0 in {overrides} for a cosine over all steps"
-        found.note(step.name, f"{what}: the rate is min_lr {least:g} {after}; {hint}")
+
+
+def _greedy(found: Survey) -> None:
+    """Upstream's greedy draws no sample and so applies no penalty; the client asks for the one likeliest token."""
+    for step in found.steps(*SAMPLING):
+        if not any(c.command.background for c in found.compiled[step.name]):
+            continue
+        drawn = [step.spec.get(name) or {} for name in SAMPLING[step.kind]]
+        if any(d.get("temperature") == 0 and d.get("repetition_penalty", 1.0) != 1.0 for d in drawn):
+            what = "upstream ignores repetition_penalty when greedy"
+            found.note(step.name, f"{what}: it is asked for top_k 1 instead, which draws the same and is penalised")
 
 
 def _template(found: Survey) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai.engines.nemo_aligner import check_layout, check_method, memory, upstream
+from cai.engines.nemo_aligner import check_layout, check_method, check_time, disk, memory, schedule, upstream
 from cai.engines.nemo_aligner.commands import Compiled, is_folder
 from cai.engines.nemo_aligner.overrides import Override
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
@@ -74,7 +74,10 @@ def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]
     _inputs(found)
     check_method.check(found)
     check_layout.check(found)
+    schedule.check(found)
+    check_time.check(found)
     memory.check(found)
+    disk.check(found)
     _mounts(found)
     _shards(found)
     return Checked(tuple(dict.fromkeys(found.problems)), found.notes)

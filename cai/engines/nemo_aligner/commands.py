@@ -17,14 +17,15 @@ from cai.chat import ChatTemplate
 from cai.data.nemo_chat import CHAT_TOKENS
 from cai.engines.base import Places, Precision, RewardSettings, RlSettings, Schedule, SftSettings
 from cai.engines.base import Training as Method
+from cai.engines.nemo_aligner.archive import ARCHIVE, model_in
 from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, Server, Training
+from cai.engines.nemo_aligner.time_limit import per_run
 from cai.launchers.base import Command, Ready, Resources
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_wrap import wrap
 from cai.plan import Plan, Step
 
-MODEL = "model.nemo"
 CRITIC_HOST = "CAI_CRITIC_HOST"
 GPT = "examples/nlp/gpt"
 EVAL = "examples/nlp/language_modeling/megatron_gpt_eval.py"
@@ -89,7 +90,7 @@ def _fetch(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places
         folder = work / "hf"
         fetch = (program(settings), "-m", "cai", "download", f"hf:{name}@{step.spec['revision']}", "--to", str(folder))
         made.append(Compiled(Command("download", fetch)))
-    paths = ("--input_name_or_path", str(folder), "--output_path", str(work / MODEL))
+    paths = ("--input_name_or_path", str(folder), "--output_path", str(work / ARCHIVE))
     argv = (settings.python, f"{settings.nemo}/{settings.converter}", *paths)
     made.append(Compiled(Command("convert", argv, resources=Resources(1, 1, 1))))
     return tuple(made)
@@ -109,7 +110,7 @@ def _generate(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Pla
     served = [m for m in map(plan.step, names) if not str(m.spec.get("source", "")).startswith("api:")]
     made: list[Compiled] = []
     for turn, model in enumerate(served):
-        made += _servers(settings, model.name, places.artifact(model) / MODEL, turn, 1)
+        made += _servers(settings, model.name, model_in(places.artifact(model)), turn, 1)
     return tuple(made)
 
 
@@ -129,6 +130,8 @@ def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, c
                 Override("trainer.devices", devices),
                 Override("trainer.num_nodes", layout.nodes),
                 Override("trainer.precision", layout.precision),
+                # Without it a converted checkpoint is served with weights of 32 bits: twice the memory.
+                Override("megatron_amp_O2", layout.precision.startswith("bf16")),
                 Override("tensor_model_parallel_size", layout.tensor_parallel),
                 Override("pipeline_model_parallel_size", layout.pipeline_parallel),
                 # Below 0, its default, upstream takes all three sizes from the checkpoint: those of its training.
@@ -189,7 +192,7 @@ def result_file(places: Places, step: Step) -> Path:
 def _input(plan: Plan, places: Places, step: Step, role: str) -> str:
     name = step.inputs[role]
     assert isinstance(name, str)
-    return str(places.artifact(plan.step(name)) / MODEL)
+    return str(model_in(places.artifact(plan.step(name))))
 
 
 def _trainer(settings: NemoAlignerSettings, layout: Layout, precision: Precision) -> list[Override]:
@@ -201,20 +204,46 @@ def _trainer(settings: NemoAlignerSettings, layout: Layout, precision: Precision
     ]
 
 
-def _parallel(layout: Training, add: bool, sequence_parallel_is_there: bool) -> list[Override]:
-    """Sizes and recomputation. ``add`` where the config leaves them to the checkpoint's."""
-    made = [
-        Override("model.tensor_model_parallel_size", layout.tensor_parallel, add),
-        Override("model.pipeline_model_parallel_size", layout.pipeline_parallel, add),
-    ]
-    if layout.sequence_parallel:
-        made.append(Override("model.sequence_parallel", True, not sequence_parallel_is_there))
-    if layout.activation_checkpointing is not Checkpointing.NONE:
-        made.append(Override("model.activations_checkpoint_granularity", layout.activation_checkpointing.value, add))
-    if layout.activation_checkpointing is Checkpointing.FULL:
-        made.append(Override("model.activations_checkpoint_method", "uniform", add))
-        made.append(Override("model.activations_checkpoint_num_layers", 1, add))
-    return made
+def _spread(layout: Training, config: str) -> list[Override]:
+    """Every size, sequence parallelism and recomputation, what is off as well.
+
+    Upstream lays the checkpoint's own config beneath the YAML, so what a command leaves unsaid goes on as the model
+    was trained before: a reward model would inherit sequence parallelism from SFT, which its head refuses.
+    """
+    full = layout.activation_checkpointing is Checkpointing.FULL
+    recomputed = layout.activation_checkpointing
+    values: dict[str, Any] = {
+        "tensor_model_parallel_size": layout.tensor_parallel,
+        "pipeline_model_parallel_size": layout.pipeline_parallel,
+        "virtual_pipeline_model_parallel_size": None,
+        "context_parallel_size": 1,
+        "sequence_parallel": layout.sequence_parallel,
+        "activations_checkpoint_granularity": None if recomputed is Checkpointing.NONE else recomputed.value,
+        "activations_checkpoint_method": "uniform" if full else None,
+        "activations_checkpoint_num_layers": 1 if full else None,
+        "activations_checkpoint_layers_per_pipeline": None,
+    }
+    return [Override(f"model.{name}", value, name not in _SAID[config]) for name, value in values.items()]
+
+
+_SAID: dict[str, frozenset[str]] = {
+    "gpt_sft.yaml": frozenset(
+        {
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "context_parallel_size",
+            "sequence_parallel",
+            "activations_checkpoint_granularity",
+            "activations_checkpoint_method",
+            "activations_checkpoint_num_layers",
+            "activations_checkpoint_layers_per_pipeline",
+        }
+    ),
+    "training_rm.yaml": frozenset(),
+    "gpt_ppo_critic.yaml": frozenset(),
+    "gpt_ppo_actor.yaml": frozenset({"sequence_parallel"}),
+}
+"""By upstream's config, which of a layout's keys it has itself; the others are the checkpoint's and need ``++``."""
 
 
 def _optimizer(method: Method) -> list[Override]:
@@ -247,11 +276,19 @@ def _intervals(prefix: str, method: Method, val_batches: int) -> list[Override]:
 
 
 def _saving(log: Path) -> list[Override]:
+    """``save_top_k`` is NVIDIA's guide's: upstream's own 5 and 3 keep 14 bytes a parameter each."""
     return [
         Override("exp_manager.explicit_log_dir", str(log)),
         Override("exp_manager.resume_if_exists", True),
         Override("exp_manager.checkpoint_callback_params.save_nemo_on_train_end", True),
+        Override("exp_manager.checkpoint_callback_params.save_top_k", 1),
     ]
+
+
+def _ending(settings: NemoAlignerSettings, step: Step, known: bool = False) -> list[Override]:
+    """When upstream saves and ends by itself: before its job's time limit. ``known`` where the config has the key."""
+    limit = per_run(settings, step.name, step.kind)
+    return [Override("exp_manager.max_time_per_run", limit, not known)] if limit else []
 
 
 def _train(
@@ -275,9 +312,9 @@ def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) 
     made = [
         *_trainer(settings, layout, method.precision),
         *_intervals("trainer.sft", method, layout.val_batches),
-        *_parallel(layout, add=False, sequence_parallel_is_there=True),
+        *_spread(layout, "gpt_sft.yaml"),
         Override("model.restore_from_path", _input(plan, places, step, "model")),
-        Override("model.seed", step.seed),
+        Override("model.seed", seed_of(step)),
         Override("model.encoder_seq_length", method.max_length),
         Override("model.answer_only_loss", True),
         *_optimizer(method),
@@ -290,8 +327,15 @@ def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) 
         Override(f"{data}.train_ds.max_seq_length", method.max_length),
         Override(f"{data}.validation_ds.file_path", str(val)),
         *_saving(places.work(step) / "log"),
+        *_ending(settings, step),
     ]
     return (_train(settings, layout, "train_gpt_sft.py", "gpt_sft.yaml", step, made),)
+
+
+def seed_of(step: Step) -> int:
+    """A step's seed as upstream takes it: from 1, and below what numpy takes; 0 has the largest in its place."""
+    largest = 2**31 - 1
+    return step.seed % largest or largest
 
 
 def _prefix(train: Path, val: Path) -> Override:
@@ -304,9 +348,9 @@ def _reward(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Place
     made = [
         *_trainer(settings, layout, method.precision),
         *_intervals("trainer.rm", method, layout.val_batches),
-        *_parallel(layout, add=True, sequence_parallel_is_there=False),
+        *_spread(layout, "training_rm.yaml"),
         Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "model")),
-        Override("model.seed", step.seed),
+        Override("model.seed", seed_of(step)),
         Override("model.encoder_seq_length", method.max_length),
         Override("model.global_batch_size", method.batch_size),
         Override("model.micro_batch_size", method.micro_batch_size),
@@ -314,6 +358,7 @@ def _reward(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Place
         *_optimizer(method),
         _prefix(*data_files(places, step)),
         *_saving(places.work(step) / "log"),
+        *_ending(settings, step, known=True),
     ]
     return (_train(settings, layout, "train_reward_model.py", "training_rm.yaml", step, made),)
 
@@ -336,9 +381,9 @@ def _critic(
         Override("trainer.ppo.port", layout.port),
         Override("trainer.ppo.combine_rm_and_critic_server", True),
         Override("trainer.ppo.gradient_clip_val", method.max_grad_norm),
-        *_parallel(layout, add=True, sequence_parallel_is_there=False),
+        *_spread(layout, "gpt_ppo_critic.yaml"),
         Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "reward")),
-        Override("model.seed", step.seed),
+        Override("model.seed", seed_of(step)),
         Override("model.encoder_seq_length", length),
         Override("model.global_batch_size", method.batch_size),
         Override("model.micro_batch_size", method.micro_batch_size),
@@ -346,6 +391,7 @@ def _critic(
         Override("model.optim.lr", method.critic_learning_rate),
         *_schedule(method.critic_learning_rate),
         *_saving(places.work(step) / "critic"),
+        Override("exp_manager.checkpoint_callback_params.save_top_k", 0),
     ]
     overrides = merged(made, layout.overrides)
     command = Command(
@@ -370,9 +416,10 @@ def _actor(
     sampling = "model.ppo.sampling_params"
     made = [
         *_trainer(settings, layout, method.precision),
-        Override("trainer.ppo.max_steps", method.iterations),
-        # An upper bound: the steps end it. Upstream's single epoch would end with the prompts.
-        Override("trainer.ppo.max_epochs", method.iterations),
+        # The file holds exactly the prompts of all iterations. A limit here would also be the end of the learning
+        # rate's schedule, which counts updates: with 8 of them an iteration, an eighth of the training.
+        Override("trainer.ppo.max_steps", -1),
+        Override("trainer.ppo.max_epochs", 1),
         Override("trainer.ppo.val_check_interval", method.checkpoint_every),
         Override("trainer.ppo.save_interval", method.checkpoint_every),
         Override("trainer.ppo.gradient_clip_val", method.max_grad_norm),
@@ -381,18 +428,20 @@ def _actor(
         Override("trainer.ppo.discount_factor", method.gamma),
         Override("trainer.ppo.gae_lambda", method.gae_lambda),
         Override("trainer.ppo.normalize_advantages", method.whiten_advantages),
-        *_parallel(layout, add=True, sequence_parallel_is_there=True),
+        *_spread(layout, "gpt_ppo_actor.yaml"),
         Override("pretrained_checkpoint.restore_from_path", _input(plan, places, step, "model")),
         Override("remote_critic_rm.combine_rm_and_critic_server", True),
         Override("remote_critic_rm.critic.ip", Env(CRITIC_HOST)),
         Override("remote_critic_rm.critic.port", layout.critic.port),
         Override("remote_critic_rm.pad_to_length", length),
-        Override("model.seed", step.seed),
+        Override("model.seed", seed_of(step)),
         Override("model.encoder_seq_length", length),
         Override("model.global_batch_size", method.batch_size),
         Override("model.micro_batch_size", method.micro_batch_size),
         Override("model.optim.lr", method.learning_rate),
         *_schedule(method.learning_rate),
+        # Said, because upstream takes the data-parallel size times as many, and layout must not change the method.
+        Override("model.optim.sched.max_steps", method.iterations * (method.rollouts // method.batch_size), True),
         Override("model.ppo.num_rollout_samples", method.rollouts),
         Override("model.ppo.rollout_micro_batch_size", layout.rollout_micro_batch),
         Override("model.ppo.num_val_samples", layout.val_samples or method.rollouts),
@@ -403,6 +452,7 @@ def _actor(
         Override(f"{sampling}.end_strings", list(stops)),
         _prefix(*data_files(places, step)),
         *_saving(places.work(step) / "log"),
+        *_ending(settings, step),
     ]
     overrides = merged(made, layout.overrides)
     command = Command(

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cai.data.nemo import Written, write_chat
+from cai.data.nemo import Dropped, Written, prompt_lines, write_chat
 from cai.data.nemo import write_pairs as write_pair_lines
 from cai.data.nemo import write_prompts as write_prompt_lines
 from cai.data.nemo_tokens import Pieces
@@ -72,6 +72,9 @@ def write_prompts(
 ) -> Trained:
     """``train.jsonl`` and ``val.jsonl`` for train_gpt_ppo_actor.py; validation prompts are drawn and not trained on.
 
+    Training holds exactly iterations x rollouts prompts, since upstream's training is one pass over its file: drawn
+    where there are more, each as often as any other where there are fewer (one time more for some).
+
     Raises:
         SpecError: there are too few prompts for one round of rollouts and one of validation.
     """
@@ -81,15 +84,36 @@ def write_prompts(
         what = f"{len(prompts)} prompts, but one iteration takes {settings.rollouts} and validation {wanted}"
         raise SpecError(Problem("rl.prompts", what, "give more prompts, fewer rollouts or fewer val_samples"))
     count = cache(tokens.count)  # each prompt is counted to draw it and again to write it
-    fits = [prompt for prompt in prompts if count(prompt.prompt) <= settings.max_prompt_tokens]
-    drawn = sorted(fits, key=lambda p: (uniform(seed, p.id, "rl/validation"), p.id))
-    held = {prompt.id for prompt in drawn[:wanted]}
-    parts = ([p for p in prompts if p.id not in held], [p for p in prompts if p.id in held])
+    usable: list[PromptText] = []
+    dropped: Counter[str] = Counter()
+    for prompt in prompts:
+        try:
+            prompt_lines(prompt, count, settings.max_prompt_tokens)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+        else:
+            usable.append(prompt)
+    drawn = _drawn(usable, seed, "rl/validation")
+    held, rest = drawn[:wanted], drawn[wanted:]
+    trained = _repeated(_drawn(rest, seed, "rl/training"), settings.iterations * settings.rollouts)
     written = [
         write_prompt_lines(folder / name, part, count, settings.max_prompt_tokens, least)
-        for name, part, least in zip((TRAIN, VAL), parts, (settings.rollouts, wanted), strict=True)
+        for name, part, least in ((TRAIN, trained, settings.rollouts), (VAL, held, wanted))
     ]
-    return _told(written, {})
+    told = _told(written, {"prompts not drawn": len(rest) - written[0].rows})
+    return Trained(told.metrics, dict(dropped))
+
+
+def _drawn(prompts: Sequence[PromptText], seed: int, purpose: str) -> list[PromptText]:
+    return sorted(prompts, key=lambda p: (uniform(seed, p.id, purpose), p.id))
+
+
+def _repeated(prompts: Sequence[PromptText], number: int) -> list[PromptText]:
+    """``number`` prompts: all of them as often as they fit, then the first ones once more."""
+    if not prompts:
+        return []
+    whole, more = divmod(number, len(prompts))
+    return [*prompts] * whole + [*prompts[:more]]
 
 
 def _told(written: Sequence[Written], more: dict[str, Any]) -> Trained:

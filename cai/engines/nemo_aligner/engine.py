@@ -7,9 +7,9 @@ command has ended well, so that a .nemo which was being written when the machine
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,20 @@ from cai.engines.base import (
     Trained,
     TrainText,
 )
-from cai.engines.nemo_aligner.commands import MODEL, Compiled, commands, result_file, serve_alone
+from cai.engines.nemo_aligner.archive import ARCHIVE, MODEL, model_in, unpack
+from cai.engines.nemo_aligner.checkpoints import Critic, Logs
+from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, serve_alone
 from cai.engines.nemo_aligner.datasets import write_pairs, write_prompts, write_sft
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
-from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
+from cai.errors import Incomplete, OutOfTime, PrerequisiteError, Problem, SpecError, StepFailed
 from cai.home import cai_home
 from cai.identity import file_digest
 from cai.launchers.base import Command, Runner, Server
 from cai.plan import Plan, Step
 
 TRAINED = "trained"
+RESUMED_AT = "resumed_at"
+"""Beside it: the step that an attempt began after, for the half of a step that finds its commands done."""
 _PROGRESS = re.compile(r"([A-Za-z_]+)=(-?[0-9.]+(?:e-?[0-9]+)?)(?=[-.]|$)")
 
 
@@ -91,18 +95,24 @@ class NemoAlignerEngine:
     # ---- models ------------------------------------------------------------------------------------------------------
 
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
-        """Bring a model into ``dest`` as ``model.nemo``; returns source, digest, size."""
+        """Bring a model into ``dest`` as an unpacked ``.nemo``; returns source, digest, size."""
         assert self._step is not None
         work = self._places.work(self._step)
         scheme, _, name = source.source.partition(":")
-        target = dest / MODEL
+        about: dict[str, Any] = {"source": source.source, "format": "nemo"}
         if scheme == "nemo":
             given = Path(name).expanduser()
             if not given.is_file():
                 raise PrerequisiteError(f"{source.source}: no such file; give the path of a .nemo file")
-            shutil.copyfile(given, target)
+            if source.sha256:
+                about["digest"] = file_digest(given)
+                if about["digest"] != source.sha256:
+                    raise PrerequisiteError(
+                        f"{source.source}: SHA-256 is {about['digest']}, the experiment says {source.sha256}"
+                    )
+            about["bytes"] = unpack(given, dest / MODEL)
         elif scheme == "hf":
-            made = work / MODEL
+            made = work / ARCHIVE
             if not _done_outside():
                 made.unlink(missing_ok=True)  # the converter may have been stopped while it wrote
             for compiled in self._compiled:
@@ -111,27 +121,20 @@ class NemoAlignerEngine:
                     self.runner.run(compiled.command, self._log(compiled.command, work.parent))
             if not made.is_file():
                 raise StepFailed(f"the converter ended without {made}; see {self._run_dir / 'logs'}")
-            os.replace(made, target)
+            about["bytes"] = unpack(made, dest / MODEL)
         else:
             raise SpecError(
                 Problem("models", f"'{source.source}' cannot become a .nemo", "use hf:NAME, hf:/FOLDER or nemo:FILE")
             )
-        about: dict[str, Any] = {"source": source.source, "format": "nemo", "bytes": target.stat().st_size}
-        if source.sha256 and scheme == "nemo":
-            about["digest"] = file_digest(target)
-            if about["digest"] != source.sha256:
-                raise PrerequisiteError(
-                    f"{source.source}: SHA-256 is {about['digest']}, the experiment says {source.sha256}"
-                )
         return about
 
     def client(self, model: Path) -> Client:
         """Serve a model with as many servers as its layout says; they stay up until another model is asked for."""
-        compiled = [c for c in self._compiled if c.model == model / MODEL] if self._step else []
+        compiled = [c for c in self._compiled if c.model == model_in(model)] if self._step else []
         if not compiled:
             steps = self._plan.steps if self._plan else ()
             name = next((step.name for step in steps if self._places.artifact(step) == model), "default")
-            compiled = list(serve_alone(self.settings, name, model / MODEL))
+            compiled = list(serve_alone(self.settings, name, model_in(model)))
         argvs = tuple(c.command.argv for c in compiled)
         if argvs != self._served[0] or not self._alive():
             self._stop_servers()
@@ -246,21 +249,56 @@ class NemoAlignerEngine:
             if not _done_outside():
                 result.unlink(missing_ok=True)
             progress.note("nemo.training", rows=written.metrics["train rows"], logs=str(self._run_dir / "logs"))
-            resumed = result.parent.is_dir()
-            run()
-            if resumed and not result.is_file() and not _done_outside():
-                # Upstream writes the .nemo after its last checkpoint. Stopped between the two, it resumes at the end of
-                # training and writes nothing: so the training is done again.
-                progress.note("nemo.again", why="the last attempt stopped while the .nemo was written")
-                for folder in (result.parent.parent, work / "critic"):
-                    _set_aside(folder)
-                run()
+            self._run_to_end(run, result, attempt)
             if not result.is_file():
                 raise StepFailed(f"training ended without {result}; there is {_listing(result.parent)}")
             marker.write_text("the command ended with code 0\n", encoding="utf-8")
         metrics = {**written.metrics, **_told_by(result.parent)}
-        os.replace(result, attempt.dest / MODEL)
+        unpack(result, attempt.dest / MODEL)
         return Trained(metrics, written.dropped)
+
+    def _run_to_end(self, run: Callable[[], None], result: Path, attempt: Attempt) -> None:
+        """Run a training's commands, and tell apart the three ways in which they end well without a model.
+
+        Further than where they began, they ended at their time limit. As far as that, an earlier attempt was stopped
+        after its last checkpoint and before the model, and upstream finds nothing to do: it goes back one checkpoint.
+        Where there is none, the caller knows no reason.
+
+        Raises:
+            OutOfTime: when the limit ended it; the next attempt goes on.
+        """
+        assert self._step is not None
+        logs, resumed_at = self._logs(result.parent.parent, attempt.work), attempt.work / RESUMED_AT
+        if not _done_outside():
+            if not logs.mend():
+                why = "stopped while they saved, actor and critic have no checkpoints that belong together"
+                attempt.progress.note("nemo.apart", why=why, step=logs.step)
+            resumed_at.write_text(f"{logs.step}\n", encoding="utf-8")
+        began = int(resumed_at.read_text(encoding="utf-8")) if resumed_at.exists() else 0
+        run()
+        if not result.is_file() and logs.step == began > 0:
+            logs.go_back()
+            began = logs.step
+            attempt.progress.note("nemo.again", why="an attempt was stopped before the .nemo was whole", step=began)
+            if _done_outside():
+                raise Incomplete(f"{self._step.name}: no .nemo was written; do it again, from step {began}")
+            run()
+        if not result.is_file() and logs.step > began:
+            raise OutOfTime(
+                f"{self._step.name}: training ended at its time limit, after step {logs.step}; "
+                "run the same command again to go on"
+            )
+
+    def _logs(self, log: Path, work: Path) -> Logs:
+        assert self._step is not None
+        if self._step.kind != "rl":
+            return Logs(log)
+        values = {c.command.role: {o.key: o.value for o in c.overrides} for c in self._compiled}
+        actor, critic = values["actor"], values["critic"]
+        updates = math.ceil(actor["model.ppo.num_rollout_samples"] / critic["model.global_batch_size"])
+        warmup = actor["trainer.ppo.critic_warmup_steps"]
+        end = int(self._step.spec["training"]["iterations"])
+        return Logs(log, Critic(work / "critic", lambda step: updates * (step + warmup), end))
 
 
 class _Served:
@@ -325,16 +363,6 @@ def make_runner(settings: NemoAlignerSettings) -> Runner:
     from cai.launchers.slurm_runner import SrunRunner
 
     return SrunRunner(settings.launcher)
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename a log folder, if it is there, whatever earlier ones there are."""
-    if not folder.exists():
-        return
-    number = 1
-    while (to := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(to)
 
 
 def _listing(folder: Path) -> str:

@@ -54,7 +54,7 @@ def find(settings: NemoAlignerSettings, wanted: Iterable[str]) -> Configs:
     roots = [root.expanduser() for root in roots]
     if named and not roots[0].is_dir():
         return Configs(missing=tuple(names), problems=((at, f"no folder {named}", "name one with upstream's configs"),))
-    paths = _paths(roots, set(names)) if names else {}
+    paths = config_files(roots, set(names)) if names else {}
     files, problems = {}, []
     for name, path in paths.items():
         try:
@@ -71,7 +71,7 @@ def find(settings: NemoAlignerSettings, wanted: Iterable[str]) -> Configs:
     return Configs(files, missing, tuple(problems))
 
 
-def _paths(roots: Sequence[Path], names: set[str]) -> dict[str, Path]:
+def config_files(roots: Sequence[Path], names: set[str]) -> dict[str, Path]:
     """The best file for every name: in a folder where upstream keeps it, and else the nearest."""
     found: dict[str, list[Path]] = {}
     for root in roots:

@@ -21,7 +21,8 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
 
     nemo = tiny.load_nemo(cfg.pretrained_checkpoint.restore_from_path)
     cfg.model = launch.merged(nemo.config, cfg.model)
-    log = experiment.Experiment(cfg.exp_manager)
+    launch.check_model(cfg.model, headed=True)
+    log = experiment.Experiment(cfg.exp_manager, fault)
     OmegaConf.resolve(cfg)
     how, size = cfg.trainer.ppo, cfg.model.global_batch_size
     assert cfg.model.output_sequence, "a critic puts out a number for every token"

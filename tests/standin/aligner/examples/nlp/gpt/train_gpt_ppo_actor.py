@@ -18,7 +18,8 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
 
     nemo = tiny.load_nemo(cfg.pretrained_checkpoint.restore_from_path)
     cfg.model = launch.merged(nemo.config, cfg.model)
-    log = experiment.Experiment(cfg.exp_manager)
+    launch.check_model(cfg.model)
+    log = experiment.Experiment(cfg.exp_manager, fault)
     OmegaConf.resolve(cfg)
     how, ppo, size = cfg.trainer.ppo, cfg.model.ppo, cfg.model.global_batch_size
     rollout_size = ppo.num_rollout_samples
@@ -57,7 +58,11 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         return made, rewards, values[:, :-1]
 
     # Fewer prompts than rollouts: upstream divides by zero here.
+    epoch = None
     while step // per_epoch < how.max_epochs and step < last:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            log.start_clock()
         for again in range(how.critic_warmup_steps + 1 if step == 0 else 1):
             torch.manual_seed(cfg.model.seed + 1000 * step + again)
             chosen = experiment.epoch_batch(len(data), rollout_size, step, cfg.model.seed)
@@ -88,9 +93,8 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
             "ppo_optimization_step": optimised,
             "epoch": step // per_epoch,
         }
-        late, end = log.out_of_time, step == last
-        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, 1.0)
-        validates, saves = validates or late, saves or late
+        late = log.out_of_time
+        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, 1.0, late)
         told = ""
         if validates:
             prompts = [held[i] for i in range(min(ppo.num_val_samples, len(held)))]
@@ -106,7 +110,7 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
             critic.save()
             state = {"model": actor.state_dict(), "optim": descent.adam.state, "step": step}
             log.save(state | {"ppo_optimization_step": optimised}, metrics)
-            if end and log.nemo_at_end:
+            if step == last and log.writes_nemo():
                 config = OmegaConf.to_container(cfg.model)
                 tiny.save_nemo(log.nemo, tiny.Nemo(config, actor.state_dict(), nemo.words))
         if late:

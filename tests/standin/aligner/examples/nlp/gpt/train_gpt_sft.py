@@ -27,8 +27,10 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
     import torch
     from standin import experiment, rows, tiny
 
-    log = experiment.Experiment(cfg.exp_manager)
+    log = experiment.Experiment(cfg.exp_manager, fault)
     nemo = tiny.load_nemo(cfg.model.restore_from_path)
+    cfg.model = launch.merged(nemo.config, cfg.model)
+    launch.check_model(cfg.model)
     launch.local_ranks(cfg)
     torch.manual_seed(cfg.model.seed)
     model = nemo.model()
@@ -52,6 +54,7 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         # Rows that lost all their targets add nothing; a batch of only such rows gives nan, as upstream.
         return -model.logprobs(ids)[mask].mean()
 
+    log.start_clock()
     # Fewer rows than a global batch: upstream divides by zero here.
     while step // per_epoch < how.max_epochs and step < last:
         chosen = experiment.epoch_batch(len(data), train.global_batch_size, step, cfg.model.seed, train.shuffle)
@@ -65,9 +68,7 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
             "loss": loss.item(),
         }
         late = log.out_of_time
-        end = step == last
-        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, batches)
-        validates, saves = validates or (late and batches > 0), saves or late
+        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, batches, late)
         if validates:
             with torch.no_grad():
                 size = val.global_batch_size
@@ -78,12 +79,9 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         if saves:
             state = {"model": model.state_dict(), "optim": descent.adam.state, "step": step}
             log.save(state, metrics)
-            if end and log.nemo_at_end:
-                config = nemo.config | {
-                    "data": OmegaConf.to_container(cfg.model.data),
-                    "tensor_model_parallel_size": cfg.model.tensor_model_parallel_size,
-                    "pipeline_model_parallel_size": cfg.model.pipeline_model_parallel_size,
-                }
+            if step == last and log.writes_nemo():
+                # The whole of it, layout and recomputation too, lies beneath the next script's.
+                config = OmegaConf.to_container(cfg.model)
                 tiny.save_nemo(log.nemo, tiny.Nemo(config, model.state_dict(), nemo.words))
         if late:
             launch.say("the time limit of this run is reached")

@@ -16,7 +16,8 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
 
     nemo = tiny.load_nemo(cfg.pretrained_checkpoint.restore_from_path)
     cfg.model = launch.merged(nemo.config, cfg.model)
-    log = experiment.Experiment(cfg.exp_manager)
+    launch.check_model(cfg.model, headed=True)
+    log = experiment.Experiment(cfg.exp_manager, fault)
     OmegaConf.resolve(cfg)
     how = cfg.trainer.rm
     assert cfg.model.reward_model_type == "binary_ranking", "stand-in: reward_model_type must be binary_ranking"
@@ -45,6 +46,7 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         scores = model.scores(tiny.pad(texts, nemo.words.eos)).gather(1, ends[:, None]).view(-1, 2)
         return scores[:, 0] - scores[:, 1]
 
+    log.start_clock()
     # Fewer pairs than a global batch: upstream divides by zero here.
     while step // per_epoch < how.max_epochs and step < last:
         chosen = experiment.epoch_batch(len(data), size, step, cfg.model.seed, how.train_random_sampler)
@@ -53,9 +55,8 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         descent.step(loss, step)
         step += 1
         metrics = {"step": step, "consumed_samples": step * size, "epoch": step // per_epoch, "loss": loss.item()}
-        late, end = log.out_of_time, step == last
-        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, batches)
-        validates, saves = validates or (late and batches > 0), saves or late
+        late = log.out_of_time
+        validates, saves = experiment.progress(step, last, how.val_check_interval, how.save_interval, batches, late)
         told = ""
         if validates:
             with torch.no_grad():
@@ -66,7 +67,7 @@ def main(cfg: DictConfig, fault: launch.Fault) -> None:
         launch.say(f"step {step}/{last} loss {metrics['loss']:.3f} accuracy {accuracy:.3f}{told}")
         if saves:
             log.save({"model": model.state_dict(), "optim": descent.adam.state, "step": step}, metrics)
-            if end and log.nemo_at_end:
+            if step == last and log.writes_nemo():
                 config = OmegaConf.to_container(cfg.model)
                 tiny.save_nemo(log.nemo, tiny.Nemo(config, model.state_dict(), nemo.words))
         if late:

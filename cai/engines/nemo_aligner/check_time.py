@@ -1,0 +1,87 @@
+"""Whether training and the time limit of its job know each other: what is left to train, and how often it saves.
+
+A limit that leaves nothing is refused. All else rests on an estimate (cai.engines.nemo_aligner.gpu_time), which is
+rather too short, and becomes a note: how many jobs a step takes, one after the other, and how much of one a crash costs
+when it saves less than once in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cai.engines.nemo_aligner import schedule
+from cai.engines.nemo_aligner.commands import Compiled
+from cai.engines.nemo_aligner.gpu_time import step_time
+from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.time_limit import job_seconds, training_seconds
+from cai.launchers.settings import Slurm
+from cai.plan import Step
+from cai.terminal import duration
+
+ROLES = {"sft": "train", "reward": "train", "rl": "actor"}
+TRAINERS = {"sft": "trainer.sft", "reward": "trainer.rm", "rl": "trainer.ppo"}
+OFTEN = 0.5
+"""Of what a job trains, the share after which it should have saved: the estimate is rather too short."""
+
+
+def check(found: Survey) -> None:
+    """Every training step of a plan whose jobs have a limit."""
+    for step in found.steps(*ROLES):
+        left = training_seconds(found.settings, step.name, step.kind)
+        compiled = found.role(step, ROLES[step.kind])
+        if left is None or compiled is None:
+            continue
+        if left <= 0:
+            _nothing_left(found, step)
+            continue
+        seconds = step_time(found, step).seconds
+        if seconds:
+            _jobs(found, step, seconds, left)
+            _saves(found, step, compiled, seconds, left)
+
+
+def _where(found: Survey, step: Step) -> str:
+    """The field that says the limit."""
+    layout = found.settings.step(step.name)
+    at = found.at(f"engine.steps.{step.name}")
+    if layout.time:
+        return f"{at}.time"
+    return f"{at}.critic.time" if step.kind == "rl" and layout.critic.time else "engine.launcher.time"
+
+
+def _nothing_left(found: Survey, step: Step) -> None:
+    launcher = found.settings.launcher
+    assert isinstance(launcher, Slurm)
+    limit, at = job_seconds(found.settings, step.name, step.kind), found.at(f"engine.steps.{step.name}")
+    what = f"a job of {duration(limit)} leaves '{step.name}' no time to train"
+    why = f"Slurm's warning comes {duration(launcher.warn)} before its end, loading and saving take their part"
+    found.wrong(_where(found, step), f"{what}: {why}", f"raise it, or lower engine.launcher.warn or {at}.time_margin")
+
+
+def _jobs(found: Survey, step: Step, seconds: float, left: int) -> None:
+    launcher = found.settings.launcher
+    assert isinstance(launcher, Slurm)
+    jobs = math.ceil(seconds / left)
+    if jobs < 2:
+        return
+    allowed = 1 + (launcher.max_requeues if launcher.requeue else 0)
+    limit = duration(job_seconds(found.settings, step.name, step.kind))
+    what = f"about {duration(seconds)} of training take {jobs} jobs of {limit}, one after the other"
+    more = f"; {allowed} are allowed: raise {_where(found, step)} or engine.launcher.max_requeues"
+    found.note(step.name, what + (more if jobs > allowed else ""))
+
+
+def _saves(found: Survey, step: Step, compiled: Compiled, seconds: float, left: int) -> None:
+    values = found.effective(compiled)
+    iterations = int(step.spec["training"].get("iterations", 0))
+    steps = iterations or schedule.updates_of(found, step, compiled)
+    every = values.whole(f"{TRAINERS[step.kind]}.save_interval")
+    if not steps or not every:
+        return
+    between = seconds / steps * min(every, steps)
+    if between > left * OFTEN:
+        word, field = ("iterations", "checkpoint_every") if iterations else ("steps", "val_every")
+        limit = duration(job_seconds(found.settings, step.name, step.kind))
+        what = f"saves every {every} {word}, about {duration(between)}, and its job's limit is {limit}"
+        hint = f"lower stages.{step.name}.training.{field}: at least one save must fit, or a crash costs the whole job"
+        found.note(step.name, f"{what}; {hint}")
