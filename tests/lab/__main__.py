@@ -2,7 +2,8 @@
 
 The wheels of ``nemo-wheels.txt``, in the versions of ``constraints-nemo.txt`` (about 1.5 GB; torch is the project's
 own), are unzipped into a folder under ``$CAI_LAB`` (default ``$CAI_HOME/lab``), which only this run puts on its path;
-nothing is installed. With ``--check`` the lock is not written, and a machine that cannot run the lab says why and skips it.
+nothing is installed. With ``--check`` the lock is not written, and a machine that cannot run the lab says why and skips
+it.
 """
 
 from __future__ import annotations
