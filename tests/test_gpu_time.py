@@ -30,8 +30,13 @@ H100 = Rates(PEAKS[Gpu.H100], 0.4)
 SLURM = ["engine.cluster.nodes=2", "engine.launcher={kind: slurm, partition: gpu, cpu_partition: cpu}"]
 
 
+HUNDRED = "stages.rl.training.iterations=100"
+"""Iterations of PPO in these sums, however many the shipped experiment has."""
+
+
 def compiled(*overrides: str, name: str = "mistral_rl_cai") -> Plan:
-    return compile_plan([f"experiment={name}", "engine.program=python", *overrides], Library((shipped_root(),)))
+    words = [f"experiment={name}", "engine.program=python", HUNDRED, *overrides]
+    return compile_plan(words, Library((shipped_root(),)))
 
 
 def times(*overrides: str, name: str = "mistral_rl_cai") -> dict[str, GpuTime]:

@@ -522,9 +522,12 @@ def test_the_plan_tells_the_memory_or_what_it_needs_to_know(raw):
 
 @pytest.mark.skipif(not UPSTREAM, reason="CAI_UPSTREAM names no folder with upstream's configs")
 def test_every_command_of_a_plan_is_right_by_upstream_s_own_configs(raw):
-    layout = {"devices": 4, "tensor_parallel": 2, "sequence_parallel": True, "activation_checkpointing": "full"}
-    critic = {**layout, "overrides": {"model.optim.sched.min_lr": 1e-9}}
-    steps = {"default": {**layout, "critic": critic, "overrides": critic["overrides"], "rollout_micro_batch": 4}}
+    layout = {"devices": 4, "tensor_parallel": 2, "activation_checkpointing": "full", "overrides": LEAST}
+    steps = {
+        "default": layout,
+        "sft": {**layout, "sequence_parallel": True},
+        "rl": {**layout, "sequence_parallel": True, "critic": layout, "rollout_micro_batch": 4},
+    }
     raw = put(raw, {"engine/upstream": UPSTREAM, "engine/steps": steps})
     for launcher in ({}, SLURM):
         plan(put(raw, launcher))

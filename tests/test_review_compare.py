@@ -27,7 +27,9 @@ def words(before, after, counts=True):
     return [change.words for change in compare(before, after) if change.counts is counts]
 
 
-def test_layouts_of_a_cluster_change_no_result_and_overrides_do():
+def test_layouts_of_a_cluster_change_no_result_and_overrides_do(monkeypatch):
+    monkeypatch.delenv("CAI_UPSTREAM", raising=False)  # these overrides are not upstream's
+
     def nemo(*overrides):
         return compile_plan(["experiment=mistral_rl_cai", *overrides], Library((shipped_root(),)))
 
