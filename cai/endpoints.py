@@ -18,9 +18,9 @@ ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
 """Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
 
 _TELLS = {
-    "": (Scoring.CHOICE,),
-    "top": (Scoring.CHOICE, Scoring.LOGPROB),
-    "prompt": (Scoring.CHOICE, Scoring.LOGPROB, Scoring.CONTRAST),
+    "": (Scoring.CHOICE, Scoring.BEST_WORST),
+    "top": (Scoring.CHOICE, Scoring.BEST_WORST, Scoring.LOGPROB),
+    "prompt": tuple(Scoring),
 }
 """What a judge can read of a server, by what it tells of log-probabilities."""
 

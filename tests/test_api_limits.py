@@ -65,6 +65,8 @@ def test_wrong_settings_are_told_with_their_field(raw: dict[str, Any], field: st
     ("logprobs", "scoring", "refused"),
     [
         ("", "choice", ""),
+        ("", "best_worst", ""),
+        ("prompt", "best_worst", ""),
         ("", "logprob", "logprobs: top"),
         ("", "contrast", "logprobs: prompt"),
         ("top", "logprob", ""),

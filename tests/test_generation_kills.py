@@ -36,8 +36,9 @@ stages:
             critique: critique_chat.jinja, revision: revision_chat.jinja}}
   sample: {{model: served, prompts: asked, n: 3}}
   judge: {{model: served, candidates: sample, scoring: choice, principles: ensemble, ensemble: 2}}
+  judge_sets: {{kind: judge, model: served, candidates: sample, scoring: best_worst}}
 """
-STEPS = ("respond", "revise", "sample", "judge")
+STEPS = ("respond", "revise", "sample", "judge", "judge_sets")
 
 
 def answer(path: str, body: dict[str, Any]) -> Reply:
@@ -53,6 +54,9 @@ def answer(path: str, body: dict[str, Any]) -> Reply:
         return Reply(reset=True)
     last = body["messages"][-1]["content"]
     text = ("(A)" if int(digest[0], 16) < 8 else "(B)") if "(A) or (B)" in last else f"An answer: {digest[:12]}."
+    if "Best: (?), worst: (?)" in last:
+        options = body["response_format"]["json_schema"]["schema"]["properties"]["choice"]["enum"]
+        text = json.dumps({"choice": options[int(digest, 16) % len(options)]})
     return says(text, delay=0.002 + 0.03 * random.random())
 
 
@@ -120,7 +124,7 @@ def alive(process: int) -> bool:
 
 
 def made(folder: Path, home: Path) -> dict[str, bytes]:
-    """The bytes of every file of the four stages."""
+    """The bytes of every file of these stages."""
     plan = plan_from_json((folder / "plan.json").read_text())
     found: dict[str, bytes] = {}
     for name in STEPS:
@@ -161,7 +165,7 @@ def test_killed_at_100_random_moments(tmp_path: Path, server: FakeServer) -> Non
     forks.start(tmp_path / "home")
     assert forks.ended() == 0
     expected = made(tmp_path, tmp_path / "home")
-    assert {"respond/rows.jsonl", "revise/rows.jsonl", "judge/judge_report.json"} <= set(expected)
+    assert {"respond/rows.jsonl", "revise/rows.jsonl", "judge_sets/judge_report.json"} <= set(expected)
     calls = Counter(json.dumps(body, sort_keys=True) for _, body in server.asked)
     draw, kills, runs = random.Random(20), 0, 0
     while kills < KILLS:

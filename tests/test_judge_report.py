@@ -374,19 +374,23 @@ STOPS: list[dict[str, Any]] = [
     {"scoring": "logprob", "principles": "ensemble", "ensemble": 2},
     {"scoring": "choice", "order": "random", "samples": 2, "sampling": {"temperature": 1.0}, "reasoning": True},
     {"scoring": "contrast"},
+    {"scoring": "best_worst", "principles": "ensemble", "ensemble": 2, "abstain": "tie"},
 ]
 
 
 @pytest.mark.parametrize("fields", STOPS)
 def test_the_report_is_the_same_bytes_wherever_the_work_was_stopped(fields: dict[str, Any], tmp_path: Path) -> None:
-    contrast = fields["scoring"] == "contrast"
-    prompt = shipped("judge_contrast.jinja" if contrast else "comparison.jinja")
+    prompts = {"contrast": "judge_contrast.jinja", "best_worst": "comparison_set.jinja"}
+    prompt = shipped(prompts.get(fields["scoring"], "comparison.jinja"))
     texts = {"prompt": prompt, "exemplars": shipped("few_shots/judge.yaml")}
 
     class Wordy(Memory):
         def complete(self, model: str, batch: str, request: Request) -> Completion:
             done = super().complete(model, batch, request)
-            return Completion(request.id, f"{done.text} ({'AB'[len(done.text) % 2]})", 1, 3, Finish.STOP)
+            text = f"{done.text} ({'AB'[len(done.text) % 2]})"
+            if "/set/" in request.id:  # one in three cannot be read
+                text = f"Best: ({'AB'[request.seed % 2]}), worst: ({'BCB'[request.seed % 3]})"
+            return Completion(request.id, text, 1, 3, Finish.STOP)
 
     def judged(folder: Path, engine: Memory) -> bytes:
         inputs = {

@@ -43,6 +43,7 @@ REVISE = {n: shipped(f"{n}.jinja") for n in ("critique", "revision")} | {
 }
 JUDGE_TEXTS = {"prompt": shipped("judge_contrast.jinja"), "exemplars": shipped("few_shots/judge.yaml")}
 LETTERS = {"prompt": shipped("comparison.jinja")}
+TOGETHER = {"prompt": shipped("comparison_set.jinja")}
 BASE = {"model": "base", "chunk": 3}
 STAGES: list[tuple[dict[str, Any], Any, dict[str, str]]] = [
     ({"kind": "respond", "prompts": "prompts", **BASE}, prompts, {}),
@@ -61,6 +62,7 @@ STAGES: list[tuple[dict[str, Any], Any, dict[str, str]]] = [
         candidates,
         LETTERS,
     ),
+    ({"kind": "judge", "candidates": "c", "scoring": "best_worst", "abstain": "tie", **BASE}, candidates, TOGETHER),
 ]
 
 

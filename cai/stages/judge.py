@@ -1,6 +1,6 @@
-"""Judge: which of two answers fits the constitution better, as a soft label.
+"""Judge: which of two answers, or of several, fits the constitution better, as a soft label.
 
-Three scorings (``cai.stages.judging``), one principle a row, an ensemble or the whole constitution, positions swapped
+Four scorings (``cai.stages.judging``), one principle a row, an ensemble or the whole constitution, positions swapped
 and averaged. Nothing is invented: a tie stays a tie with p = 0.5, a judge that says nothing readable is counted. Beside
 its labels it leaves ``judge_report.json``, which says how far they can be trusted (``docs/judge.md``).
 """
@@ -33,12 +33,18 @@ if TYPE_CHECKING:
     from cai.stages.judge_calibration import Calibration
 
 JUDGE_TOKENS = 220
+"""Assumed of a question about two answers."""
+JUDGE_ANSWER_TOKENS = 64
+"""Assumed of each further answer."""
 
 _PROMPTS = {
     Scoring.CONTRAST: "judge_contrast.jinja",
     Scoring.LOGPROB: "comparison.jinja",
     Scoring.CHOICE: "comparison.jinja",
+    Scoring.BEST_WORST: "comparison_set.jinja",
 }
+_WRITTEN = (Scoring.CHOICE, Scoring.BEST_WORST)
+"""Scorings whose judge writes its answer."""
 _EXEMPLARS = "few_shots/judge.yaml"
 
 
@@ -46,7 +52,8 @@ class JudgeSpec(StageSpec):
     """Compare each row's candidates.
 
     ``contrast`` asks how much likelier an answer is after good exemplars than after bad ones, and needs
-    ``exemplars``; ``logprob`` compares the probabilities of the two ``options``; ``choice`` parses a written one.
+    ``exemplars``; ``logprob`` compares the probabilities of the two ``options``; ``choice`` parses a written one;
+    ``best_worst`` parses which of all answers of a row is written to be the best and which the worst.
     ``temperature`` divides the difference of two answers (nats, per token when ``per_token``) before the sigmoid.
     A judge's p within ``margin`` of 0.5 is a tie. ``clamp`` bounds p (arXiv 2212.08073 uses 0.4 to 0.6 after
     ``reasoning``). ``labelled`` comparisons are judged beside the work, for the report alone. ``swap: true`` and
@@ -81,7 +88,7 @@ class JudgeSpec(StageSpec):
         "(B)",
     )
     tie_option: Annotated[str, Field(description="what it would write for neither, e.g. (C); empty: not offered")] = ""
-    structured: Annotated[bool, Field(description="choice: keep a server that can to the options")] = True
+    structured: Annotated[bool, Field(description="keep a server that can to the options, where one is written")] = True
     reasoning: Annotated[bool, Field(description="let the judge think before it decides")] = False
     sampling: Annotated[Sampled, Field(description="of the reasoning and of the written choice")] = Sampled(
         max_tokens=128, temperature=0.0
@@ -103,8 +110,8 @@ class JudgeSpec(StageSpec):
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, raw: Any) -> Any:
-        """The scoring's own prompt (and exemplars) where none is named, so that only texts that are read count; and
-        the order by its older name."""
+        """The scoring's own prompt (and exemplars, and pairs) where none is named, so that only texts that are read
+        count; and the order by its older name."""
         if not isinstance(raw, Mapping):
             return raw
         filled = dict(raw)
@@ -117,6 +124,8 @@ class JudgeSpec(StageSpec):
             filled["prompt"] = filled.get("prompt") or _PROMPTS[scoring]
             if scoring is Scoring.CONTRAST:
                 filled["exemplars"] = filled.get("exemplars") or _EXEMPLARS
+            if scoring is Scoring.BEST_WORST:
+                filled.setdefault("pairs", Pairs.BEST_WORST)
         return filled
 
     @model_validator(mode="after")
@@ -128,7 +137,7 @@ class JudgeSpec(StageSpec):
             raise ValueError("scoring 'contrast' writes nothing, so there is no reasoning; use logprob or choice")
         if self.tie_option and contrast:
             raise ValueError("scoring 'contrast' shows no options, so there is no tie_option; use margin")
-        if self.samples > 1 and not self.reasoning and self.scoring is not Scoring.CHOICE:
+        if self.samples > 1 and not self.reasoning and self.scoring not in _WRITTEN:
             raise ValueError(f"samples is {self.samples}, but nothing is drawn; use reasoning, or scoring: choice")
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(f"samples is {self.samples}, and all are the same at sampling.temperature 0; raise it")
@@ -136,7 +145,27 @@ class JudgeSpec(StageSpec):
             raise ValueError(f"clamp {list(self.clamp)} must hold 0.5 and lie within 0 and 1, e.g. [0.4, 0.6]")
         if len(set(self.answers)) < len(self.answers) or not all(self.options):
             raise ValueError("options must be two different texts, and tie_option a third")
+        if self.scoring is Scoring.BEST_WORST:
+            self._names_the_ends()
         return self
+
+    def _names_the_ends(self) -> None:
+        """What makes no sense where a judge names the best and the worst of a row."""
+        if self.pairs is not Pairs.BEST_WORST:
+            raise ValueError(
+                f"pairs is '{self.pairs.value}', but scoring 'best_worst' says nothing of the answers between; "
+                "use pairs: best_worst, or scoring: choice"
+            )
+        if self.tie_option:
+            raise ValueError(
+                "scoring 'best_worst' has no tie_option: orders that contradict each other are its ties; leave it out, "
+                "or use scoring: choice"
+            )
+        if self.options != type(self).model_fields["options"].default:
+            raise ValueError(
+                "options names two answers, but scoring 'best_worst' shows all of a row as (A), (B), (C) ...; "
+                "leave it out"
+            )
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -144,16 +173,19 @@ class JudgeSpec(StageSpec):
         return (*self.options, self.tie_option) if self.tie_option else self.options
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
-        """Every asked pair of a row's candidates (``contrast``: every candidate), with every vote asked for."""
+        """Every asked pair of a row's candidates (``contrast``: every candidate; ``best_worst``: all in one question),
+        with every vote asked for."""
         n = limited(rows.get("candidates"), self.limit)
         width = max(rows.get("candidates:width") or 1, 2)  # of revisions, the first answer and the last
         people = limited(rows.get("labelled"), self.labelled_limit) if self.labelled else 0
-        calls = (n or 0) * self._calls(width) + (people or 0) * self._calls(2)
+        own_calls = (n or 0) * self._calls(width)
+        calls = own_calls + (people or 0) * self._calls(2)
         # With reasoning before a choice both are written; before options, half of the calls.
-        writes = 1.0 if self.scoring is Scoring.CHOICE else 0.5 if self.reasoning else 0.0
+        writes = 1.0 if self.scoring in _WRITTEN else 0.5 if self.reasoning else 0.0
         made = {Pairs.ALL: width * (width - 1) // 2, Pairs.NEIGHBOURS: width - 1, Pairs.BEST_WORST: 1}[self.pairs]
         tokens = int(calls * writes) * self.sampling.max_tokens
-        return Estimate(None if n is None else n * made, calls, calls * JUDGE_TOKENS, tokens)
+        further = own_calls * (width - 2) * JUDGE_ANSWER_TOKENS if self.scoring is Scoring.BEST_WORST else 0
+        return Estimate(None if n is None else n * made, calls, calls * JUDGE_TOKENS + further, tokens)
 
     def _calls(self, width: int) -> int:
         """For one row of so many answers."""
@@ -161,7 +193,8 @@ class JudgeSpec(StageSpec):
         if self.scoring is Scoring.CONTRAST:
             return 2 * width * told
         pairs = width - 1 if self.pairs is Pairs.NEIGHBOURS else width * (width - 1) // 2
-        return pairs * told * (2 if self.order is Order.BOTH else 1) * self.samples * (2 if self.reasoning else 1)
+        shown = 1 if self.scoring is Scoring.BEST_WORST else pairs
+        return shown * told * (2 if self.order is Order.BOTH else 1) * self.samples * (2 if self.reasoning else 1)
 
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:
@@ -171,6 +204,9 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     if spec.tie_option and "tie_option" not in variables:
         what = "never shows tie_option, so the judge cannot know of it"
         raise SpecError(Problem(f"{ctx.name}.prompt", what, "show {{ tie_option }}, or leave tie_option empty"))
+    if spec.scoring is Scoring.BEST_WORST and "answers" not in variables:
+        what = "never shows answers, of which scoring 'best_worst' asks for the best and the worst"
+        raise SpecError(Problem(f"{ctx.name}.prompt", what, "begin with a copy of comparison_set.jinja"))
     # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
     reads = "principle" in variables
     again = ctx.one("candidates").makes == Comparison.MAKES
@@ -247,7 +283,7 @@ def _settings(spec: JudgeSpec) -> dict[str, Any]:
     shown = ["scoring", "principles", "pairs", "margin", *asks]
     found = spec.model_dump(mode="json", include=set(shown))
     settings = {name: found[name] for name in shown if found[name] not in ("", False)}
-    return settings if spec.scoring is Scoring.CHOICE else {**settings, "temperature": spec.temperature}
+    return settings if spec.scoring in _WRITTEN else {**settings, "temperature": spec.temperature}
 
 
 class _Beside:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.stages.judge_pairs import by_pair, first_shown, votes_of
+from cai.stages.judge_sets import pair_of, readings_of
 from cai.stages.running import Bins, Mean, rounded, rounded_all, signs
 from cai.stages.statistics import share
 
@@ -63,10 +64,12 @@ class Calibration:
         if "human" not in facts:
             self.counts.update(dropped)
             return
-        if not facts["votes"]:
+        votes, readings = votes_of(facts["votes"]), readings_of(facts.get("readings", ()))
+        if not votes and not readings:
             self.counts["identical"] += 1
             return
-        p, y = by_pair(first_shown(votes_of(facts["votes"])), self._both).get((0, 1)), float(facts["human"])
+        p = pair_of(readings, self._both)[1] if readings else by_pair(first_shown(votes), self._both).get((0, 1))
+        y = float(facts["human"])
         if p is None or y == 0.5:
             self.counts["unreadable" if p is None else "human ties"] += 1
             return

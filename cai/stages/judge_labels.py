@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cai.data.rows import Candidates, Comparison, Conversation, Row
 from cai.identity import counted
 from cai.stages.entries import Entry
-from cai.stages.judge_pairs import Verdict, agree, both_orders, by_pair, chosen_pairs, first_shown, unread
+from cai.stages.judge_pairs import Pair, Verdict, agree, both_orders, by_pair, chosen_pairs, first_shown, unread
+from cai.stages.judge_sets import Agreement, agreement, by_question, in_both_orders, pair_of
 from cai.stages.judging import Order
 
 if TYPE_CHECKING:
@@ -60,24 +63,48 @@ def facts(row: Candidates, verdict: Verdict, principles: list[str], human: bool)
         "principles": principles,
         "lengths": [len(answer) for answer in row.answers],
     }
+    if verdict.readings:
+        told["readings"] = [reading.plain() for reading in verdict.readings]
     return {**told, "human": row.meta["human"], "topic": row.topic} if human else told
+
+
+@dataclass(frozen=True, slots=True)
+class _Opinion:
+    """The pairs of a row that come out, p that the first answer of each is the better one where that could be read, and
+    for every question that was read in both orders whether these agree."""
+
+    pairs: Sequence[Pair]
+    probabilities: Mapping[Pair, float]
+    orders_agree: Sequence[bool]
+
+
+def _opinion(spec: JudgeSpec, row: Candidates, verdict: Verdict) -> _Opinion:
+    both = spec.order is Order.BOTH
+    if verdict.readings:
+        pair, p = pair_of(verdict.readings, both)
+        orders = in_both_orders(by_question(verdict.readings))
+        alike = [agreement(one, other) is Agreement.FULL for one, other in orders]
+        return _Opinion([pair], {} if p is None else {pair: p}, alike)
+    questions = first_shown(verdict.votes)
+    probabilities = by_pair(questions, both)
+    alike = [agree(one, other) for one, other in both_orders(questions)]
+    return _Opinion(chosen_pairs(spec.pairs, row, probabilities), probabilities, alike)
 
 
 def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[str], human: bool) -> Entry:
     """The comparisons that come out of a row, and what did not come to one, by reason."""
-    read = first_shown(verdict.votes)
-    probabilities, both = by_pair(read, spec.order is Order.BOTH), both_orders(read)
+    opinion = _opinion(spec, row, verdict)
     dropped: dict[str, int] = {}
     counts: dict[str, float] = {}
     made = []
-    for i, j in chosen_pairs(spec.pairs, row, probabilities):
-        p = probabilities.get((i, j))
+    for i, j in opinion.pairs:
+        p = opinion.probabilities.get((i, j))
         if row.answers[i] == row.answers[j]:
             dropped["identical"] = dropped.get("identical", 0) + 1
             continue
         if p is None:
             if spec.abstain is Abstain.DROP:
-                reason = unread(verdict.votes, (i, j))
+                reason = unread(verdict.readings or [vote for vote in verdict.votes if (vote.i, vote.j) == (i, j)])
                 dropped[reason] = dropped.get(reason, 0) + 1
                 continue
             p = 0.5
@@ -103,7 +130,7 @@ def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[s
         counts["p_chosen"] = counts.get("p_chosen", 0.0) + label
     if not made and not dropped:
         dropped["fewer than two answers"] = 1
-    counts["judged in both orders"] = len(both)
-    counts["orders agree"] = sum(agree(one, other) for one, other in both)
+    counts["judged in both orders"] = len(opinion.orders_agree)
+    counts["orders agree"] = sum(opinion.orders_agree)
     told = facts(row, verdict, principles, human)
     return Entry(row.id, tuple(made), dropped, counts, verdict.calls, verdict.tokens, told)

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from cai.data.rows import Candidates
+from cai.stages.judge_sets import Reading
 from cai.stages.running import mean_of, signs
 
 REFUSED = "refused by the server"
@@ -63,11 +64,19 @@ def votes_of(plain: Iterable[Sequence[Any]]) -> list[Vote]:
 
 @dataclass(slots=True)
 class Verdict:
-    """All votes on one row's candidates, and what they took."""
+    """All votes on one row's candidates, or where they were shown together all readings, and what they took."""
 
     votes: list[Vote] = field(default_factory=list)
     calls: int = 0
     tokens: int = 0
+    readings: list[Reading] = field(default_factory=list)
+
+    def add(self, vote: Vote | Reading) -> None:
+        """One more of either."""
+        if isinstance(vote, Vote):
+            self.votes.append(vote)
+        else:
+            self.readings.append(vote)
 
 
 Question = tuple[int, int, int, bool | None]
@@ -130,12 +139,11 @@ def agree(one: float, other: float) -> bool:
     return signs(one) == signs(other)
 
 
-def unread(votes: Sequence[Vote], pair: Pair) -> str:
-    """Why nothing was read on a pair, as the ledger says it."""
-    mine = [vote for vote in votes if (vote.i, vote.j) == pair]
-    if any(vote.p is not None for vote in mine):
+def unread(votes: Sequence[Vote | Reading]) -> str:
+    """Why these votes on a pair, or on a set, came to nothing, as the ledger says it."""
+    if any(not vote.why for vote in votes):
         return "read in one order only"
-    return REFUSED if mine and all(vote.why.startswith(REFUSED) for vote in mine) else "unparsed"
+    return REFUSED if votes and all(vote.why.startswith(REFUSED) for vote in votes) else "unparsed"
 
 
 def chosen_pairs(pairs: Pairs, row: Candidates, p: Mapping[Pair, float]) -> list[Pair]:

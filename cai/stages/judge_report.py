@@ -15,7 +15,21 @@ from typing import Any
 
 from cai.stages.entries import Kept
 from cai.stages.judge_calibration import Calibration, logit
-from cai.stages.judge_pairs import Pair, Question, agree, both_orders, by_pair, first_shown, of_pair, votes_of
+from cai.stages.judge_pairs import Pair, Question, Vote, agree, both_orders, by_pair, first_shown, of_pair, votes_of
+from cai.stages.judge_set_figures import SetFigures, set_rows
+from cai.stages.judge_sets import (
+    Agreement,
+    Reading,
+    agreement,
+    apart,
+    by_question,
+    in_both_orders,
+    lean_to_the_front,
+    overall,
+    p_between,
+    pair_of,
+    readings_of,
+)
 from cai.stages.running import Alpha, Bins, Correlation, Mean, mean_of, rounded, signs
 
 FILE = "judge_report.json"
@@ -29,6 +43,15 @@ class _Principle:
     decided: Mean = field(default_factory=Mean)
     longer: Mean = field(default_factory=Mean)
     others: Mean = field(default_factory=Mean)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of one row: p by pair, p by question, and how many pairs were asked about."""
+
+    pairs: Mapping[Pair, float]
+    questions: Mapping[Question, float]
+    asked: int
 
 
 class Report:
@@ -51,6 +74,7 @@ class Report:
         self.alpha, self.alike = Alpha(), Mean()
         self.principles: dict[str, _Principle] = {}
         self.confidence = Bins()
+        self.sets = SetFigures()
         self.given = Calibration(balanced)
 
     def see(self, entry: Kept) -> None:
@@ -59,25 +83,50 @@ class Report:
         if "votes" not in facts:
             return
         self.rows += 1
-        votes = votes_of(facts["votes"])
-        self.asked["asked"] += len(votes)
-        for vote in votes:
-            if vote.p is None:
+        votes, readings = votes_of(facts["votes"]), readings_of(facts.get("readings", ()))
+        answers: list[Vote | Reading] = [*votes, *readings]
+        for vote in answers:
+            self.asked["asked"] += 1
+            if vote.why:
                 self.unreadable[vote.why] += 1
             else:
                 self.asked["readable"] += 1
-                self.asked["even"] += vote.p == 0.5
-        read = first_shown(votes)
-        self._orders(read)
-        pairs = by_pair(read, self.balanced)
-        asked = len({(vote.i, vote.j) for vote in votes})
-        self.pairs.update(
-            {"asked": asked, "unreadable": asked - len(pairs), "identical": entry.dropped.get("identical", 0)}
-        )
-        self._lengths(pairs, facts["lengths"])
-        self._principles(read, facts["principles"], facts["lengths"])
+        self.asked["even"] += sum(vote.p == 0.5 for vote in votes)
+        read = self._set(readings) if readings else self._pairs(votes)
+        unreadable, identical = read.asked - len(read.pairs), entry.dropped.get("identical", 0)
+        self.pairs.update({"asked": read.asked, "unreadable": unreadable, "identical": identical})
+        self._lengths(read.pairs, facts["lengths"])
+        self._principles(read.questions, facts["principles"], facts["lengths"])
         if "human" in facts:
             self.given.see(facts, entry.dropped)
+
+    def _pairs(self, votes: Sequence[Vote]) -> _Read:
+        """A row whose answers were shown in pairs."""
+        questions = first_shown(votes)
+        self._orders(questions)
+        return _Read(by_pair(questions, self.balanced), questions, len({(vote.i, vote.j) for vote in votes}))
+
+    def _set(self, readings: Sequence[Reading]) -> _Read:
+        """A row whose answers were shown together: the pair that came out is the only one asked, and what each
+        principle says of it the only questions."""
+        questions = by_question(readings)
+        both = in_both_orders(questions)
+        self.consistent.add([float(agreement(one, other) is Agreement.FULL) for one, other in both])
+        self.apart.add([apart(one, other) for one, other in both])
+        orders = {(reading.k, reading.order): reading.shown for reading in readings}
+        shown = {
+            (k, order): orders[k, order] for k, order in questions if not self.balanced or (k, 1 - order) in questions
+        }
+        self.one_order += len(questions) - len(shown)
+        self.place.add([lean_to_the_front(questions[question], places) for question, places in shown.items()])
+        self.first.add([float(questions[question][places[0]].best) for question, places in shown.items()])
+        self.sets.see(questions, shown)
+        (i, j), p = pair_of(readings, self.balanced)
+        by_principle: dict[Question, float] = {}
+        for k in dict.fromkeys(k for k, _ in shown):
+            if (standings := overall(questions, self.balanced, k)) is not None:
+                by_principle[i, j, k, None] = p_between(standings, i, j)
+        return _Read({} if p is None else {(i, j): p}, by_principle, 1)
 
     def _orders(self, read: Mapping[Question, float]) -> None:
         both = both_orders(read)
@@ -156,6 +205,8 @@ class Report:
             "principles": self._by_principle(),
             "confidence": self._confidence(),
         }
+        if any(self.sets.best.values()):
+            report["sets"] = self.sets.figures()
         if labelled is not None:
             report["labelled"] = labelled.figures(temperature)
         if self.given.counts:
@@ -216,6 +267,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ),
         ("swap consistency", _share(report["swap"]["consistency"]), "same verdict when the answers change places"),
         ("position bias", _signed(report["position"]["bias"]), "p of the answer shown first, above 0.5; 0 is fair"),
+        *(set_rows(report["sets"]) if "sets" in report else ()),
         ("longer wins", _share(report["length"]["longer wins"]), "of decided pairs; compare with people's labels"),
     ]
     if report["principles"]["pairwise agreement"]["n"]:

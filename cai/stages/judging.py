@@ -1,4 +1,5 @@
-"""The judge's scorings: each asks about the pairs of one row, and reads votes from what comes back.
+"""The judge's scorings: each asks about the pairs of one row, or about all its answers at once, and reads votes from
+what comes back.
 
 A scoring yields the calls it needs now and is sent their results, like the work it is a part of (``cai.stages.flow``).
 What cannot be read is no vote, and says why.
@@ -10,7 +11,8 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from itertools import permutations
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cai.clients.base import Call, Completion, Finish, OptionScores, OptionsRequest, Score, ScoreRequest
 from cai.data.rows import Candidates
@@ -18,21 +20,27 @@ from cai.identity import counted, sampling_seed
 from cai.stages.base import Context
 from cai.stages.generation import transcript
 from cai.stages.judge_pairs import REFUSED, Pair, Verdict, Vote
-from cai.stages.judge_reading import NO_NUMBER, read_choice, read_options, sigmoid
+from cai.stages.judge_reading import NO_NUMBER, both_ends, letters, read_choice, read_ends, read_options, sigmoid
+from cai.stages.judge_sets import Reading, distinct
 from cai.stages.prompting import Asking, asking, records
 
 if TYPE_CHECKING:
     from cai.stages.judge import JudgeSpec
 
+V = TypeVar("V", Vote, Reading)
+
 EXEMPLAR_FIELDS = ("prompt", "good", "bad")
+MOST_CHOICES = 250
+"""A server is kept to so many answers at most (the ordered pairs of 16 options); limits of theirs begin above that."""
 
 
 class Scoring(str, Enum):
-    """How the judge's opinion is read."""
+    """How the judge's opinion is read: of two answers at a time, or (best-worst scaling) of all answers of a row."""
 
     LOGPROB = "logprob"
     CONTRAST = "contrast"
     CHOICE = "choice"
+    BEST_WORST = "best_worst"
 
 
 class Principles(str, Enum):
@@ -44,7 +52,7 @@ class Principles(str, Enum):
 
 
 class Order(str, Enum):
-    """How the two answers of a pair are shown: both ways and averaged, in an order drawn for the question, as given."""
+    """How the answers of a question are shown: both ways round and averaged, in an order drawn for it, as given."""
 
     BOTH = "both"
     RANDOM = "random"
@@ -115,17 +123,22 @@ def _ratio(spec: JudgeSpec, good: Score, bad: Score) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """One question about one pair in one order; ``vote`` is what is known of its answer so far."""
+class _Question(Generic[V]):
+    """One question about one pair, or one set, in one order; ``vote`` is what is known of its answer so far."""
 
     id: str
-    vote: Vote
+    vote: V
     values: Mapping[str, Any]
+
+    def refused(self, completion: Completion) -> V:
+        """The vote where the server would not answer."""
+        why = f"{REFUSED}: {completion.refused}" if completion.refused else REFUSED
+        return replace(self.vote, why=why)
 
 
 def _ask(
     spec: JudgeSpec, ctx: Context, row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
-) -> list[_Question]:
+) -> list[_Question[Vote]]:
     """Every question, once for each sample. The first sample has the question's own id, and so its seed."""
     found = []
     messages = transcript(row.messages)
@@ -157,7 +170,7 @@ def _orders(spec: JudgeSpec, seed: int, pair: str, principle: str) -> tuple[bool
 
 
 def _write(
-    spec: JudgeSpec, ctx: Context, ask: Asking, questions: Sequence[_Question], think: bool, choices: tuple[str, ...]
+    spec: JudgeSpec, ctx: Context, ask: Asking, questions: Sequence[_Question[V]], think: bool, choices: tuple[str, ...]
 ) -> list[Call]:
     sampling = spec.sampling.sampling(ask.stops)
     purpose = "judge" if think or not spec.reasoning else "judge/choice"
@@ -170,8 +183,8 @@ def _write(
 
 
 def _think(
-    spec: JudgeSpec, ctx: Context, ask: Asking, questions: list[_Question], verdict: Verdict
-) -> Generator[Sequence[Call], Sequence[Any], list[_Question]]:
+    spec: JudgeSpec, ctx: Context, ask: Asking, questions: list[_Question[V]], verdict: Verdict
+) -> Generator[Sequence[Call], Sequence[Any], list[_Question[V]]]:
     """Let the judge reason about every question, where it shall; the questions as they are asked then.
 
     One whose reasoning the server refused goes no further.
@@ -183,14 +196,10 @@ def _think(
     going = []
     for question, thought in zip(questions, thoughts, strict=True):
         if thought.finish is Finish.REFUSED:
-            verdict.votes.append(replace(question.vote, why=_refusal(thought)))
+            verdict.add(question.refused(thought))
         else:
             going.append(replace(question, values={**question.values, "reasoning": thought.text.strip()}))
     return going
-
-
-def _refusal(completion: Completion) -> str:
-    return f"{REFUSED}: {completion.refused}" if completion.refused else REFUSED
 
 
 def _count(verdict: Verdict, results: Sequence[Any]) -> None:
@@ -216,37 +225,113 @@ def logprob(spec: JudgeSpec, ctx: Context) -> Scorer:
         verdict.calls += len(found)  # a judge that reads writes no tokens
         for question, scores in zip(going, found, strict=True):
             p, why = read_options(scores.logprobs, spec.temperature)
-            verdict.votes.append(replace(question.vote, p=p, why=why))
+            verdict.add(replace(question.vote, p=p, why=why))
         return verdict
 
     return score
+
+
+def _chosen(
+    spec: JudgeSpec,
+    ctx: Context,
+    ask: Asking,
+    questions: list[_Question[V]],
+    choices: tuple[str, ...],
+    read: Callable[[V, str], V],
+) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
+    """What the judge writes to every question, one of ``choices``, after its reasoning when it is asked for; ``read``
+    makes a vote of it."""
+    verdict = Verdict()
+    going = yield from _think(spec, ctx, ask, questions, verdict)
+    choices = choices if spec.structured and len(choices) <= MOST_CHOICES else ()
+    completions: Sequence[Completion] = (yield _write(spec, ctx, ask, going, False, choices)) if going else ()
+    _count(verdict, completions)
+    for question, completion in zip(going, completions, strict=True):
+        refused = completion.finish is Finish.REFUSED
+        verdict.add(question.refused(completion) if refused else read(question.vote, completion.text))
+    return verdict
 
 
 def choice(spec: JudgeSpec, ctx: Context) -> Scorer:
     """The option that the judge writes, after its reasoning when it is asked for; several or none is no vote."""
     ask = asking(ctx, "prompt")
 
+    def read(vote: Vote, text: str) -> Vote:
+        p, why = read_choice(text, spec.answers)
+        return replace(vote, p=p, why=why)
+
     def score(
         row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
     ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
-        verdict = Verdict()
-        going = yield from _think(spec, ctx, ask, _ask(spec, ctx, row, pairs, asked), verdict)
-        choices = spec.answers if spec.structured else ()
-        found: Sequence[Completion] = (yield _write(spec, ctx, ask, going, False, choices)) if going else ()
-        _count(verdict, found)
-        for question, completion in zip(going, found, strict=True):
-            if completion.finish is Finish.REFUSED:
-                verdict.votes.append(replace(question.vote, why=_refusal(completion)))
-                continue
-            p, why = read_choice(completion.text, spec.answers)
-            verdict.votes.append(replace(question.vote, p=p, why=why))
-        return verdict
+        return (yield from _chosen(spec, ctx, ask, _ask(spec, ctx, row, pairs, asked), spec.answers, read))
 
     return score
+
+
+def best_worst(spec: JudgeSpec, ctx: Context) -> Scorer:
+    """Which of all answers of a row the judge writes to be the best, and which the worst, each answer shown once."""
+    ask = asking(ctx, "prompt")
+
+    def score(
+        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+    ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
+        if not pairs:
+            return Verdict()
+        answers = distinct(row.answers)
+        options = letters(len(answers))
+
+        def read(reading: Reading, text: str) -> Reading:
+            ends = read_ends(text, options)
+            if ends.best is None or ends.worst is None:
+                return replace(reading, why=ends.why)
+            return replace(reading, best=reading.shown[ends.best], worst=reading.shown[ends.worst])
+
+        choices = tuple(both_ends(best, worst) for best, worst in permutations(options, 2))
+        return (yield from _chosen(spec, ctx, ask, _ask_sets(spec, ctx, row, answers, asked), choices, read))
+
+    return score
+
+
+def _ask_sets(
+    spec: JudgeSpec, ctx: Context, row: Candidates, answers: Sequence[int], asked: Sequence[Asked]
+) -> list[_Question[Reading]]:
+    """Every question about the answers with these numbers, once for each sample."""
+    questions = []
+    messages = transcript(row.messages)
+    for k, (principle, question) in enumerate(asked):
+        for order, shown in enumerate(_places(spec, ctx.seed, row.id, principle, answers)):
+            values = {
+                "principle": question,
+                "messages": messages,
+                "answers": [row.answers[i] for i in shown],
+                "options": letters(len(shown)),
+                "think": False,
+                "reasoning": "",
+            }
+            name = f"{row.id}/set/{k}/{order}"
+            for sample in range(spec.samples):
+                reading = Reading(k, order, sample, shown)
+                questions.append(_Question(f"{name}/s{sample}" if sample else name, reading, values))
+    return questions
+
+
+def _places(
+    spec: JudgeSpec, seed: int, row: str, principle: str, answers: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The orders in which a set is shown.
+
+    Also of ``both`` the first is drawn: its reverse makes up for a liking for the first place or the last, but a liking
+    for one in the middle would always go to the same candidates, which may be those of one temperature.
+    """
+    if spec.order is Order.GIVEN:
+        return (tuple(answers),)
+    drawn = tuple(sorted(answers, key=lambda i: counted(seed, row, f"judge/place/{principle}/{i}")))
+    return (drawn, drawn[::-1]) if spec.order is Order.BOTH else (drawn,)
 
 
 SCORINGS: dict[Scoring, Callable[[JudgeSpec, Context], Scorer]] = {
     Scoring.LOGPROB: logprob,
     Scoring.CONTRAST: contrast,
     Scoring.CHOICE: choice,
+    Scoring.BEST_WORST: best_worst,
 }
