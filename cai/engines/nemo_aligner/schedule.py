@@ -18,6 +18,8 @@ from cai.engines.nemo_aligner.upstream import UNKNOWN, Effective
 from cai.plan import Step
 
 SCHED = "model.optim.sched"
+CRITIC_STEPS = 10_000
+"""``trainer.ppo.max_steps`` of upstream's gpt_ppo_critic.yaml: a server, it has no data to count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def curve_of(found: Survey, step: Step, compiled: Compiled) -> Curve | None:
     if not updates or peak is None or floor is None or values(f"{SCHED}.name") not in ("CosineAnnealing", UNKNOWN):
         return None
     warmup, constant = (int(values.number(f"{SCHED}.{name}_steps") or 0) for name in ("warmup", "constant"))
-    return Curve(updates, _total(values, updates), peak, floor, warmup, constant)
+    default = CRITIC_STEPS if compiled.command.role == "critic" else updates
+    return Curve(updates, _total(values, default), peak, floor, warmup, constant)
 
 
 def updates_of(found: Survey, step: Step, compiled: Compiled) -> int:
@@ -104,9 +107,9 @@ def updates_of(found: Survey, step: Step, compiled: Compiled) -> int:
     return int(training.epochs) * (int((rows or 0) * (1 - share)) * copies // training.batch_size)
 
 
-def _total(values: Effective, updates: int) -> int:
-    """For how many updates the schedule is laid out: what is written, else the trainer's limit, else its data."""
+def _total(values: Effective, default: int) -> int:
+    """For how many updates the schedule is laid out: what is written, else the trainer's limit, else ``default``."""
     written = values.whole(f"{SCHED}.max_steps")
     section = next((s for s in ("sft", "rm", "ppo") if values.number(f"trainer.{s}.max_steps") is not None), "")
     limit = values.number(f"trainer.{section}.max_steps") if section else None
-    return written or (int(limit) if limit is not None and limit >= 0 else updates)
+    return written or (int(limit) if limit is not None and limit >= 0 else default)
