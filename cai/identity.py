@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ class _Runtime:
 
 
 RUNTIME = _Runtime()
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Marks a field that came after stores had been made: ``min_tokens: Annotated[int, ADDED(0)] = 0``.
+
+    At ``value``, which is what the program did before the field was there, the field is left out of the ingredients,
+    so that every key made before stays. Any other value counts.
+    """
+
+    value: Any
+
+
+ADDED = Added
 
 
 def canonical(value: Any) -> str:

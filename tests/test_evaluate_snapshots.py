@@ -13,7 +13,6 @@ import pytest
 
 from cai.engines.base import RlSettings
 from cai.engines.embedded.ppo import train_ppo
-from cai.engines.embedded.settings import SnapshotRlSettings
 from cai.errors import SpecError, StepFailed
 from cai.experiment import parse
 from cai.library import Library, shipped_root
@@ -32,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo(model: Path, at: Path, snapshots: tuple[int, ...] = (), progress: Watch | None = None, **changes: Any) -> Any:
     raw = {**SETTINGS.model_dump(), **changes}
-    settings = SnapshotRlSettings(**raw, snapshots=snapshots) if snapshots else RlSettings(**raw)
+    settings = RlSettings(**{**raw, "snapshots": snapshots})
     watch = progress or Watch()
     return train_ppo(
         model, model, questions(10), (), settings, 1, at / "out", at / "work", watch, threads=1, score=likes_kind

@@ -17,7 +17,7 @@ from cai.errors import Problem
 from cai.launchers.base import Command
 from cai.launchers.settings import Local, Slurm
 from cai.plan import Plan, Step
-from cai.settings import Settings
+from cai.settings import Settings, semantic
 
 Where = Callable[[str], str]
 Inputs = Mapping[str, Any]
@@ -65,7 +65,7 @@ class EngineKind:
 def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
-    return settings.model_dump(mode="json", exclude={"threads"}) | {
+    return semantic(settings) | {
         "device": chosen.device.value,
         "generator": chosen.generator.value,
         "generation_precision": chosen.precision.value,

@@ -11,11 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cai.chat import Message, Span
 from cai.clients.base import Client
-from cai.identity import RUNTIME
+from cai.identity import ADDED, RUNTIME
 from cai.plan import Step
 from cai.settings import Settings
 from cai.store import artifact_name
@@ -120,6 +120,19 @@ class RlSettings(Settings):
     lora: Lora | None = Lora()
     precision: Precision = Precision.AUTO
     checkpoint_every: Annotated[int, Field(ge=1), RUNTIME] = 1
+    snapshots: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        ADDED(()),
+        Field(description="iterations after which the policy is kept, for stages of kind snapshot"),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _snapshots_within(self) -> RlSettings:
+        if len(set(self.snapshots)) < len(self.snapshots):
+            raise ValueError("snapshots names an iteration twice")
+        if self.snapshots and max(self.snapshots) > self.iterations:
+            raise ValueError(f"snapshots names iteration {max(self.snapshots)}, and there are only {self.iterations}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

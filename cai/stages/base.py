@@ -15,8 +15,8 @@ from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
 from cai.constitution import Constitution
 from cai.engines.base import Attempt, Engine, Progress
-from cai.identity import RUNTIME, key_of
-from cai.settings import Settings
+from cai.identity import key_of
+from cai.settings import Settings, counts, semantic_value
 
 T = TypeVar("T")
 
@@ -269,10 +269,10 @@ def take_apart(spec: Settings) -> SpecParts:
     """Inputs by role, text files by field (folder, name), and what counts for the identity by itself.
 
     Names of inputs and of text files do not count: the keys of the inputs and the texts do. RUNTIME fields do not
-    count at all. In a list of nested settings that name inputs (``sources``), the role is the list's field.
+    count at all, ADDED ones not at the value that was there before them. In a list of nested settings that name inputs (``sources``), the role is the list's field.
     """
-    parts = SpecParts({}, {}, {}, {})
-    data = spec.model_dump(mode="json", by_alias=True)
+    parts = SpecParts({}, {}, {}, dict(spec.FORMER))
+    plain = spec.model_dump(mode="json", by_alias=True)
     for name, info in type(spec).model_fields.items():
         value, shown = getattr(spec, name), info.alias or name
         wants = next((m for m in info.metadata if isinstance(m, Wants)), None)
@@ -284,7 +284,7 @@ def take_apart(spec: Settings) -> SpecParts:
         elif text is not None:
             if value:
                 parts.texts[name] = (text.folder, value)
-        elif any(m is RUNTIME for m in info.metadata):
+        elif not counts(info, value):
             continue
         elif isinstance(value, tuple | list) and value and all(isinstance(v, Settings) for v in value):
             inner = [take_apart(v) for v in value]
@@ -293,10 +293,8 @@ def take_apart(spec: Settings) -> SpecParts:
                 parts.inputs[name] = [n for n in named if isinstance(n, str)]
                 parts.wants[name] = tuple(dict.fromkeys(k for i in inner for w in i.wants.values() for k in w))
             parts.semantic[shown] = [i.semantic for i in inner]
-        elif isinstance(value, Settings):
-            parts.semantic[shown] = take_apart(value).semantic
         else:
-            parts.semantic[shown] = data[shown]
+            parts.semantic[shown] = semantic_value(value, plain[shown])
     return parts
 
 

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field
 
 from cai.engines.base import PromptText, RlSettings
-from cai.engines.embedded.settings import SnapshotRlSettings
 from cai.stages.base import Context, Estimate, Outcome, StageSpec, Wants
 from cai.stages.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of
 from cai.stages.respond import limited
 from cai.stages.sft import trained_outcome
-
-
-def _with_snapshots(raw: Any) -> Any:
-    """The settings that know snapshots where any are asked for; without them nothing counts that did not before."""
-    if not isinstance(raw, Mapping) or "snapshots" not in raw:
-        return raw
-    checked = SnapshotRlSettings.model_validate(raw)
-    return checked if checked.snapshots else {k: v for k, v in raw.items() if k != "snapshots"}
 
 
 class RlSpec(StageSpec):
@@ -38,9 +29,7 @@ class RlSpec(StageSpec):
     prompts: Annotated[
         str | tuple[str, ...], Wants("prompts", "conversations", "comparisons"), Field(description="one or several")
     ]
-    training: Annotated[
-        SerializeAsAny[RlSettings], BeforeValidator(_with_snapshots, json_schema_input_type=SnapshotRlSettings)
-    ] = RlSettings()
+    training: RlSettings = RlSettings()
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:

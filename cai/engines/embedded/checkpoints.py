@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 
-from cai.identity import RUNTIME, key_of
-from cai.settings import Settings
+from cai.identity import key_of
+from cai.settings import Settings, semantic
 
 
 def fingerprint(settings: Settings, seed: int, examples: Sequence[object], *more: str) -> str:
     """What a checkpoint belongs to: the settings that decide results, the seed, and every training example."""
-    fields = type(settings).model_fields
-    runtime = {name for name, field in fields.items() if RUNTIME in field.metadata}
-    plain = settings.model_dump(mode="json", exclude=runtime)
-    return key_of({"settings": plain, "seed": seed, "examples": [repr(x) for x in examples], "more": list(more)})
+    return key_of({"settings": semantic(settings), "seed": seed, "examples": [repr(x) for x in examples], "more": list(more)})
 
 
 def save(path: Path, belongs: str, state: Mapping[str, Any]) -> None:

@@ -34,7 +34,6 @@ from cai.engines.embedded.optim import Optimizer
 from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
 from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
 from cai.engines.embedded.rollouts import Answer, Asked, Ends, sample
-from cai.engines.embedded.settings import SnapshotRlSettings
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.snapshots import put_file, snapshot_folder
 from cai.errors import Problem, SpecError, StepFailed
@@ -115,7 +114,7 @@ class _Run:
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
         )
-        self.snapshots = settings.snapshots if isinstance(settings, SnapshotRlSettings) else ()
+        self.snapshots = settings.snapshots
         self.belongs = checkpoints.fingerprint(settings, seed, prompts, *stop, str(self.policy.dtype))
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []

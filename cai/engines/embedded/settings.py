@@ -13,9 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from cai.engines.base import RlSettings
 from cai.errors import PrerequisiteError
 from cai.identity import RUNTIME
 from cai.settings import Settings
@@ -61,23 +60,6 @@ class EmbeddedSettings(Settings):
     scoring_batch_tokens: Annotated[int, Field(ge=256, description="tokens, padding included, scored at once")] = 4096
     kv_cache_gb: Annotated[int, Field(ge=1, description="GiB of keys and values that openvino-genai may hold")] = 1
     threads: Annotated[int, Field(ge=0, description="processor threads; 0 uses all"), RUNTIME] = 0
-
-
-class SnapshotRlSettings(RlSettings):
-    """PPO that keeps policies on its way. A class of its own, so that training without any keeps its identity."""
-
-    snapshots: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        Field(description="iterations after which the policy is kept, for stages of kind snapshot"),
-    ] = ()
-
-    @model_validator(mode="after")
-    def _within(self) -> SnapshotRlSettings:
-        if len(set(self.snapshots)) < len(self.snapshots):
-            raise ValueError("snapshots names an iteration twice")
-        if self.snapshots and max(self.snapshots) > self.iterations:
-            raise ValueError(f"snapshots names iteration {max(self.snapshots)}, and there are only {self.iterations}")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
