@@ -26,7 +26,7 @@ KEY = "nvapi-not-a-real-key-0123456789"
 
 
 class Judge(ThreadingHTTPServer):
-    """An OpenAI-compatible endpoint that picks the option of the answer with the smaller digest; counts its calls."""
+    """An OpenAI-compatible endpoint to which the best answer is the one with the smallest digest; counts its calls."""
 
     daemon_threads = True
     calls = 0
@@ -44,9 +44,11 @@ class _Asked(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {KEY}":
             return self._answer(401, {"error": {"message": "no such key"}})
         text = body["messages"][-1]["content"]
-        answers = [part.partition("</answer>")[0] for part in text.split("<answer ")[1:3]]
-        digests = [hashlib.sha256(a.partition("\n")[2].encode()).hexdigest() for a in answers]
-        said = "(A)" if digests[0] < digests[1] else "(B)"
+        options = {}
+        for part in text.split('<answer option="')[1:]:
+            option, _, answer = part.partition("</answer>")[0].partition('">\n')
+            options[option] = hashlib.sha256(answer.encode()).hexdigest()
+        said = f"Best: {min(options, key=options.__getitem__)}, worst: {max(options, key=options.__getitem__)}"
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": 1, "total_tokens": len(text.split()) + 1}
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         return self._answer(200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
