@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from pydantic import Field
 
 from cai.identity import ADDED, RUNTIME, key_of
 from cai.settings import Settings, semantic
@@ -27,14 +29,14 @@ class Before(StageSpec):
     prompt: Annotated[str, TextFile()] = ""
     inner: Inner = Inner()
     many: tuple[Inner, ...] = (Inner(), Inner(rate=1.0))
-    named: dict[str, Inner] = {}
+    named: dict[str, Inner] = Field(default_factory=dict)
     limit: int | None = None
 
 
 class After(Before):
     inner: GrownInner = GrownInner()
     many: tuple[GrownInner, ...] = (GrownInner(), GrownInner(rate=1.0))
-    named: dict[str, GrownInner] = {}
+    named: dict[str, GrownInner] = Field(default_factory=dict)
     min_tokens: Annotated[int, ADDED(0)] = 0
     words: Annotated[tuple[str, ...], ADDED(())] = ()
     # The default may change later: what counts is what the program did before there was a field.
@@ -81,14 +83,14 @@ class Flat(StageSpec):
 
 
 class Choice(StageSpec):
-    FORMER: ClassVar[dict[str, Any]] = {"per_token": True}
+    FORMER: ClassVar[Mapping[str, Any]] = {"per_token": True}
     kind: Literal["flat"] = "flat"
     scoring: Literal["choice"] = "choice"
     options: tuple[str, str] = ("A", "B")
 
 
 class Contrast(StageSpec):
-    FORMER: ClassVar[dict[str, Any]] = {"options": ["A", "B"]}
+    FORMER: ClassVar[Mapping[str, Any]] = {"options": ["A", "B"]}
     kind: Literal["flat"] = "flat"
     scoring: Literal["contrast"] = "contrast"
     per_token: bool = True

@@ -269,7 +269,8 @@ def take_apart(spec: Settings) -> SpecParts:
     """Inputs by role, text files by field (folder, name), and what counts for the identity by itself.
 
     Names of inputs and of text files do not count: the keys of the inputs and the texts do. RUNTIME fields do not
-    count at all, ADDED ones not at the value that was there before them. In a list of nested settings that name inputs (``sources``), the role is the list's field.
+    count at all, ADDED ones not at the value that was there before them. In a list of nested settings that name inputs
+    (``sources``), the role is the list's field.
     """
     parts = SpecParts({}, {}, {}, dict(spec.FORMER))
     plain = spec.model_dump(mode="json", by_alias=True)

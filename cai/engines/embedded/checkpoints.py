@@ -16,7 +16,9 @@ from cai.settings import Settings, semantic
 
 def fingerprint(settings: Settings, seed: int, examples: Sequence[object], *more: str) -> str:
     """What a checkpoint belongs to: the settings that decide results, the seed, and every training example."""
-    return key_of({"settings": semantic(settings), "seed": seed, "examples": [repr(x) for x in examples], "more": list(more)})
+    return key_of(
+        {"settings": semantic(settings), "seed": seed, "examples": [repr(x) for x in examples], "more": list(more)}
+    )
 
 
 def save(path: Path, belongs: str, state: Mapping[str, Any]) -> None:
