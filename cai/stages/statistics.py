@@ -1,6 +1,7 @@
 """The intervals behind every figure of an evaluation. Shares get Wilson's interval, means a bootstrap over prompts.
 
-scipy and statsmodels compute them; only counts of words are made by hand. docs/evaluation.md has the definitions.
+scipy computes means and correlations; Wilson's interval is here, since scipy's takes whole successes only and a tie is
+half a one. docs/evaluation.md has the definitions.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ def share(successes: float, n: float) -> dict[str, Any]:
     """A share with its 95 % Wilson interval (E. B. Wilson, 1927). Half successes (ties) are allowed."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
-    return {"value": successes / n, "low": max(0.0, float(low)), "high": min(1.0, float(high)), "n": n}
+    value, spread = successes / n, Z95**2 / n
+    middle = (value + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(value * (1 - value) / n + spread / (4 * n)) / (1 + spread)
+    # At the ends the bound is exact, and floats would miss it by a hair.
+    low = middle - half if successes > 0 else 0.0
+    high = middle + half if successes < n else 1.0
+    return {"value": value, "low": low, "high": high, "n": n}
 
 
 def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
