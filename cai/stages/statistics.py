@@ -12,19 +12,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Z95 = 1.959963984540054
+_Z95_UP = 1.9599639845400545
+"""The same from the other side of the distribution: the bit that reports made before have."""
 
 
 def share(successes: float, n: float) -> dict[str, Any]:
     """A share with its 95 % Wilson interval (E. B. Wilson, 1927). Half successes (ties) are allowed."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "n": 0}
-    value, spread = successes / n, Z95**2 / n
-    middle = (value + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(value * (1 - value) / n + spread / (4 * n)) / (1 + spread)
-    # At the ends the bound is exact, and floats would miss it by a hair.
-    low = middle - half if successes > 0 else 0.0
-    high = middle + half if successes < n else 1.0
-    return {"value": value, "low": low, "high": high, "n": n}
+    value, z2 = successes / n, _Z95_UP**2
+    wider = 1 + z2 / n
+    middle = (value + z2 / (2 * n)) / wider
+    half = _Z95_UP * math.sqrt(value * (1 - value) / n + z2 / (4 * n**2)) / wider
+    return {"value": value, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
 
 
 def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
