@@ -14,6 +14,7 @@ import pytest
 # tiny models could gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.nemo_experiment import raw  # noqa: F401
 from tests.nemo_help import finished  # noqa: F401 - fixtures that several files share
 from tests.slurm_cluster import slurm  # noqa: F401
 

@@ -9,9 +9,7 @@ import pytest
 
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.time_limit import per_run
-from tests.test_nemo_checks import SLURM, commands_of, notes, plan, problems, put, raw
-
-__all__ = ["raw"]
+from tests.nemo_experiment import SLURM, commands_of, notes, plan, problems, put
 
 LIMITED = "exp_manager.max_time_per_run"
 
