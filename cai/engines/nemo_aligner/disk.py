@@ -58,8 +58,9 @@ def disk_of(found: Survey, step: Step) -> Disk | None:
         return None
     model = BF16 * shape.parameters
     if step.kind == "fetch":
-        downloaded = model if any(c.command.role == "download" for c in found.compiled[step.name]) else 0.0
-        return Disk(downloaded + 2 * model, model, model)
+        # What is downloaded and what is packed lie there until the folder is made; a nemo:FILE is where the user has it.
+        before = sum(c.command.role in ("download", "convert") for c in found.compiled[step.name])
+        return Disk((before + 1) * model, model, model if before else 0.0)
     saved = sum(SAVED.get(c.command.role, 0) for c in found.compiled[step.name])
     # The .nemo that upstream packs at the end, and the folder that is made of it.
     return Disk(saved * CHECKPOINT * shape.parameters + 2 * model, model, model + _unpacked(found, step, model))

@@ -18,7 +18,8 @@ from cai.engines.base import GpuTime, GpuTimes
 from cai.engines.nemo_aligner.check_layout import data_parallel
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.memory import BF16, Shape, cache, fetched_shape
-from cai.engines.nemo_aligner.settings import Checkpointing, Gpu, Hard, Layout, NemoAlignerSettings, Server, Training
+from cai.engines.nemo_aligner.schedule import replicas
+from cai.engines.nemo_aligner.settings import Checkpointing, Gpu, Layout, NemoAlignerSettings, Server, Training
 from cai.engines.nemo_aligner.survey import Survey, survey
 from cai.launchers.base import Command
 from cai.plan import Plan, Step
@@ -231,7 +232,7 @@ def _supervised(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, floa
     trainer, batches = ("trainer.sft", "model.data.train_ds") if step.kind == "sft" else ("trainer.rm", "model")
     val = float(found.plan.step(_input(step, "data")).spec.get("val") or 0.0)
     rows, epochs = step.estimate["rows"], step.spec["training"]["epochs"]
-    train_rows, val_rows = rows * (1 - val) * epochs * _replicas(found, step), rows * val
+    train_rows, val_rows = rows * (1 - val) * epochs * replicas(found, step), rows * val
     batch = values.whole(f"{batches}.global_batch_size", step.spec["training"]["batch_size"])
     measured = _validated(values, trainer, train_rows // batch, val_rows, batch)
     longest = values.whole("model.encoder_seq_length", step.spec["training"]["max_length"])
@@ -249,12 +250,6 @@ def _supervised(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, floa
         "validation": rates.computing(FORWARD * shape.parameters * measured * length, gpus),
     }
     return parts, assumes
-
-
-def _replicas(found: Survey, step: Step) -> int:
-    """How often a pair is written for training, where soft labels become hard ones by drawing."""
-    labels = found.settings.labels
-    return labels.replicas if step.kind == "reward" and labels.how is Hard.REPLICAS else 1
 
 
 def _validated(values: Any, trainer: str, steps: float, val_rows: float, batch: int) -> float:

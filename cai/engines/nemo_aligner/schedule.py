@@ -65,7 +65,7 @@ def check(found: Survey) -> None:
     """A line for each trainer whose updates can be told, and what its schedule leaves unused."""
     for step in found.steps("sft", "reward", "rl"):
         for compiled in found.compiled[step.name]:
-            curve = curve_of(found, step, compiled)
+            curve = curve_of(found, step, compiled) if compiled.config else None
             if curve is None:
                 continue
             role = compiled.command.role
@@ -101,10 +101,15 @@ def updates_of(found: Survey, step: Step, compiled: Compiled) -> int:
     training = (SftSettings if step.kind == "sft" else RewardSettings).model_validate(step.spec["training"])
     rows, name = step.estimate.get("rows"), step.inputs["data"]
     share = float(found.plan.step(name).spec.get("val") or 0.0) if isinstance(name, str) else 0.0
-    labels = found.settings.labels
-    copies = labels.replicas if step.kind == "reward" and labels.how is Hard.REPLICAS else 1
     # Upstream drops a batch that is not full, in every epoch.
-    return int(training.epochs) * (int((rows or 0) * (1 - share)) * copies // training.batch_size)
+    samples = int((rows or 0) * (1 - share)) * replicas(found, step)
+    return int(training.epochs) * (samples // training.batch_size)
+
+
+def replicas(found: Survey, step: Step) -> int:
+    """How often a pair is written for training, where soft labels become hard ones by drawing."""
+    labels = found.settings.labels
+    return labels.replicas if step.kind == "reward" and labels.how is Hard.REPLICAS else 1
 
 
 def _total(values: Effective, default: int) -> int:
