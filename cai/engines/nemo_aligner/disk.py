@@ -58,7 +58,7 @@ def disk_of(found: Survey, step: Step) -> Disk | None:
         return None
     model = BF16 * shape.parameters
     if step.kind == "fetch":
-        # What is downloaded and what is packed lie there until the folder is made; a nemo:FILE is where the user has it.
+        # What is downloaded and what is packed lie there until the folder is made; a nemo:FILE is the user's own.
         before = sum(c.command.role in ("download", "convert") for c in found.compiled[step.name])
         return Disk((before + 1) * model, model, model if before else 0.0)
     saved = sum(SAVED.get(c.command.role, 0) for c in found.compiled[step.name])
