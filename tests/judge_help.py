@@ -52,12 +52,12 @@ class Naming(Memory):
         return Completion(request.id, text, 1, 2, Finish.STOP)
 
 
-def rows(n: int, size: int = 4, seed: int = 0, name: str = "row") -> list[Candidates]:
+def rows(n: int, size: int = 4, seed: int = 0, name: str = "row", spread: float = 1.0) -> list[Candidates]:
     """Rows of answers of drawn quality and length."""
     draw = random.Random(seed)
     made = []
     for i in range(n):
-        texts = tuple(f"{draw.gauss(0, 1):.4f} " + "x" * draw.randrange(5, 80) for _ in range(size))
+        texts = tuple(f"{draw.gauss(0, spread):.4f} " + "x" * draw.randrange(5, 80) for _ in range(size))
         made.append(Candidates(f"{name}{i}", user("q"), texts))
     return made
 

@@ -21,6 +21,7 @@ from cai.stages.judge_reading import sigmoid
 from cai.stages.judge_report import summary_rows
 from cai.stages.running import Alpha, Correlation, Mean
 from cai.stages.statistics import share
+from tests import judge_help
 from tests.stage_doubles import Memory, Stopped, artifact, context, shipped, user
 
 LETTERS = "{#---\ndescription: test\nkind: prompt\nformat: text\n---#}\n{{ first }}|{{ second }}|{{ principle }}|"
@@ -53,13 +54,8 @@ class Judge(Memory):
 
 
 def rows(n: int, answers: int = 2, spread: float = 2.0, seed: int = 0) -> list[Candidates]:
-    """Rows of answers of drawn quality and length."""
-    draw = random.Random(seed)
-    made = []
-    for i in range(n):
-        texts = tuple(f"{draw.gauss(0, spread):.4f} " + "x" * draw.randrange(5, 80) for _ in range(answers))
-        made.append(Candidates(f"row{i}", user("q"), texts))
-    return made
+    """Rows of two answers, farther apart than a set's."""
+    return judge_help.rows(n, answers, seed, spread=spread)
 
 
 def report(
