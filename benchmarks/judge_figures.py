@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cai.stages.judge_report import FILE, summary_rows
-from cai.store import artifact_name
+from cai.stages.judge.report import FILE, summary_rows
+from cai.store.artifacts import artifact_name
 
 POOL = 200
 """Pairs drawn from the file, of which the first are judged."""

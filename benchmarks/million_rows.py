@@ -44,8 +44,8 @@ def work(home: Path, mark: Path) -> None:
     from cai.chat import ChatTemplate
     from cai.clients.base import Request
     from cai.clients.scripted import ScriptedClient, made_up
-    from cai.execution.watch import Silent
-    from cai.library import shipped_root
+    from cai.files.library import shipped_root
+    from cai.run.watch import Silent
     from cai.stages.base import Artifact, Context
     from cai.stages.respond import RespondSpec, run
 

@@ -38,8 +38,8 @@ def context(folder: Path, url: str, kind: str, rows: int) -> Any:
     from cai.chat import ChatTemplate, Message
     from cai.constitution import Constitution
     from cai.data.rows import Conversation, Prompt, write_rows
-    from cai.execution.watch import Silent
     from cai.identity import row_id
+    from cai.run.watch import Silent
     from cai.stages.base import Artifact, Context
 
     model, data = folder / "model", folder / "rows"
@@ -204,14 +204,14 @@ def simulated(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def serve_model(port: int, folder: Path) -> None:
     """SmolLM2-135M-Instruct behind the OpenAI protocol, until the process is ended."""
     from cai.chat import ChatTemplate
-    from cai.chatting import CHAT_SAMPLING, Speaker
-    from cai.compose import compose
     from cai.engines.base import ModelSource
     from cai.engines.embedded.engine import EmbeddedEngine
-    from cai.execution.watch import Silent
-    from cai.experiment import parse
-    from cai.library import Library
+    from cai.experiment.compose import compose
+    from cai.experiment.model import parse
+    from cai.files.library import Library
+    from cai.run.watch import Silent
     from cai.serving import make_app
+    from cai.terminal.chat import CHAT_SAMPLING, Speaker
 
     composed = compose(["experiment=quickstart"], Library.here())
     base = parse(composed.data, composed.where).models["base"]

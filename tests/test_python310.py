@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cai.commands.planning import compile_plan
-from cai.library import Library, shipped_root
+from cai.files.library import Library, shipped_root
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,7 @@ import pytest
 
 from cai.cli import VERBS
 from cai.commands.planning import compile_plan
-from cai.library import Library, shipped_root
+from cai.files.library import Library, shipped_root
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

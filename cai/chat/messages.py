@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROLES = ("system", "user", "assistant")
@@ -21,3 +22,8 @@ class Span:
 
     text: str
     loss: bool
+
+
+def transcript(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as the prompt templates read them."""
+    return [{"role": message.role, "content": message.content} for message in messages]

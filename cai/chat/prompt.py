@@ -9,8 +9,8 @@ from typing import Any
 
 from cai.chat.guard import Guard
 from cai.chat.messages import ROLES, Message
-from cai.chat.source import Body, Format, Header, Kind, read_header
 from cai.chat.template import read_text
+from cai.chat.template_file import Body, Format, Header, Kind, read_header
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
 

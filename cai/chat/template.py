@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cai.chat.guard import Guard
 from cai.chat.messages import ROLES, Message, Span
-from cai.chat.source import Body, Header, Kind, TurnError, read_header
+from cai.chat.template_file import Body, Header, Kind, TurnError, read_header
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
 

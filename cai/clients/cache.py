@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cai.locks import locked
+from cai.files.locks import locked
 
 LAPSE = 600.0
 """Seconds without a sign of life after which a claim is taken over; an in-process model may be silent for minutes."""

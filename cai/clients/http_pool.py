@@ -9,14 +9,38 @@ import asyncio
 import threading
 from collections import Counter, deque
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cai.clients.base import Call, Result, Unanswered, Usage
 from cai.clients.endpoints import Endpoint, Trouble
+from cai.clients.settings import ApiLimits
+from cai.clients.speaker import Speaker
 from cai.errors import CaiError, StepFailed
 
-if TYPE_CHECKING:
-    from cai.clients.traffic import Traffic
+
+class Carrier(Protocol):
+    """Who takes a pool's calls to the servers: what a pool wants of the traffic that it is a part of."""
+
+    speaker: Speaker
+    limits: ApiLimits
+    pools: list[HttpPool]
+
+    @property
+    def runs(self) -> bool:
+        """Is anybody at work?"""
+        ...
+
+    def wanted(self) -> int:
+        """How many calls there should be in all, on their way or waiting."""
+        ...
+
+    def wake(self) -> None:
+        """Something has been submitted."""
+        ...
+
+    def forget(self, pool: HttpPool) -> None:
+        """Give up the calls of a pool, without waiting for them."""
+        ...
 
 
 class Job:
@@ -49,7 +73,7 @@ class Part:
 class HttpPool:
     """Calls of one caller (``Pool``). The caller's thread submits and takes, the loop fills in what is public here."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: Carrier) -> None:
         self._traffic = traffic
         self.inbox = deque[Part]()
         self.tasks = set[asyncio.Task[None]]()

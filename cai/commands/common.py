@@ -9,9 +9,9 @@ from typing import Any
 
 from cai.constitution import Constitution, load_constitution
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.library import Library
+from cai.files.library import Library
+from cai.files.yaml_lines import load_mapping
 from cai.plan import Plan, plan_from_json
-from cai.yaml_lines import load_mapping
 
 RUNS = Path("runs")
 

@@ -13,8 +13,8 @@ from cai.data.export import FORMATS, Text, export
 from cai.data.rows import ROW_TYPES, Row, from_json
 from cai.data.splits import OTHER_PART, OVER_LIMIT
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.ledger import HasRows, iter_rows
-from cai.library import Library
+from cai.files.library import Library
+from cai.run.ledger import HasRows, iter_rows
 
 TEMPLATE = "nemo_extra_id"
 _FORMATS = "\n".join(f"  {name:<20} {form.about}" for name, form in FORMATS.items())
@@ -98,7 +98,7 @@ def _text(parsed: argparse.Namespace) -> Text:
 def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:
     from cai.data.locate import HUB
     from cai.data.public import PUBLIC
-    from cai.library import SHIPPED
+    from cai.files.library import SHIPPED
 
     name: str = parsed.data
     if name.startswith((HUB, SHIPPED, PUBLIC)) or Path(name).expanduser().exists() or set(name) & set("*?["):
@@ -137,7 +137,7 @@ def _source_rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Ro
 
 
 def _step_rows(parsed: argparse.Namespace, run: str, name: str) -> Iterator[Row]:
-    from cai.executor import default_store
+    from cai.run.executor import default_store
 
     folder = find_run(run)
     plan = read_plan(folder / "plan.json")

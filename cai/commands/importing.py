@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cai.commands.common import options
 from cai.constitution import dump_yaml, import_files, lint
-from cai.durable import write_durably
 from cai.errors import Problem, SpecError
+from cai.files.durable import write_durably
 
 
 def import_verb(args: Sequence[str]) -> int:

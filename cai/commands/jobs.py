@@ -24,10 +24,10 @@ from cai.errors import (
     StepFailed,
     did_you_mean,
 )
-from cai.execution.files import now, word_file, write_json
-from cai.execution.stopping import sigterm_raises, stopped_error
 from cai.launchers.outside import COMMANDS, Half, Prepared
 from cai.plan import Plan
+from cai.run.job_files import now, word_file, write_json
+from cai.run.stopping import sigterm_raises, stopped_error
 
 if TYPE_CHECKING:
     from cai.stages.base import Shard
@@ -49,7 +49,7 @@ def step_verb(args: Sequence[str]) -> int:
     parsed = parser.parse_args(list(args))
     if parsed.done:
         return _is_done(read_plan(parsed.plan), parsed.step)
-    from cai.execution.shards import parse_shard
+    from cai.run.shards import parse_shard
 
     if parsed.prepare or parsed.finish:
         os.environ[COMMANDS] = (Half.PREPARE if parsed.prepare else Half.FINISH).value
@@ -80,7 +80,7 @@ def step_verb(args: Sequence[str]) -> int:
 
 
 def _is_done(plan: Plan, name: str) -> int:
-    from cai.executor import default_store
+    from cai.run.executor import default_store
 
     known = {step.name: step for step in plan.steps}
     if name not in known:
@@ -90,10 +90,10 @@ def _is_done(plan: Plan, name: str) -> int:
 
 def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> Mapping[str, Any]:
     """Make the step, or do one part of it; what that part asked."""
-    from cai.console import ConsoleWatcher
     from cai.engines import make_engine
-    from cai.execution.shards import check_servers
-    from cai.executor import default_store, run_shard, run_step
+    from cai.run.executor import default_store, run_shard, run_step
+    from cai.run.shards import check_servers
+    from cai.terminal.console import ConsoleWatcher
 
     gc.enable()
     plan, store = read_plan(path), default_store()
@@ -192,7 +192,7 @@ def status_verb(args: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parsed = parser.parse_args(list(args))
-    from cai.execution.jobs import is_submitted
+    from cai.run.submitted import is_submitted
 
     run_dir = find_run(parsed.run)
     plan = read_plan(run_dir / "plan.json")
@@ -207,7 +207,7 @@ def status_verb(args: Sequence[str]) -> int:
 
 
 def _cluster_status(run_dir: Path) -> dict[str, Any]:
-    from cai.submission import states
+    from cai.run.submission import states
 
     steps = [
         {
@@ -232,8 +232,8 @@ def _cluster_status(run_dir: Path) -> dict[str, Any]:
 
 
 def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
-    from cai.events import read_events
-    from cai.executor import Action, default_store, statuses
+    from cai.run.executor import Action, default_store, statuses
+    from cai.store.events import read_events
 
     words = {Action.RUN: "not begun", Action.RESUME: "stopped"}
     failed: dict[str, str] = {}
@@ -270,8 +270,8 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _print_status(data: dict[str, Any]) -> None:
-    from cai.submission import shown_run
-    from cai.terminal import one_line, plain
+    from cai.run.submission import shown_run
+    from cai.text import one_line, plain
 
     run = shown_run(Path(data["run"]))
     state_line = f"{data['experiment']}, seed {data['seed']}, {data['launcher']}: {data['state']}"
@@ -297,12 +297,12 @@ def resume_verb(args: Sequence[str]) -> int:
     parser.add_argument("--detach", action="store_true", help="submit what is missing and return; do not watch")
     parsed = parser.parse_args(list(args))
     from cai.commands.running import run_here, see_through
-    from cai.execution.jobs import is_submitted
+    from cai.run.submitted import is_submitted
 
     run_dir = find_run(parsed.run)
     if not is_submitted(run_dir):
         return run_here(read_plan(run_dir / "plan.json"), run_dir, detach=parsed.detach)
-    from cai.submission import resume
+    from cai.run.submission import resume
 
     resume(run_dir)
     return see_through(run_dir, detach=parsed.detach)
@@ -313,8 +313,8 @@ def cancel_verb(args: Sequence[str]) -> int:
     parser = options("cancel", "Cancel the jobs of a run; what is finished stays, and `resume` goes on from there.")
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     run_dir = find_run(parser.parse_args(list(args)).run)
-    from cai.execution.jobs import is_submitted
-    from cai.submission import cancel, shown_run
+    from cai.run.submission import cancel, shown_run
+    from cai.run.submitted import is_submitted
 
     if not is_submitted(run_dir):
         print(f"{shown_run(run_dir)} is a run on this machine: nothing is queued (Ctrl-C stops one at work)")

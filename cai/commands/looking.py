@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cai.commands.common import find_run, named_constitution, options, read_plan
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.library import GROUPS, Library
-from cai.yaml_lines import load as load_yaml
+from cai.files.library import GROUPS, Library
+from cai.files.yaml_lines import load as load_yaml
 
 
 def list_verb(args: Sequence[str]) -> int:
@@ -63,8 +63,8 @@ def show_verb(args: Sequence[str]) -> int:
     else:
         import yaml
 
-        from cai.compose import compose
-        from cai.experiment import parse
+        from cai.experiment.compose import compose
+        from cai.experiment.model import parse
 
         composed = compose(parsed.overrides if equals else [f"experiment={name}", *rest], library)
         parse(composed.data, composed.where)
@@ -105,7 +105,7 @@ def schema_verb(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="write both schemas into this folder")
     parsed = parser.parse_args(list(args))
     from cai.constitution import constitution_schema
-    from cai.schema import experiment_schema
+    from cai.experiment.schema import experiment_schema
 
     made = {"experiment": experiment_schema, "constitution": constitution_schema}
     if parsed.out is None:
@@ -126,12 +126,12 @@ def rows_verb(args: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, default=10, help="rows to print (0: all)")
     parser.add_argument("--part", help="train, val ... for a step with parts")
     parsed = parser.parse_args(list(args))
-    from cai.ledger import iter_rows, ledger_table
-    from cai.listing import print_ledger
+    from cai.run.ledger import iter_rows, ledger_table
+    from cai.terminal.listing import print_ledger
 
     run = find_run(parsed.run)
     plan = read_plan(run / "plan.json")
-    from cai.executor import default_store
+    from cai.run.executor import default_store
 
     table = ledger_table(plan, default_store())
     if parsed.step is None:
@@ -169,10 +169,10 @@ def store_verb(args: Sequence[str]) -> int:
     clean.add_argument("--requests", action="store_true", help="also the answers that the request cache keeps")
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what was unused for so long")
     parsed = parser.parse_args(list(args))
-    from cai import upkeep
-    from cai.durable import size_text
-    from cai.executor import default_store
-    from cai.listing import print_removed, print_store
+    from cai.files.durable import size_text
+    from cai.run.executor import default_store
+    from cai.store import upkeep
+    from cai.terminal.listing import print_removed, print_store
 
     store = default_store()
     if parsed.action == "ls":

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.commands.common import options, split_overrides
-from cai.compose import Composed, compose
 from cai.errors import CaiError, Problem, SpecError
-from cai.experiment import parse
-from cai.library import Library
+from cai.experiment.compose import Composed, compose
+from cai.experiment.model import parse
+from cai.files.library import Library
 from cai.plan import Plan
-from cai.resolver import Looked, load_texts, resolve
+from cai.planning.resolver import Looked, load_texts, resolve
 
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
@@ -53,20 +53,20 @@ def plan_verb(args: Sequence[str]) -> int:
         from cai.commands.sweeping import plan_sweep
 
         return plan_sweep(parsed.overrides, parsed.format, parsed.out, parsed.script)
-    from cai.shell_text import shell_word
+    from cai.terminal.shell_text import shell_word
 
     plan = compile_plan(parsed.overrides)
     if parsed.out:
         _write(parsed.out, plan)
         apply = f"python -m cai apply {shell_word(str(parsed.out))}"
         print(f"plan written to {parsed.out}; run it with: {apply}", file=sys.stderr)
-    from cai.executor import default_store, statuses
-    from cai.plan_view import print_plan
-    from cai.rates import with_times
+    from cai.planning.rates import with_times
+    from cai.run.executor import default_store, statuses
+    from cai.terminal.plan_view import print_plan
 
     store = default_store()
     if parsed.script:
-        from cai.scripts import write_scripts
+        from cai.run.scripts import write_scripts
 
         first = write_scripts(plan, store, parsed.script)
         print(f"scripts written; run them with: bash {shell_word(str(first))}", file=sys.stderr)
@@ -80,7 +80,7 @@ def plan_verb(args: Sequence[str]) -> int:
 
 
 def _write(path: Path, plan: Plan) -> None:
-    from cai.durable import write_durably
+    from cai.files.durable import write_durably
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

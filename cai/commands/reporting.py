@@ -24,9 +24,9 @@ def report_verb(args: Sequence[str]) -> int:
         "--rows", type=_rows, default=LIMIT, metavar="N", help=f"the most rows to look at (default {LIMIT:,})"
     )
     parsed = parser.parse_args(list(args))
-    from cai.executor import default_store
-    from cai.finished import read_finished
     from cai.report.page import write_report
+    from cai.run.executor import default_store
+    from cai.run.finished import read_finished
 
     sections: list[Section] = []
     title, first = "", None
@@ -56,10 +56,10 @@ def _sweep(name: str | None) -> Path | None:
 
 def _sweep_part(folder: Path) -> tuple[Section, str, dict[Path, str]]:
     """A sweep's own section, the page's title, and the cells that are compared in full: folder and label."""
-    from cai.executor import default_store
     from cai.report.sweeps import compared, sweep_section
+    from cai.run.executor import default_store
     from cai.sweep.board import read_board
-    from cai.sweep.running import ended_cells
+    from cai.sweep.run_cells import ended_cells
 
     board, ended = read_board(folder, default_store()), ended_cells(folder)
     # Of a sweep in which nothing is done yet the first cell shows at least the plan.

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from cai.commands.common import Options, options, split_overrides
 from cai.commands.planning import plan_of
-from cai.compose import compose
 from cai.errors import CaiError, Problem, SpecError
-from cai.executor import default_store
-from cai.library import Library
+from cai.experiment.compose import compose
+from cai.files.library import Library
 from cai.plan import Plan
-from cai.resolver import Looked
+from cai.planning.resolver import Looked
 from cai.review.changes import Change
 from cai.review.gates import Verdict, gates, judged
 from cai.review.lock import experiment_of, lock_data, lock_path, lock_text, own_experiments
 from cai.review.review import Review, review
 from cai.review.sides import EXPERIMENT, Opener, Side, against, is_side, opener
+from cai.run.executor import default_store
 
 _WIDTH = 100
 
@@ -144,7 +144,7 @@ def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], pars
         from rich.console import Console
 
         from cai.review.text import ReviewText
-        from cai.terminal import make_console
+        from cai.text import make_console
 
         shown = ReviewText(reviews, verdicts, parsed.since)
         make_console().print(shown)
@@ -157,7 +157,7 @@ def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], pars
         from cai.review.markdown import document
     else:
         from cai.review.data import document
-    from cai.terminal import make_console
+    from cai.text import make_console
 
     text = document(reviews, verdicts, parsed.since)
     make_console().out(text, end="", highlight=False)
@@ -166,7 +166,7 @@ def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], pars
 
 
 def _write(path: Path, text: str) -> None:
-    from cai.durable import write_durably
+    from cai.files.durable import write_durably
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,16 +52,16 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
     Raises:
         SpecError: when ``detach`` is asked for a plan that runs in this process.
     """
-    from cai.events import new_run_folder
-    from cai.execution.jobs import launcher_of
+    from cai.run.submitted import launcher_of
+    from cai.store.events import new_run_folder
 
     if launcher_of(plan) is None:
         return run_here(plan, None, runs, detach, group)
-    from cai.execution.status import previous_plan
-    from cai.executor import default_store, statuses
-    from cai.plan_view import print_plan
-    from cai.rates import with_times
-    from cai.submission import submit
+    from cai.planning.rates import with_times
+    from cai.run.executor import default_store, statuses
+    from cai.run.status import previous_plan
+    from cai.run.submission import submit
+    from cai.terminal.plan_view import print_plan
     from cai.trackers.watching import check_trackers
 
     check_trackers(plan)
@@ -77,12 +77,12 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
 
 def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
     """Run a plan in this process; in ``folder``, or in a new one under ``runs``."""
-    from cai.console import ConsoleWatcher
     from cai.engines import make_engine
-    from cai.events import new_run_folder
-    from cai.execution.status import previous_plan
-    from cai.executor import default_store, run
-    from cai.summary import print_summary
+    from cai.run.executor import default_store, run
+    from cai.run.status import previous_plan
+    from cai.store.events import new_run_folder
+    from cai.terminal.console import ConsoleWatcher
+    from cai.terminal.summary import print_summary
     from cai.trackers.watching import check_trackers, tracked
 
     if detach:
@@ -104,17 +104,17 @@ def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = 
 def _say(console: Console, text: str) -> None:
     from rich.text import Text
 
-    from cai.terminal import one_line
+    from cai.text import one_line
 
     console.print(Text(one_line(text, 400), style="dim"), soft_wrap=True)
 
 
 def see_through(folder: Path, detach: bool = False, group: str = "") -> int:
     """Watch a submitted run to its end and show its summary; with ``detach`` say how to come back."""
-    from cai.execution.jobs import open_submission
-    from cai.submission import shown_run, watch
-    from cai.summary import print_summary
-    from cai.terminal import make_console
+    from cai.run.submission import shown_run, watch
+    from cai.run.submitted import open_submission
+    from cai.terminal.summary import print_summary
+    from cai.text import make_console
     from cai.trackers.watching import tracked
 
     if detach:
@@ -130,9 +130,9 @@ def see_through(folder: Path, detach: bool = False, group: str = "") -> int:
 
 
 def _cell(data: dict[str, object], overrides: Sequence[str], detach: bool = False) -> int:
-    from cai.experiment import parse
-    from cai.library import Library
-    from cai.resolver import resolve
+    from cai.experiment.model import parse
+    from cai.files.library import Library
+    from cai.planning.resolver import resolve
 
     return carry_out(resolve(parse(data), Library.here()), detach=detach)
 
@@ -143,7 +143,7 @@ def _own_sweeper(args: Sequence[str]) -> bool:
 
 
 def _with_hydra(args: Sequence[str], detach: bool) -> int:
-    from cai.multirun import multirun
+    from cai.sweep.multirun import multirun
 
     multirun(args, partial(_cell, detach=detach))
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cai.commands.common import RUNS
 from cai.errors import Problem, SpecError
-from cai.plan_view import Format
+from cai.terminal.plan_view import Format
 
 SEVERAL = "several"
 """The folder of sweeps over several experiments."""
@@ -26,10 +26,10 @@ def plan_sweep(overrides: Sequence[str], format: Format, out: Path | None, scrip
         raise SpecError(
             Problem(option, "is of one plan, not of a sweep", "plan a cell by itself, or use --format json")
         )
-    from cai.executor import default_store
+    from cai.run.executor import default_store
     from cai.sweep.cells import compile_cells
     from cai.sweep.plan import render_sweep_plan, sweep_plan
-    from cai.terminal import make_console
+    from cai.text import make_console
 
     rendered = render_sweep_plan(sweep_plan(compile_cells(overrides), default_store()), format)
     console = make_console()
@@ -46,14 +46,14 @@ def run_sweep(overrides: Sequence[str], detach: bool = False, runs: Path = RUNS)
     Raises:
         SpecError: with every problem of every cell; nothing has been started.
     """
-    from cai.events import new_run_folder, point_latest
-    from cai.executor import default_store
-    from cai.library import Library
-    from cai.multirun import check_launch, launch_numbers
+    from cai.files.library import Library
+    from cai.run.executor import default_store
+    from cai.store.events import new_run_folder, point_latest
     from cai.sweep.cells import compile_cells
+    from cai.sweep.multirun import check_launch, launch_numbers
     from cai.sweep.plan import render_sweep_plan, sweep_plan
-    from cai.sweep.running import run_cell, stopped_by, write_sweep
-    from cai.terminal import make_console
+    from cai.sweep.run_cells import run_cell, stopped_by, write_sweep
+    from cai.text import make_console
     from cai.trackers.watching import check_trackers
 
     cells = compile_cells(overrides)
@@ -87,12 +87,12 @@ def run_sweep(overrides: Sequence[str], detach: bool = False, runs: Path = RUNS)
 
 def finish(folder: Path) -> int:
     """Show how a sweep's cells ended and its leaderboard, and write both beside the cells; returns the exit code."""
-    from cai.executor import default_store
+    from cai.run.executor import default_store
     from cai.sweep.board import read_board
-    from cai.sweep.running import State, ended_cells
+    from cai.sweep.run_cells import State, ended_cells
     from cai.sweep.tables import write_tables
     from cai.sweep.view import print_board
-    from cai.terminal import make_console
+    from cai.text import make_console
 
     # Every cell's run pointed it to itself; among cells there is no newest one.
     (folder / "latest").unlink(missing_ok=True)

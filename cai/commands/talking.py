@@ -9,11 +9,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cai.chatting import CHAT_SAMPLING, Speaker, ask, chat, estimate_tokens
 from cai.clients.base import Client, Sampling
 from cai.commands.common import Options, find_run, options, read_plan
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.plan import Plan, Step
+from cai.terminal.chat import CHAT_SAMPLING, Speaker, ask, chat, estimate_tokens
 
 
 def _model_options(verb: str, description: str) -> Options:
@@ -78,8 +78,8 @@ def _run_with_model(run: str | None, step: str | None) -> tuple[Plan, Step]:
     Raises:
         SpecError: when none of them has made it.
     """
-    from cai.executor import default_store
-    from cai.submission import shown_run
+    from cai.run.executor import default_store
+    from cai.run.submission import shown_run
 
     named = find_run(run)
     found = [(plan := read_plan(named / "plan.json"), _model_step(plan, step))]
@@ -129,7 +129,7 @@ def _template(plan: Plan, step: Step) -> tuple[str, str]:
 def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str | None = None) -> Iterator[Speaker]:
     from cai.chat import ChatTemplate
     from cai.data.nemo_tokens import context_length, open_tokenizer
-    from cai.executor import default_store
+    from cai.run.executor import default_store
 
     gc.enable()
     stored = default_store().find(step.kind, step.key)

@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from typing_extensions import Self
 
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.files.yaml_lines import field_path
 from cai.identity import rendezvous, rendezvous_order
-from cai.yaml_lines import field_path
 
 TEXTS = ("critique", "revision", "comparison")
 """The fields of a principle that models read."""

@@ -22,7 +22,7 @@ from cai.constitution.shapes import (
     shape_of,
 )
 from cai.errors import Problem, SpecError
-from cai.yaml_lines import dumps, loads, read_text
+from cai.files.yaml_lines import dumps, loads, read_text
 
 
 def read_data(path: Path) -> Any:

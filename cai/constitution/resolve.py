@@ -26,7 +26,7 @@ from cai.constitution.model import (
     slugs,
 )
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.yaml_lines import Located, load_mapping
+from cai.files.yaml_lines import Located, load_mapping
 
 Find = Callable[[str], Mapping[str, Any]]
 Locate = Callable[[str], str]
@@ -96,8 +96,8 @@ def resolve_constitution(
 ) -> Constitution:
     """Apply a file's extends, overrides, include, exclude and weights.
 
-    ``where`` names the file in errors. A ``Located`` mapping (``cai.yaml_lines.load_mapping``) brings its own places;
-    ``locate(field path)`` overrides them. ``find(name)`` gives the data of an extended constitution and raises
+    ``where`` names the file in errors. A ``Located`` mapping (``cai.files.yaml_lines.load_mapping``) brings its own
+    places; ``locate(field path)`` overrides them. ``find(name)`` gives the data of an extended constitution and raises
     SpecError or KeyError when there is none. Include and exclude choose among all principles, inherited and own.
 
     Raises:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from cai.durable import disk_space, sync_folder, write_whole
 from cai.errors import Incomplete, StepFailed
+from cai.files.durable import disk_space, sync_folder, write_whole
 
 # Made once: json.dumps would make it anew for every record.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
-from cai.library import SHIPPED
+from cai.files.library import SHIPPED
 
 HUB = "hf:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -43,8 +43,8 @@ from cai.data.nemo_chat import (
     matches_nemo_chat,
     turn_text,
 )
-from cai.durable import disk_space, sync_folder
 from cai.errors import Problem, SpecError
+from cai.files.durable import disk_space, sync_folder
 
 __all__ = [
     "CHAT_TOKENS",

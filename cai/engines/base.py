@@ -18,7 +18,7 @@ from cai.clients.base import Client
 from cai.identity import ADDED, RUNTIME
 from cai.plan import Step
 from cai.settings import Settings
-from cai.store import artifact_name
+from cai.store.artifacts import artifact_name
 
 
 class Precision(str, Enum):

@@ -25,13 +25,13 @@ from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 
-from cai.durable import disk_space, write_whole
 from cai.errors import StepFailed
+from cai.files.durable import disk_space, write_whole
 from cai.launchers import guard
 from cai.launchers.base import Command, Server
 from cai.launchers.settings import Local
 from cai.launchers.tail import tail
-from cai.terminal import duration, one_line
+from cai.text import duration, one_line
 
 HERE = "127.0.0.1"
 TICK = 0.25

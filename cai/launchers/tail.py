@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from cai.terminal import plain
+from cai.text import plain
 
 _WINDOW = 64 * 1024
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")

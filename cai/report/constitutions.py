@@ -9,7 +9,7 @@ from cai.identity import canonical
 from cai.report.model import Block, Detail, Heading, Rule, Rules, Section, Table, Text, interval, percent
 from cai.report.overview import named_model, reports
 from cai.report.runs import Run
-from cai.terminal import count
+from cai.text import count
 
 Drawn = Mapping[str, Mapping[str, int]]
 """How often each principle was drawn, by source of samples (a step, with its run's name where that is needed)."""

@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from cai.report.model import Figure, Panel, Series
-from cai.terminal import one_line
+from cai.text import one_line
 
 INK, MUTED, GRID, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 COLOURS = tuple(f"#1{n}2{n}3{n}" for n in range(8))

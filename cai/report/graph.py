@@ -16,7 +16,7 @@ from typing import Any
 from cai.plan import Plan, Step
 from cai.report.model import Block, Detail, Edge, Graph, Heading, Node, Section, Table
 from cai.report.runs import Run, slug
-from cai.terminal import count, duration
+from cai.text import count, duration
 
 WIDTH, HEIGHT = 146.0, 56.0
 GAP_X, GAP_Y, VIA, MARGIN = 14.0, 40.0, 4.0, 8.0

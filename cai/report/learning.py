@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cai.errors import SpecError
-from cai.finished import read_json
 from cai.report.measures import SHOWN, axes_of, on_axis
 from cai.report.model import (
     Block,
@@ -25,6 +24,7 @@ from cai.report.model import (
 )
 from cai.report.overview import named_model, reports, reward_model
 from cai.report.runs import Run, of
+from cai.run.finished import read_json
 
 CURVES = (
     ("reward", "Reward", "mean reward of the answers"),
@@ -46,7 +46,7 @@ def learning(runs: Sequence[Run]) -> Section:
 
 def judges(runs: Sequence[Run]) -> Section | None:
     """Every judge: its report as a table, and how sure it was against how right; None without judges."""
-    from cai.stages.judge_report import summary_rows
+    from cai.stages.judge.report import summary_rows
 
     blocks: list[Block] = []
     reports_: list[tuple[str, Mapping[str, Any]]] = []

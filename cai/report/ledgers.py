@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cai.accounts import ledger_rows, usage_rows
 from cai.report.model import Block, Section, Table, Text
 from cai.report.runs import Run, of
+from cai.terminal.accounts import ledger_rows, usage_rows
 
 
 def ledgers(runs: Sequence[Run]) -> Section:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cai.plan_diff import plan_changes
+from cai.planning.reasons import plan_changes
 from cai.report.model import Block, Heading, Section, Table, Text, Tile, Tiles, interval, number, percent
 from cai.report.runs import Run, of
-from cai.terminal import count, duration, one_line
+from cai.text import count, duration, one_line
 
 ALWAYS = (
     "A reward is the reward model's opinion; no person has judged these answers.",

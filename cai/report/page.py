@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.durable import disk_space
 from cai.errors import PrerequisiteError
-from cai.finished import Finished
+from cai.files.durable import disk_space
 from cai.report.constitutions import constitutions
 from cai.report.drawing import Styles, draw, swatch
 from cai.report.graph import plans
@@ -29,6 +28,7 @@ from cai.report.model import Figure, Report, SampleIndex, Section, Series
 from cai.report.overview import differences, summary
 from cai.report.runs import named
 from cai.report.samples import LIMIT, Survey, packed, survey
+from cai.run.finished import Finished
 
 ASSETS = Path(__file__).parent / "assets"
 _ROWS = "<!--rows-->"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import SpecError
-from cai.events import read_events
-from cai.finished import Finished, read_json
 from cai.plan import Plan, Step
-from cai.plan_diff import plan_changes
-from cai.store import Stored
+from cai.planning.reasons import plan_changes
+from cai.run.finished import Finished, read_json
+from cai.store.artifacts import Stored
+from cai.store.events import read_events
 
 
 @dataclass(frozen=True)

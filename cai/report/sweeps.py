@@ -19,7 +19,7 @@ from cai.report.model import (
     point,
 )
 from cai.sweep.board import Board, Effect, Line, Measure
-from cai.sweep.running import Ended, State
+from cai.sweep.run_cells import Ended, State
 from cai.sweep.view import columns, verdict
 
 COMPARED = 8

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cai.plan import Plan, Step
-from cai.plan_diff import diff_ingredients
+from cai.planning.reasons import diff_ingredients
 from cai.review.changes import (
     MISSING,
     SECTIONS,
@@ -23,8 +23,8 @@ from cai.review.changes import (
     paired,
     text_change,
 )
+from cai.review.inputs import source_changes
 from cai.review.principles import principle_changes
-from cai.review.sources import source_changes
 
 _MADE_HERE = ("fetch", "read")
 

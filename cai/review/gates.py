@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.plan_view import short
 from cai.review.changes import SECTIONS, Change, listed
 from cai.review.reruns import COSTS
 from cai.review.results import Results, worse
 from cai.review.review import Review
+from cai.terminal.plan_view import short
 
 ANY, RERUN, METRICS, LABELS = "any", "rerun", "metrics", "labels"
 _COUNTED = [name for name in SECTIONS if name not in ("description", "runtime")]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.rows import ROW_TYPES, from_json
-from cai.finished import Finished
 from cai.plan import Step
 from cai.review.changes import Paired
-from cai.stages.judge_labels import as_candidates
+from cai.run.finished import Finished
+from cai.stages.judge.labels import as_candidates
 
 LABELS = ("A", "tie", "B")
 Matrix = Mapping[str, Mapping[str, int]]

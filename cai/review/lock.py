@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cai.compose import DEFAULT_EXPERIMENT
 from cai.constitution import Constitution
 from cai.errors import Problem, SpecError
+from cai.experiment.compose import DEFAULT_EXPERIMENT
+from cai.files.library import Library
+from cai.files.yaml_lines import dumps, load_mapping
 from cai.identity import canonical, key_of
-from cai.library import Library
 from cai.plan import Plan, Step
 from cai.review.changes import flat
 from cai.review.compare import compare
+from cai.review.inputs import source_name
 from cai.review.principles import constitution_of
-from cai.review.sources import source_name
-from cai.yaml_lines import dumps, load_mapping
 
 FORMAT = 1
 FOLDER = Path("locks")

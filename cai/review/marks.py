@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from cai.review.words import ADDED, GAP, REMOVED, Pieces
-from cai.terminal import one_line, plain
+from cai.text import one_line, plain
 
 _MARKS = re.compile(r"[\\`*_\[\]<>|~#$^]")
 _BREAK = "\u200b"

@@ -142,7 +142,7 @@ def _figure(value: Any) -> Mapping[str, Any] | None:
 
 def _paired(old: Answers, new: Answers, group: str, model: str, metric: str) -> Mapping[str, Any] | None:
     """After minus before on the prompts that both sides answered, with an interval by bootstrap over them."""
-    from cai.stages.statistics import mean
+    from cai.figures.intervals import mean
 
     measure = _MEASURES.get(metric)
     if measure is None:
@@ -159,19 +159,19 @@ def _paired(old: Answers, new: Answers, group: str, model: str, metric: str) -> 
 
 
 def _refuses(answer: Mapping[str, Any]) -> bool:
-    from cai.stages.answers import refuses
+    from cai.figures.answers import refuses
 
     return refuses(str(answer["text"]))
 
 
 def _evades(answer: Mapping[str, Any]) -> bool:
-    from cai.stages.answers import evades
+    from cai.figures.answers import evades
 
     return evades(str(answer["text"]))
 
 
 def _repeats(answer: Mapping[str, Any]) -> bool:
-    from cai.stages.answers import repeats
+    from cai.figures.answers import repeats
 
     return repeats(str(answer["text"]))
 

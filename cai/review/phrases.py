@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cai.plan_view import short
 from cai.review.changes import SECTIONS, Change
 from cai.review.labels import LABELS, Flips
 from cai.review.metrics import Metric
 from cai.review.results import Results
 from cai.review.review import Review
 from cai.review.words import SAME, Pieces
-from cai.terminal import count, duration
+from cai.terminal.plan_view import short
+from cai.text import count, duration
 
 NO_RESULT = "Changes no result"
 _KEPT = 12

@@ -14,9 +14,9 @@ from cai.engines import step_commands
 from cai.engines.base import Places
 from cai.launchers.base import Command
 from cai.plan import Plan, Step
-from cai.rates import with_times
+from cai.planning.rates import with_times
 from cai.review.changes import Change, listed, paired, same_key
-from cai.store import Store
+from cai.store.artifacts import Store
 
 _MORE = re.compile(r"(?: \((?:read by|weight|digest)|; ).*")
 """What a change's words say beyond what it is."""

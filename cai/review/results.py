@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cai.errors import Problem, SpecError
-from cai.finished import Finished
 from cai.review.changes import Paired, paired
 from cai.review.labels import Flips, flips
 from cai.review.metrics import Evaluated, Metric, metrics, read_answers, same_scale
 from cai.review.words import likeness
+from cai.run.finished import Finished
 
 SHOWN = 3
 """Samples of each prompt set."""

@@ -11,7 +11,7 @@ from cai.review.compare import compare
 from cai.review.reruns import Effect, effects, totals
 from cai.review.results import Results, results
 from cai.review.sides import Side
-from cai.store import Store
+from cai.store.artifacts import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.library import GROUPS, SHIPPED, Library, shipped_root
+from cai.files.library import GROUPS, SHIPPED, Library, shipped_root
 
 _GLOB = frozenset("*?[")
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cai.compose import Composed, compose
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
-from cai.finished import Finished, read_finished
-from cai.library import Library
+from cai.experiment.compose import Composed, compose
+from cai.files.library import Library
 from cai.plan import Plan, plan_from_json
-from cai.resolver import Looked
+from cai.planning.resolver import Looked
 from cai.review.lock import SUFFIX, plan_of_lock, read_lock
 from cai.review.revisions import Checkout, Repository
-from cai.store import Store
+from cai.run.finished import Finished, read_finished
+from cai.store.artifacts import Store
 
 Compile = Callable[[Composed, Library, Looked], Plan]
 """Composed data -> plan."""

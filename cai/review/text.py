@@ -33,7 +33,7 @@ from cai.review.phrases import (
 from cai.review.results import Results, Sample
 from cai.review.review import Review
 from cai.review.words import ADDED, GAP, REMOVED, SAME
-from cai.terminal import one_line, plain
+from cai.text import one_line, plain
 
 _STYLES = {REMOVED: "red strike", ADDED: "green", SAME: "", GAP: "dim cyan"}
 _LINES = {REMOVED: ("-", "red"), ADDED: ("+", "green"), SAME: (" ", "dim")}

@@ -33,13 +33,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cai.chatting import Speaker
 from cai.clients.base import Completion, Request
 from cai.errors import CaiError, PrerequisiteError
 from cai.identity import sampling_seed
 from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, parse_body, read_body
 from cai.serving.model_thread import Event, Job, ModelThread
-from cai.terminal import make_console, plain
+from cai.terminal.chat import Speaker
+from cai.text import make_console, plain
 
 _CLOSED = 499  # What servers log when the client hung up; nobody reads the answer.
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from cai.chatting import StreamingClient, pieces
 from cai.clients.base import Client, Completion, Request
 from cai.serving.bodies import ApiError
+from cai.terminal.chat import StreamingClient, pieces
 
 log = logging.getLogger("cai.serving")
 

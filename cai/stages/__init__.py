@@ -1,12 +1,15 @@
-"""The kinds of stage, one file each, and the table that names them."""
+"""The kinds of stage, one file or one folder each, and the table that names them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cai.stages import evaluate, fetch, judge, mix, read, respond, revise, reward, rl, sample, sft, snapshot
+from cai.stages import fetch, read, respond, revise, reward, rl, sample, sft, snapshot
 from cai.stages.base import Context, Outcome, StageSpec
+from cai.stages.evaluate.spec import EvaluateSpec
+from cai.stages.judge.spec import JudgeSpec
+from cai.stages.mix import stage as mix
 
 
 class StageKind(NamedTuple):
@@ -14,6 +17,19 @@ class StageKind(NamedTuple):
 
     spec: type[StageSpec]
     run: Callable[[Any, Context], Outcome]
+
+
+# The work of these is more than planning should load.
+def _judge(spec: JudgeSpec, ctx: Context) -> Outcome:
+    from cai.stages.judge.stage import run
+
+    return run(spec, ctx)
+
+
+def _evaluate(spec: EvaluateSpec, ctx: Context) -> Outcome:
+    from cai.stages.evaluate.stage import run
+
+    return run(spec, ctx)
 
 
 KINDS: dict[str, StageKind] = {
@@ -24,9 +40,9 @@ KINDS: dict[str, StageKind] = {
     "mix": StageKind(mix.MixSpec, mix.run),
     "sft": StageKind(sft.SftSpec, sft.run),
     "sample": StageKind(sample.SampleSpec, sample.run),
-    "judge": StageKind(judge.JudgeSpec, judge.run),
+    "judge": StageKind(JudgeSpec, _judge),
     "reward": StageKind(reward.RewardSpec, reward.run),
     "rl": StageKind(rl.RlSpec, rl.run),
     "snapshot": StageKind(snapshot.SnapshotSpec, snapshot.run),
-    "evaluate": StageKind(evaluate.EvaluateSpec, evaluate.run),
+    "evaluate": StageKind(EvaluateSpec, _evaluate),
 }

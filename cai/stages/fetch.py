@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from cai.engines.base import ModelSource
 from cai.identity import RUNTIME
 from cai.stages.base import ENDPOINT, Context, Ledger, Outcome, StageSpec
-from cai.stages.generation import write_json
+from cai.stages.flow.generation import write_json
 
 API = "api:"
 """What the source of a model behind an OpenAI-compatible server begins with."""

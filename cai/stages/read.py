@@ -12,10 +12,10 @@ from pydantic import Field
 from cai.data.rows import write_rows
 from cai.data.source import DataSource, hub_digests, part_makes, part_rows, source_identity
 from cai.errors import Problem, SpecError
+from cai.files.library import Library
 from cai.identity import canonical
-from cai.library import Library
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
-from cai.stages.entries import ROWS
+from cai.stages.flow.entries import ROWS
 
 
 class ReadSpec(StageSpec):

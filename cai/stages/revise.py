@@ -17,15 +17,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.chat import Message
+from cai.chat.messages import transcript
 from cai.clients.base import Completion, Request
+from cai.clients.prompting import Asking
 from cai.constitution import Principle
 from cai.data.rows import Conversation
 from cai.identity import RUNTIME, rendezvous_order, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
-from cai.stages.entries import Entry
-from cai.stages.flow import Turn
-from cai.stages.generation import Unfinished, as_conversation, settled, source_of, through, transcript
-from cai.stages.prompting import Asking, asking, records
+from cai.stages.flow.base import Turn
+from cai.stages.flow.entries import Entry
+from cai.stages.flow.generation import Unfinished, as_conversation, settled, source_of, through
+from cai.stages.flow.prompting import asking, records
 from cai.stages.respond import limited
 
 SHOT_TOKENS, TURN_TOKENS = 100, 170

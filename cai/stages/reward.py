@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from cai.data.rows import Comparison
 from cai.engines.base import PairText, RewardSettings
 from cai.stages.base import Artifact, Context, Estimate, Outcome, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, rows_of
+from cai.stages.flow.generation import PROMPT_TOKENS, rows_of
 from cai.stages.sft import trained_outcome
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cai.engines.base import PromptText, RlSettings
 from cai.stages.base import Context, Estimate, Outcome, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of
+from cai.stages.flow.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of
 from cai.stages.respond import limited
 from cai.stages.sft import trained_outcome
 

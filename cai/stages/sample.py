@@ -12,9 +12,9 @@ from cai.clients.base import Completion, Request
 from cai.data.rows import Candidates, Prompt
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
-from cai.stages.entries import Entry
-from cai.stages.flow import Turn
-from cai.stages.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
+from cai.stages.flow.base import Turn
+from cai.stages.flow.entries import Entry
+from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 from cai.stages.respond import limited, with_system
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from cai.data.rows import Conversation
 from cai.engines.base import SftSettings, Trained, TrainText
 from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants
-from cai.stages.generation import PROMPT_TOKENS, rows_of
+from cai.stages.flow.generation import PROMPT_TOKENS, rows_of
 
 
 class SftSpec(StageSpec):

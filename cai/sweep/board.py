@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.execution.files import read_json
-from cai.finished import Finished, read_finished
-from cai.stages import statistics
-from cai.store import Store
+from cai.figures import intervals
+from cai.run.finished import Finished, read_finished
+from cai.run.job_files import read_json
+from cai.store.artifacts import Store
 from cai.sweep.measures import Figure, Found, by_prompt, found_in
-from cai.sweep.running import SWEEP, State, ended_cells
+from cai.sweep.run_cells import SWEEP, State, ended_cells
 
 _RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
 """Which measure ranks by default: the first of these that all cells share."""
@@ -276,7 +276,7 @@ def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequ
                 [(values(a.numbers[0], measure.name), values(b.numbers[0], measure.name)) for a, b in told]
             )
             if differences:
-                change: Figure = statistics.mean(differences)
+                change: Figure = intervals.mean(differences)
             else:
                 change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in told])
             found.append(Effect(measure.name, group[0][0].principle, label, other, change, bool(differences)))

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.compose import Composed, compose_cells
 from cai.errors import Problem, SpecError
-from cai.experiment import parse
-from cai.library import Library
-from cai.multirun import split_sweep
+from cai.experiment.compose import Composed, compose_cells
+from cai.experiment.model import parse
+from cai.files.library import Library
 from cai.plan import Plan
-from cai.resolver import Looked, load_texts, resolve
+from cai.planning.resolver import Looked, load_texts, resolve
+from cai.sweep.multirun import split_sweep
 from cai.sweep.settings import SweepSpec, sweep_spec
 from cai.sweep.variations import Variation, variations, varied
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cai.finished import Finished
-from cai.stages.answers import refuses
+from cai.figures.answers import refuses
+from cai.run.finished import Finished
 
 Figure = Mapping[str, Any]
 """{"value", "low", "high", "n"}: 95 % interval; any of them may be None."""

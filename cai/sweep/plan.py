@@ -13,13 +13,13 @@ from rich.text import Text
 
 from cai.engines import gpu_times
 from cai.engines.base import GpuTime
-from cai.execution.status import Action, statuses
 from cai.plan import Plan, Step
-from cai.plan_view import Format, escape_markdown, short
-from cai.rates import with_times
-from cai.store import Store
+from cai.planning.rates import with_times
+from cai.run.status import Action, statuses
+from cai.store.artifacts import Store
 from cai.sweep.cells import Cells
-from cai.terminal import count, duration, one_line
+from cai.terminal.plan_view import Format, escape_markdown, short
+from cai.text import count, duration, one_line
 
 COSTS = ("calls", "prompt_tokens", "tokens", "seconds")
 SHOWN = 40

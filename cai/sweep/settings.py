@@ -12,10 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from cai.constitution.model import slug
 from cai.errors import Problem, SpecError
-from cai.experiment import validate
-from cai.library import Library
+from cai.experiment.model import validate
+from cai.files.library import Library
+from cai.files.yaml_lines import load_mapping
 from cai.settings import Settings
-from cai.yaml_lines import load_mapping
 
 Preset = Literal["", "one_principle_at_a_time", "leave_one_out", "nested_subsets"]
 OnError = Literal["continue", "stop"]

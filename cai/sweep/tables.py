@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.durable import write_durably
+from cai.files.durable import write_durably
 from cai.sweep.board import Board, Effect, Line
 
 PARTS = ("value", "low", "high", "n")

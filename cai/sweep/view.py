@@ -11,12 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai.shell_text import shell_word
-from cai.summary import interval
 from cai.sweep.board import Board, Effect, Line, Measure
 from cai.sweep.measures import Figure
-from cai.sweep.running import Ended, State
-from cai.terminal import duration, one_line, plain
+from cai.sweep.run_cells import Ended, State
+from cai.terminal.shell_text import shell_word
+from cai.terminal.summary import interval
+from cai.text import duration, one_line, plain
 
 COLUMNS = 3
 """Measures that the terminal shows; the files have all."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cai.clients.api_key import ApiKey
-from cai.durable import write_durably
 from cai.errors import Incomplete
-from cai.events import EventLog
-from cai.locks import locked
+from cai.files.durable import write_durably
+from cai.files.locks import locked
 from cai.plan import plan_from_json
-from cai.store import Store
-from cai.terminal import one_line
+from cai.store.artifacts import Store
+from cai.store.events import EventLog
+from cai.text import one_line
 from cai.trackers.base import Place, RunFacts, Telling, Tracker
 from cai.trackers.settings import Tracking
 from cai.trackers.story import Story, config_of

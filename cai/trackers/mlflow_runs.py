@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai.locks import locked
+from cai.files.locks import locked
 from cai.trackers.base import Ending, Place, Point, RunFacts, Telling
 from cai.trackers.settings import Mlflow
 

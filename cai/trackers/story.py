@@ -9,7 +9,7 @@ from typing import Any
 
 from cai.identity import canonical, text_digest
 from cai.plan import Plan, Step
-from cai.store import Stored
+from cai.store.artifacts import Stored
 from cai.trackers.base import Ending, Figures, Point, Scalar, Telling, number
 from cai.trackers.figures import accounts, point_of, step_end
 

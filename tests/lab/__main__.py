@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from cai.home import cai_home
+from cai.files.home import cai_home
 from tests.lab.planned import VERSIONS, WHEELS
 
 ROOM = 6 << 30

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cai.engines.nemo_aligner.upstream import config_files
+from tests.data.test_nemo import sentencepiece_model
 from tests.lab import checkpoint, planned
-from tests.test_nemo_data import sentencepiece_model
 
 PACKAGES = ("megatron-core", "nemo-aligner", "nemo-toolkit", "nvidia-pytriton")
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from cai.chat import ChatTemplate
 from cai.data.nemo import HardPair, write_chat, write_pairs, write_prompts
 from cai.data.nemo_tokens import Pieces
 from cai.engines.base import PromptText, TrainText
-from tests.test_nemo_data import TEMPLATES, pair, prompt, trained
+from tests.data.test_nemo import TEMPLATES, pair, prompt, trained
 
 LENGTH = 4096
 ROWS = 160

@@ -16,7 +16,7 @@ from cai.data.nemo import CHAT_TOKENS, HardPair, Written, chat_spans, write_chat
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines.base import PromptText, TrainText
 from cai.errors import SpecError
-from tests.test_nemo_data import TEMPLATES, pair, prompt, said, sentencepiece_model, trained
+from tests.data.test_nemo import TEMPLATES, pair, prompt, said, sentencepiece_model, trained
 
 _CONTENTS = [
     "plain words",

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from cai.engines.nemo_aligner.commands import RESULTS, Compiled
 from cai.engines.nemo_aligner.overrides import Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, Training
+from tests.data.test_nemo import sentencepiece_model
 from tests.lab import checkpoint
 from tests.lab.building import RESTORED, Built, built, built_server, upstream_classes
 from tests.lab.conftest import Validated
 from tests.lab.planned import EXPERIMENTS, command_digest, planned
-from tests.test_nemo_data import sentencepiece_model
 
 TRAINED = (("sft.train", "converted"), ("reward.train", "sft.train"), ("rl.critic", "reward.train"))
 CHAIN = (*TRAINED, ("rl.actor", "sft.train"))

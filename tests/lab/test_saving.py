@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cai.engines.nemo_aligner.checkpoints import Logs
-from tests import standin_nemo as standin
+from tests.engines.nemo_aligner.test_checkpoints import names, put, sft
+from tests.standin import by_hand as standin
 from tests.standin import experiment
-from tests.test_nemo_checkpoints import names, put, sft
 
 NAME = "m--{val_loss:.3f}-{step}"
 LOSSES = [(1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0), (5, 0.5)]

@@ -56,7 +56,7 @@ class EmbeddedClient:
             self.stream = self._stream
 
     def _stream(self, request: Request) -> Iteration[str, None, Completion]:
-        """One answer piece by piece (see ``cai.chatting.StreamingClient``)."""
+        """One answer piece by piece (see ``cai.terminal.chat.StreamingClient``)."""
         from cai.engines.embedded.torch_client import TorchGenerator
 
         if Generator.TRANSFORMERS not in self._generators:
@@ -120,7 +120,7 @@ class EmbeddedEngine:
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
         """Bring a model into ``dest`` as a Hugging Face folder; returns what it is."""
         check_installed()
-        from cai.engines.embedded.sources import fetch
+        from cai.engines.embedded.model_sources import fetch
 
         return fetch(source, dest, progress)
 

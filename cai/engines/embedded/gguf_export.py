@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.engines.embedded.models import folder_digest
 from cai.errors import PrerequisiteError
-from cai.home import cai_home
+from cai.files.home import cai_home
 
 # Bump when the same folder would now give another file.
 FORMAT = 1

@@ -16,7 +16,7 @@ from cai.engines.nemo_aligner.survey import Survey
 from cai.engines.nemo_aligner.time_limit import job_seconds, training_seconds
 from cai.launchers.settings import Slurm
 from cai.plan import Step
-from cai.terminal import duration
+from cai.text import duration
 
 ROLES = {"sft": "train", "reward": "train", "rl": "actor"}
 TRAINERS = {"sft": "trainer.sft", "reward": "trainer.rm", "rl": "trainer.ppo"}

@@ -17,7 +17,7 @@ from cai.engines.nemo_aligner.overrides import Override
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import Survey, survey
 from cai.errors import Problem, did_you_mean
-from cai.home import cai_home
+from cai.files.home import cai_home
 from cai.launchers.settings import Local
 from cai.plan import Plan, Step
 

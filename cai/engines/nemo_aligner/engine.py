@@ -36,7 +36,7 @@ from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, s
 from cai.engines.nemo_aligner.datasets import write_pairs, write_prompts, write_sft
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import Incomplete, OutOfTime, PrerequisiteError, Problem, SpecError, StepFailed
-from cai.home import cai_home
+from cai.files.home import cai_home
 from cai.identity import file_digest
 from cai.launchers.base import Command, Runner, Server
 from cai.plan import Plan, Step

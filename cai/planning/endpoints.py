@@ -1,0 +1,85 @@
+"""Models behind an API, as the resolver sees them: what they cannot do, and what a step is told of how to ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cai.clients.settings import Prices
+from cai.errors import Problem
+from cai.experiment.model import Experiment, ModelSpec
+from cai.judging.scorings import Scoring
+from cai.stages.base import Estimate, StageSpec
+from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
+from cai.stages.fetch import API
+from cai.stages.judge.spec import JudgeSpec
+
+ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
+"""Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
+
+_TELLS = {
+    "": (Scoring.CHOICE, Scoring.BEST_WORST),
+    "top": (Scoring.CHOICE, Scoring.BEST_WORST, Scoring.LOGPROB),
+    "prompt": tuple(Scoring),
+}
+"""What a judge can read of a server, by what it tells of log-probabilities."""
+
+
+def served_elsewhere(experiment: Experiment, step: str) -> ModelSpec | None:
+    """The model of a step, where it is one behind an API."""
+    model = experiment.models.get(step)
+    return model if model is not None and model.source.startswith(API) else None
+
+
+def endpoint_problems(
+    experiment: Experiment, path: str, spec: StageSpec, names: Mapping[str, str]
+) -> Iterator[Problem]:
+    """A model behind an API writes answers; its weights and its tokenizer are not to be had, and of log-probabilities
+    what it is said to tell. ``names`` are a stage's steps by role; ``where`` of a problem is a field."""
+    for role, step in names.items():
+        model = served_elsewhere(experiment, step)
+        if model is None:
+            continue
+        if spec.kind not in ANSWERING:
+            what = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
+            yield Problem(f"{path}.{role}", what, "name a model whose source is hf:, gguf: or pypi:")
+        elif isinstance(spec, JudgeSpec) and spec.scoring not in _TELLS[model.logprobs]:
+            wanted = "prompt" if spec.scoring is Scoring.CONTRAST else "top"
+            what = f"scoring '{spec.scoring.value}' reads log-probabilities that '{step}' is not said to tell"
+            hint = f"use `scoring: choice`, or say `models.{step}.logprobs: {wanted}` where its server does"
+            yield Problem(f"{path}.scoring", what, hint)
+        elif role == "adherence" and not model.logprobs and _reads_logprobs(spec):
+            what = f"adherence_scoring 'logprob' reads log-probabilities that '{step}' is not said to tell"
+            hint = f"use `adherence_scoring: choice`, or say `models.{step}.logprobs: top` where its server does"
+            yield Problem(f"{path}.adherence_scoring", what, hint)
+
+
+def _reads_logprobs(spec: StageSpec) -> bool:
+    return isinstance(spec, EvaluateSpec) and spec.adherence_scoring is AdherenceScoring.LOGPROB
+
+
+def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict[str, Any]:
+    """How a step's endpoints are asked, by role. None of it counts: it changes no answer, and a variable has any name.
+
+    ``api_keys`` are names of variables that hold the keys, ``servers`` the limits and the replicas.
+    """
+    keys: dict[str, str] = {}
+    servers: dict[str, dict[str, Any]] = {}
+    for role, step in names.items():
+        model = served_elsewhere(experiment, step)
+        if model is None:
+            continue
+        keys[role] = model.api_key_env
+        limits = model.limits.model_dump(mode="json", exclude_defaults=True)
+        asked = {"replicas": list(model.replicas), "limits": limits}
+        if any(asked.values()):
+            servers[role] = {name: value for name, value in asked.items() if value}
+    return {name: found for name, found in (("api_keys", keys), ("servers", servers)) if found}
+
+
+def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estimate) -> list[str]:
+    """What a step will cost by the prices of its model, where they are given: every answer as long as it may be."""
+    model = served_elsewhere(experiment, names.get("model", ""))
+    prices = model.limits.prices if model is not None else Prices()
+    cost = (estimate.prompt_tokens * prices.prompt + estimate.tokens * prices.completion) / 1e6
+    return [f"costs about {cost:.3g} by the model's prices, if nothing is cached"] if cost else []

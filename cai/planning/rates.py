@@ -1,0 +1,114 @@
+"""How long a step will take: from what steps of its kind took here before, else estimated.
+
+The embedded engine is estimated by rough rates of a small model, an engine that knows its GPUs by their peaks
+(``EngineKind.times``). What was measured wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from cai.engines import gpu_times
+from cai.engines.base import GpuTime
+from cai.launchers.settings import is_local
+from cai.plan import Plan, Step
+from cai.store.artifacts import Store, read_record
+
+RECENT = 5
+_PER_SECOND = {
+    # kind: (tokens written, tokens read) per second, for 135M parameters on two processor cores
+    "respond": (500.0, 4000.0),
+    "revise": (500.0, 4000.0),
+    "sample": (500.0, 4000.0),
+    "evaluate": (500.0, 4000.0),
+    "judge": (500.0, 4000.0),
+    "sft": (800.0, 4000.0),
+    "reward": (1200.0, 4000.0),
+    "rl": (130.0, 4000.0),
+}
+_FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "snapshot": 1.0}
+_START = 2.0  # Seconds to load a model.
+
+
+def with_times(plan: Plan, store: Store, times: Mapping[str, GpuTime] | None = None) -> Plan:
+    """The plan with ``seconds`` in every estimate that can be told; for showing, never for running.
+
+    Steps that need GPUs have ``gpu_hours`` (GPUs held x hours) too, and in ``gpu_time`` what that was taken from;
+    ``engine.uses.gpu_time`` has the rates and the formula. ``times``, by key, are known already where steps of several
+    plans are put together, whose names are not their own.
+    """
+    measured = _measured(store, {step.kind for step in plan.steps}, str(plan.engine["kind"]))
+    guess, engine = plan.engine["kind"] == "embedded", plan.engine
+    if times is None:
+        estimates = gpu_times(plan)
+        times = {step.key: estimates.steps[step.name] for step in plan.steps if step.name in estimates.steps}
+        if estimates.assumptions:
+            engine = {**engine, "uses": {**engine.get("uses", {}), "gpu_time": dict(estimates.assumptions)}}
+    nodes = not is_local(plan.engine)
+    timed = (_timed(step, measured.get(step.kind, []), guess, times.get(step.key), nodes) for step in plan.steps)
+    return replace(plan, engine=engine, steps=tuple(timed))
+
+
+def _timed(step: Step, records: list[Mapping[str, Any]], guess: bool, gpus: GpuTime | None, nodes: bool) -> Step:
+    seconds, basis = _measured_seconds(step, records), "measured"
+    if seconds is None:
+        seconds, basis = _guessed_seconds(step, guess) if gpus is None else gpus.seconds, "estimate"
+    basis = "" if seconds is None else basis
+    costs: dict[str, Any] = {} if seconds is None else {"seconds": round(seconds, 2)}
+    if gpus is not None:
+        hours = None if seconds is None else seconds / 3600
+        costs["gpu_hours"] = None if hours is None else round(hours * gpus.gpus, 3)
+        costs["gpu_time"] = {
+            "basis": basis,
+            "gpus": gpus.gpus,
+            "nodes": gpus.nodes,
+            "node_hours": round(hours * gpus.nodes, 3) if hours is not None and nodes else None,
+            "parts": {name: round(part, 2) for name, part in gpus.parts.items()} if basis == "estimate" else {},
+            "assumes": gpus.assumes if basis == "estimate" else "",
+            "unknown": "" if basis else gpus.unknown,
+        }
+    return replace(step, estimate={**step.estimate, **costs}) if costs else step
+
+
+def _measured_seconds(step: Step, records: list[Mapping[str, Any]]) -> float | None:
+    """From what steps of this kind took here, by row; None where there were none, or how many rows come is unknown."""
+    if step.kind in _FIXED:
+        return float(median(float(r["seconds"]) for r in records)) if records else None
+    rows = step.estimate.get("rows")
+    per_row = [r["seconds"] / r["outcome"]["ledger"]["rows_in"] for r in records if r["outcome"]["ledger"]["rows_in"]]
+    return float(median(per_row)) * float(rows) if per_row and rows else None
+
+
+def _guessed_seconds(step: Step, embedded: bool) -> float | None:
+    """From rough rates of a small model; of other engines only what no model is needed for."""
+    if step.kind == "fetch" and str(step.spec.get("source", "")).startswith("api:"):
+        return _FIXED["read"]  # its address is written down
+    if step.kind in _FIXED:
+        return _FIXED[step.kind] if embedded or step.kind in ("read", "mix") else None
+    written, read = _PER_SECOND.get(step.kind, (0.0, 0.0))
+    if not embedded or step.estimate.get("rows") is None or not written:
+        return None
+    return float(_START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read)
+
+
+def _measured(store: Store, kinds: set[str], engine: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Recent records by kind of step; what another engine took tells nothing."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for kind in kinds:
+        records = sorted(store.root.glob(f"{kind}-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+        kept: list[Mapping[str, Any]] = []
+        for path in records[:RECENT]:
+            try:
+                record = read_record(path)
+                made_by = record["ingredients"].get("engine", {}).get("kind", engine)
+                if made_by == engine and (
+                    kind != "fetch" or ("format" in record["ingredients"]) == (engine != "embedded")
+                ):
+                    kept.append(record)
+            except (OSError, ValueError):
+                continue  # A record that cannot be read tells no time; `store verify` reports it.
+        found[kind] = kept
+    return found

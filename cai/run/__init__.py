@@ -1,0 +1,1 @@
+"""Running: a plan is carried out here, in jobs of a cluster, or by scripts."""

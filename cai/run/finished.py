@@ -1,0 +1,81 @@
+"""A run as it lies on the disk: its plan, and what of it the store has. Reads; starts and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.errors import Problem, SpecError
+from cai.plan import Plan, Step, plan_from_json
+from cai.store.artifacts import Store, Stored
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run. ``artifacts`` are by step name; a step that was not made, or was removed since, is not among them.
+
+    ``name`` is what a sweep calls its cell; empty for other runs.
+    """
+
+    folder: Path
+    plan: Plan
+    artifacts: Mapping[str, Stored]
+    record: Mapping[str, Any]
+    name: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the store has every step's artifact."""
+        return len(self.artifacts) == len(self.plan.steps)
+
+    def steps(self, kind: str) -> Iterator[tuple[Step, Stored]]:
+        """The steps of a kind whose artifacts are there, in the plan's order."""
+        for step in self.plan.steps:
+            if step.kind == kind and step.name in self.artifacts:
+                yield step, self.artifacts[step.name]
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """``evaluation.json`` of every evaluation, by step name.
+
+        Raises:
+            SpecError: when one cannot be read.
+        """
+        return {step.name: read_json(made.path / "evaluation.json") for step, made in self.steps("evaluate")}
+
+
+def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
+    """The run of a folder that holds ``plan.json``.
+
+    Raises:
+        SpecError: when the folder holds no run.
+        PrerequisiteError: when the store cannot be read.
+    """
+    path = folder / "plan.json"
+    try:
+        plan = plan_from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(
+            Problem(str(folder), f"is no run folder ({error})", "name a folder with a plan.json")
+        ) from error
+    found = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
+    # A run that is still going, or was killed, has no record of its own yet.
+    record = read_json(folder / "record.json") if (folder / "record.json").is_file() else {}
+    return Finished(folder, plan, found, record, name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        SpecError: when it cannot be read, with the reason.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(Problem(str(path), f"cannot be read ({error})", "run `store verify`")) from error
+    if not isinstance(found, dict):
+        raise SpecError(Problem(str(path), "is no JSON object", "run `store verify`"))
+    return found

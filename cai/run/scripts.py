@@ -1,0 +1,179 @@
+"""A plan as scripts that a person can read, change and run: shell for one machine, sbatch for a cluster.
+
+Each step is one file with the commands of the plan, word for word. This program does what lies before and after them
+(``step --prepare``, ``step --finish``): it writes upstream's data files and takes what upstream made into the store, so
+that a script and a run share every finished step. ``run.sh`` runs them in order, or submits them chained. A step in
+shards does its parts side by side first: as background processes, or as an array with a script of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from cai.engines import engine_of
+from cai.engines.base import Places
+from cai.files.durable import write_durably
+from cai.launchers.base import Command
+from cai.launchers.outside import host_variable
+from cai.launchers.settings import Slurm
+from cai.launchers.slurm_script import TASK, components_of, script
+from cai.plan import Plan, Step
+from cai.run.shards import shards_of
+from cai.store.artifacts import Store
+
+
+def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
+    """Write ``plan.json``, one script for each step and ``run.sh`` into ``folder``; returns ``run.sh``.
+
+    Raises:
+        PrerequisiteError: when the folder cannot be written.
+    """
+    folder = folder.absolute()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    kind, settings = engine_of(plan.engine)
+    launcher = kind.launcher(settings)
+    places = Places(store.root, str(folder / "plan.json"))
+    write_durably(folder / "plan.json", plan.to_json())
+    names: dict[str, str] = {}
+    for number, step in enumerate(plan.steps, 1):
+        commands = kind.commands(settings, plan, step, places) or (_alone(step, places),)
+        names[step.name] = (
+            f"{number:02d}-{step.name.replace('.', '-')}.{'sbatch' if isinstance(launcher, Slurm) else 'sh'}"
+        )
+        path = folder / names[step.name]
+        body = _body(step, commands, folder, isinstance(launcher, Slurm))
+        if isinstance(launcher, Slurm):
+            log, components = folder / "logs" / f"{step.name}.out", components_of(launcher, commands)
+            text = script(launcher, step.name, components, body, log, f"cai-{step.name}")
+            if (shards := shards_of(step)) > 1:
+                part = [*body[:-1], f"{body[-1]} --shard {TASK}/{shards}"]
+                array = script(launcher, step.name, components, part, log, f"cai-{step.name}", array=shards)
+                _write(folder / _array(names[step.name]), array)
+        else:
+            text = "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *body]) + "\n"
+        _write(path, text)
+    run = folder / "run.sh"
+    _write(run, _submit(plan, names) if isinstance(launcher, Slurm) else _in_order(plan, names))
+    return run
+
+
+def _write(path: Path, text: str) -> None:
+    write_durably(path, text)
+    path.chmod(0o755)
+
+
+def _array(name: str) -> str:
+    """The script of the array that does the parts of the step whose own script is ``name``."""
+    return name.replace(".sbatch", ".shards.sbatch")
+
+
+def _alone(step: Step, places: Places) -> Command:
+    import sys
+
+    return Command("work", (sys.executable, "-m", "cai", "step", places.plan, step.name))
+
+
+def _body(step: Step, commands: Sequence[Command], folder: Path, slurm: bool) -> list[str]:
+    work = next(command for command in commands if command.role == "work")
+    others = [command for command in commands if command.role != "work"]
+    lines = [f"# Step '{step.name}': {step.kind}.", f"cd {shlex.quote(str(Path.cwd()))}", ""]
+    if not others or any(command.turn for command in others):
+        if others:
+            lines.append("# Several models are served one after the other, so the program starts the servers itself:")
+            lines += [f"#   {shlex.join(command.argv)}" for command in others]
+        return [*lines, *([] if slurm else _parts(work, folder, step)), shlex.join(work.argv)]
+    done = shlex.join((*work.argv, "--done"))
+    lines += [f"if {done}; then exit 0; fi  # it is in the store already", ""]
+    if not any(command.background for command in others) or any(command.role == "actor" for command in others):
+        lines += ["# What the commands read.", shlex.join((*work.argv, "--prepare")), ""]
+    if any(command.background for command in others):
+        lines += ["# Servers end with this script.", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT", ""]
+    for command in others:
+        lines += _command(command, folder, step, slurm, others)
+    return [*lines, "# Look at the result and keep it in the store.", shlex.join((*work.argv, "--finish"))]
+
+
+def _parts(work: Command, folder: Path, step: Step) -> list[str]:
+    """The shards of a step, side by side; what one of them leaves undone the step itself does."""
+    if (shards := shards_of(step)) == 1:
+        return []
+    log = shlex.quote(str(folder / "logs" / f"{step.name}.shard"))
+    return [
+        f"# {shards} parts side by side; then the step puts them together and does what one of them left.",
+        "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT",
+        f"for shard in $(seq 0 {shards - 1}); do",
+        f'    {shlex.join(work.argv)} --shard "$shard"/{shards} >> {log}-"$shard".log 2>&1 &',
+        "done",
+        "wait",
+        "",
+    ]
+
+
+def _command(command: Command, folder: Path, step: Step, slurm: bool, others: Sequence[Command]) -> list[str]:
+    lines = [f"# {command.role}"]
+    for variable, role in command.addresses.items():
+        lines.append(f"export {variable}={_host(role, others, slurm)}")
+    env = [f"{name}={shlex.quote(value)}" for name, value in command.env.items()]
+    lines.append(" \\\n    ".join([*env, *_grouped(command.argv)]))
+    log = shlex.quote(str(folder / "logs" / f"{step.name}-{command.role}.log"))
+    if not command.background:
+        return [*lines, ""]
+    lines[-1] += f" \\\n    >> {log} 2>&1 &"
+    lines.append(f"export {host_variable(command.role)}={_host(command.role, others, slurm)}")
+    if command.ready is not None and any(command.role in c.addresses.values() for c in others):
+        lines += [*_wait(command), ""]
+    return [*lines, ""]
+
+
+def _wait(command: Command) -> list[str]:
+    """Until the port accepts, or the server has ended."""
+    assert command.ready is not None
+    host = f"${host_variable(command.role)}"
+    return [
+        f"until (exec 3<>/dev/tcp/{host}/{command.ready.port}) 2>/dev/null; do",
+        f"    kill -0 $! || {{ echo '{command.role} ended before it was ready' >&2; exit 1; }}",
+        "    sleep 2",
+        "done",
+    ]
+
+
+def _host(role: str, others: Sequence[Command], slurm: bool) -> str:
+    if not slurm:
+        return "127.0.0.1"
+    command = next(c for c in others if c.role == role)
+    nodes = f"SLURM_JOB_NODELIST_HET_GROUP_{command.component}"
+    name = f'$(scontrol show hostnames "${{{nodes}:-$SLURM_JOB_NODELIST}}" | sed -n {command.relative + 1}p)'
+    return f"$(scontrol show node {name} | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')"
+
+
+def _grouped(argv: Sequence[str]) -> list[str]:
+    """A word with ``=`` on a line of its own; what comes before the first one together."""
+    first = next((i for i, word in enumerate(argv) if "=" in word and not word.startswith("-")), len(argv))
+    return [shlex.join(argv[:first]), *(shlex.quote(word) for word in argv[first:])]
+
+
+def _in_order(plan: Plan, names: dict[str, str]) -> str:
+    lines = ["#!/usr/bin/env bash", "# Every step, in order.", "set -euo pipefail", 'cd "$(dirname "$0")"', ""]
+    return "\n".join([*lines, *(f"bash {shlex.quote(names[step.name])}" for step in plan.steps)]) + "\n"
+
+
+def _submit(plan: Plan, names: dict[str, str]) -> str:
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Every step as a job, each after those it reads from; a failed one cancels what depends on it.",
+        "set -euo pipefail",
+        'cd "$(dirname "$0")"',
+        "declare -A job",
+        "",
+    ]
+    for step in plan.steps:
+        after = "".join(f":${{job[{shlex.quote(name)}]}}" for name in step.needs())
+        wait = f" --dependency=afterok{after} --kill-on-invalid-dep=yes" if after else ""
+        if shards_of(step) > 1:
+            lines.append(f"shards=$(sbatch --parsable{wait} {shlex.quote(_array(names[step.name]))})")
+            ok = f"afterok{after}," if after else ""
+            wait = f" --dependency={ok}afterany:$shards{' --kill-on-invalid-dep=yes' if after else ''}"
+        lines.append(f"job[{shlex.quote(step.name)}]=$(sbatch --parsable{wait} {shlex.quote(names[step.name])})")
+    return "\n".join([*lines, "", 'squeue --jobs="$(IFS=,; echo "${job[*]}")"']) + "\n"

@@ -1,0 +1,1 @@
+"""Evaluate: what the training changed, with intervals."""

@@ -1,0 +1,175 @@
+"""The answers that an evaluation compares: asked of every model, scored by the reward model, kept in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cai.clients.base import Client, Finish, Request
+from cai.data.journal import Journal, Record
+from cai.data.rows import Prompt
+from cai.engines.base import RewardScorer
+from cai.identity import sampling_seed
+from cai.stages.base import Artifact, Context, chunks
+from cai.stages.evaluate.spec import EvaluateSpec
+from cai.stages.flow.base import Flow, Shared, Turn
+from cai.stages.flow.drive import drive
+from cai.stages.flow.entries import Entry, Kept
+from cai.stages.flow.generation import as_prompt, distinct, rows_of, source_of, usage, writable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one prompt; ``reward`` is None without a reward model."""
+
+    text: str
+    tokens: int
+    ended: bool
+    reward: float | None
+
+
+Answers = dict[str, dict[str, dict[str, Answer]]]
+"""By prompt set, model, row id."""
+Pair = tuple[str, str]
+"""A rendered prompt and a rendered answer."""
+
+
+@dataclass
+class Used:
+    """What all flows of a stage asked of their models: calls and tokens of every entry, and this run's ``usage``."""
+
+    calls: int = 0
+    tokens: int = 0
+    _usage: dict[str, float] = field(default_factory=dict)
+
+    def add(self, flow: Flow[Any], entries: Sequence[Kept]) -> None:
+        """One flow that has come to its end."""
+        self.calls += sum(entry.calls for entry in entries)
+        self.tokens += sum(entry.tokens for entry in entries)
+        for name, value in usage(flow).get("usage", {}).items():
+            before = self._usage.get(name, 0)
+            self._usage[name] = max(before, value) if name == "most calls at once" else before + value
+
+    def metrics(self) -> dict[str, Any]:
+        """For the record, as the stages with one flow have it."""
+        return {"usage": dict(sorted(self._usage.items()))} if self._usage else {}
+
+
+def named(ctx: Context, role: str) -> dict[str, Artifact]:
+    """The artifacts of a role by label."""
+    found = ctx.inputs.get(role, {})
+    if not isinstance(found, dict):
+        raise TypeError(f"{ctx.name}: input {role!r} is not named")
+    return found
+
+
+def prompt_sets(spec: EvaluateSpec, ctx: Context) -> tuple[dict[str, list[Prompt]], int]:
+    """The prompts of every set, and how many were left out because their id comes twice."""
+    found = {
+        name: distinct([as_prompt(row) for row in rows_of(artifact)][: spec.limit])
+        for name, artifact in named(ctx, "prompts").items()
+    }
+    return {name: rows for name, (rows, _) in found.items()}, sum(n for _, n in found.values())
+
+
+@contextmanager
+def served(ctx: Context, role: str, label: str = "") -> Iterator[Shared]:
+    """A model for several flows; it is served only when something is left for it."""
+    with ExitStack() as stack:
+        clients: list[Client] = []
+
+        def opened() -> Client:
+            if not clients:
+                clients.append(stack.enter_context(ctx.client(role, label)))
+            return clients[0]
+
+        yield Shared(opened, announce=False)
+
+
+def answer(spec: EvaluateSpec, ctx: Context, model: str, used: Used) -> dict[str, list[Kept]]:
+    """One model's answers to every set, by set."""
+    own = ctx.templates.get(model)
+    chat, sampling = own or ctx.chat, spec.sampling.sampling(own.stops if own else ctx.stops)
+
+    def work(row: Prompt) -> Turn:
+        # The same seed for every model: what differs between their answers is the model.
+        seed = sampling_seed(ctx.seed, row.id, "evaluate")
+        (found,) = yield [Request(row.id, chat.prompt(row.messages), sampling, seed, row.messages)]
+        ended = found.finish is Finish.STOP
+        facts = {"text": writable(found.text).strip(), "ended": ended}
+        return Entry(row.id, calls=1, tokens=found.tokens, facts=facts)
+
+    said: dict[str, list[Kept]] = {}
+    with served(ctx, "models", model) as shared:
+        for name, artifact in named(ctx, "prompts").items():
+            source = source_of(artifact, as_prompt, spec.limit)
+            journal = f"{model}.{name}"
+            with Flow(ctx, "models", source, work, size=spec.chunk, name=journal, label=model, shared=shared) as flow:
+                drive(flow)
+                said[name] = [entry for entry in flow.entries() if not entry.dropped]
+                used.add(flow, said[name])
+    return said
+
+
+def scored(
+    spec: EvaluateSpec,
+    ctx: Context,
+    sets: Mapping[str, list[Prompt]],
+    said: Mapping[str, Mapping[str, list[Kept]]],
+    scorer: RewardScorer | None,
+) -> Answers:
+    """What was said with the reward model's opinion, which is journaled too."""
+    answers: Answers = {}
+    for name, rows in sets.items():
+        answers[name] = {}
+        for model in spec.models:
+            entries = said[model][name]
+            rewards: Sequence[float | None] = [None] * len(rows)
+            if scorer is not None:
+                # Whatever the model reads, the reward model reads the experiment's template.
+                pairs = [
+                    [(ctx.chat.prompt(row.messages), ctx.chat.answer(row.messages, entry.facts["text"]))]
+                    for row, entry in zip(rows, entries, strict=True)
+                ]
+                path = ctx.work / f"rewards.{model}.{name}.jsonl"
+                rewards = [found[0] for found in rewards_of(pairs, scorer, path, spec.chunk)]
+            answers[name][model] = {
+                entry.id: Answer(entry.facts["text"], entry.tokens, entry.facts["ended"], reward)
+                for entry, reward in zip(entries, rewards, strict=True)
+            }
+    return answers
+
+
+def rewards_of(rows: Sequence[Sequence[Pair]], scorer: RewardScorer, path: Path, size: int) -> list[list[float]]:
+    """The rewards of every row's pairs, ``size`` rows at once; what the journal at ``path`` has is not scored again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Journal(path)) as journal:
+        for numbers in chunks(list(range(len(rows))), size):
+            if not all(n in journal for n in numbers):
+                found = iter(scorer.score([pair for n in numbers for pair in rows[n]]))
+                journal.append([Record(n, {"rewards": [next(found) for _ in rows[n]]}) for n in numbers])
+        return [journal[n]["rewards"] for n in range(len(rows))]
+
+
+def write_answers(ctx: Context, sets: Mapping[str, list[Prompt]], answers: Answers) -> None:
+    """Every prompt with what every model answered, a line each, to ``answers.jsonl``."""
+    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for name, rows in sets.items():
+            for row in rows:
+                said = {
+                    model: {"text": a.text, "tokens": a.tokens, "ended": a.ended, "reward": a.reward}
+                    for model, found in answers[name].items()
+                    for a in (found[row.id],)
+                }
+                line = {
+                    "id": row.id,
+                    "set": name,
+                    "prompt": row.messages[-1].content,
+                    "topic": row.topic,
+                    "answers": said,
+                }
+                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")

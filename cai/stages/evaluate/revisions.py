@@ -1,0 +1,100 @@
+"""What each round of revision does to the reward, and what each principle does that a round drew.
+
+All texts of a row are scored side by side with the same prompt, so that a change is within the row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.chat import Message
+from cai.data.rows import Conversation, Row
+from cai.engines.base import RewardScorer
+from cai.figures import intervals
+from cai.figures.running_sums import Mean
+from cai.stages.base import Context
+from cai.stages.evaluate.answers import named, rewards_of
+from cai.stages.evaluate.spec import EvaluateSpec
+from cai.stages.flow.generation import rows_of
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """One row's way: its prompt, the first answer and that of every round, and the principle that each round drew."""
+
+    prompt: tuple[Message, ...]
+    texts: tuple[str, ...]
+    principles: tuple[str, ...]
+
+
+def revisions(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[str, Any]:
+    """Reward, change and win rate of every round, and the change by principle, for each of the named revisions."""
+    found = {}
+    for label, artifact in named(ctx, "revisions").items():
+        rows = ways(rows_of(artifact))
+        pairs = []
+        for row in rows:
+            prompt = ctx.chat.prompt(row.prompt)
+            pairs.append([(prompt, ctx.chat.answer(row.prompt, text)) for text in row.texts])
+        rewards = rewards_of(pairs, scorer, ctx.work / "revisions" / f"{label}.jsonl", spec.chunk)
+        found[label] = figures(rows, rewards, ctx.seed)
+    return found
+
+
+def ways(rows: Sequence[Row]) -> list[Revised]:
+    """The way of every row, as far as it is known.
+
+    Where every round's revision comes out (``train_on: all``), those of one row are one way, and the last has it all.
+    """
+    longest: dict[str, Conversation] = {}
+    for row in rows:
+        if isinstance(row, Conversation) and "response" in row.meta and row.meta.get("rounds"):
+            name = row.id.removesuffix(f"/{len(row.meta['rounds'])}")
+            if name not in longest or len(row.meta["rounds"]) > len(longest[name].meta["rounds"]):
+                longest[name] = row
+    return [
+        Revised(
+            row.prompt,
+            (row.meta["response"], *(one["revision"] for one in row.meta["rounds"])),
+            tuple(one["principle"] for one in row.meta["rounds"]),
+        )
+        for row in longest.values()
+    ]
+
+
+def figures(rows: Sequence[Revised], rewards: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+    """From the rewards of every row's texts, the first answer's first. A round counts the rows that have it."""
+    rounds = []
+    for n in range(max(map(len, rewards), default=0)):
+        mine = [values for values in rewards if len(values) > n]
+        rounds.append(
+            {
+                "round": n,
+                "reward": intervals.mean([values[n] for values in mine], seed),
+                "change": intervals.mean([values[n] - values[0] for values in mine], seed),
+                "wins": intervals.wins([v[n] for v in mine], [v[n - 1] for v in mine]) if n else None,
+            }
+        )
+    changed: dict[str, list[list[float]]] = defaultdict(list)
+    for row, values in zip(rows, rewards, strict=True):
+        steps: dict[str, list[float]] = defaultdict(list)
+        for n, principle in enumerate(row.principles, 1):
+            steps[principle].append(values[n] - values[n - 1])
+        for principle, changes in steps.items():
+            changed[principle].append(changes)
+    return {
+        "rows": len(rows),
+        "rounds": rounds,
+        "by_principle": {name: _change(changed[name]) for name in sorted(changed)},
+    }
+
+
+def _change(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The mean change of a round with this principle; a row that drew it twice is one row for the interval."""
+    mean = Mean()
+    for changes in groups:
+        mean.add(changes)
+    return {"change": mean.mean(), "n": mean.n}

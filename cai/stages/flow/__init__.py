@@ -1,0 +1,1 @@
+"""Flow: rows on their way through a model."""

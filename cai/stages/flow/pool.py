@@ -1,0 +1,184 @@
+"""Rows flow through a pool: every row on its own, as many calls on their way as keep the servers full.
+
+This thread alone decides: it starts rows, reads and writes the journal and the cache, and goes on with rows; the
+pool's own thread talks to the servers. A call that was free to go while the disk wrote waits in the pool, not here, so
+a server that becomes free never waits for the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from cai.clients.base import Completion, Finish, Flowing, Pool, Result, Unanswered
+from cai.clients.cache import BEAT, Place
+from cai.clients.calls import call_key, from_plain, to_plain
+from cai.data.journal import Record
+from cai.stages.flow.base import Chain, Flow
+from cai.stages.flow.input_rows import Numbered
+
+_MOST = 512
+"""Answers from the cache that are taken before something is written."""
+_FIRST = 64
+"""Calls wanted of a pool that is not open yet."""
+_POLL = 0.1
+"""Seconds between two looks for an answer that another process is getting."""
+
+Waiting = tuple[Chain, int]
+
+
+class _Run:
+    def __init__(self, flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
+        self.flow, self.rows = flow, rows
+        self.cache = flow.open_cache(others_only=False)
+        self.pool: Pool | None = None
+        self.todo: deque[Waiting] = deque()
+        self.asked: dict[bytes, list[Waiting]] = {}
+        self.elsewhere: dict[bytes, list[Waiting]] = {}
+        self.begun: list[Chain] = []
+        self.ended = False
+
+    def run(self) -> None:
+        while True:
+            known = self._fill()
+            if not known and not self.begun:
+                if self.ended and not self.asked and not self.elsewhere and not self.todo:
+                    break
+                known = self._wait()
+            self._settle(known)
+        if self.pool is not None:
+            self._tell(self.pool)
+
+    def _fill(self) -> list[tuple[bytes, Result | Unanswered]]:
+        """Send as many calls as the pool wants; returns what the cache knows already."""
+        known: list[tuple[bytes, Result | Unanswered]] = []
+        room = self.pool.room() if self.pool is not None else _FIRST
+        while room > 0 and len(known) < _MOST and len(self.begun) < _MOST:
+            part = self._next(min(room, _MOST))
+            if not part:
+                break
+            fresh: dict[bytes, list[Waiting]] = {}
+            for chain, i in part:
+                key = call_key(self.flow.scope, chain.calls[i])
+                same = self.asked.get(key) or self.elsewhere.get(key)
+                if same is not None:
+                    same.append((chain, i))
+                else:
+                    fresh.setdefault(key, []).append((chain, i))
+            found = self.cache.look(list(fresh)) if self.cache is not None else [Place.OURS] * len(fresh)
+            for (key, waiting), place in zip(fresh.items(), found, strict=True):
+                room -= self._place(key, waiting, place, known)
+        if self.cache is not None:
+            self.cache.beat()
+        return known
+
+    def _place(self, key: bytes, waiting: list[Waiting], place: Any, known: list[Any]) -> int:
+        """Ask a call, wait for another process to, or take its answer; returns how many calls were sent."""
+        chain, i = waiting[0]
+        call = chain.calls[i]
+        if isinstance(place, Mapping):
+            self.flow.counts["from the cache"] += len(waiting)
+            self.asked[key] = waiting
+            known.append((key, from_plain(call, place)))
+            return 0
+        if place is Place.ELSEWHERE:
+            self.elsewhere[key] = waiting
+            return 0
+        self.asked[key] = waiting
+        if self.pool is None:
+            self.pool = cast(Flowing, self.flow.client()).open_pool()
+            self.flow.on_exit(self.pool)
+        self.pool.submit(key, call)
+        self.flow.counts["asked"] += 1
+        return 1
+
+    def _next(self, most: int) -> list[Waiting]:
+        """Calls to ask: first those of rows on their way, so that rows end and memory stays small, then of new rows."""
+        part: list[Waiting] = []
+        while len(part) < most:
+            if self.todo:
+                chain, i = self.todo.popleft()
+                if not chain.lost:
+                    part.append((chain, i))
+            elif self.ended or len(self.begun) >= _MOST:
+                break
+            else:
+                row = next(self.rows, None)
+                if row is None:
+                    self.ended = True
+                    break
+                self._enter(self.flow.start(row))
+        return part
+
+    def _enter(self, chain: Chain) -> None:
+        if chain.entry is not None:
+            self.begun.append(chain)  # it needed no call
+        self.todo.extend((chain, i) for i, result in enumerate(chain.results) if result is None and chain.calls)
+
+    def _wait(self) -> list[tuple[bytes, Result | Unanswered]]:
+        """What has been answered, by the servers or by other processes."""
+        found: list[tuple[bytes, Result | Unanswered]] = []
+        if self.pool is not None and (self.asked or not self.elsewhere):
+            # Not without end: others must see that we live.
+            taken = self.pool.take(_POLL if self.elsewhere else BEAT)
+            found += [(cast(bytes, key), result) for key, result in taken]
+        elif self.elsewhere:
+            time.sleep(_POLL)
+        if self.elsewhere and self.cache is not None and not found:
+            keys = list(self.elsewhere)
+            for key, place in zip(keys, self.cache.look(keys), strict=True):
+                if place is not Place.ELSEWHERE:
+                    self._place(key, self.elsewhere.pop(key), place, found)
+        return found
+
+    def _settle(self, results: list[tuple[bytes, Result | Unanswered]]) -> None:
+        """Give results to their rows, write, and queue the rows' next calls."""
+        records: list[Record] = [self.flow.record(chain) for chain in self.begun]
+        finished, self.begun = self.begun, []
+        touched: dict[int, Chain] = {}
+        keep: list[tuple[bytes, Mapping[str, Any]]] = []
+        free: list[bytes] = []
+        for key, result in results:
+            waiting = self.asked.pop(key)
+            if isinstance(result, Unanswered):
+                free.append(key)
+            elif _lasting(result):
+                keep.append((key, to_plain(result)))
+            else:
+                free.append(key)
+            for chain, i in waiting:
+                if isinstance(result, Unanswered):
+                    self.flow.lose(chain, result)
+                else:
+                    # Also of a row that will not end now: what it has is kept for the next run.
+                    self.flow.take(chain, i, result)
+                    touched[chain.number] = chain
+        moved = [chain for chain in touched.values() if self.flow.advance(chain, records)]
+        finished += [chain for chain in moved if chain.entry is not None]
+        self.flow.commit(records, finished)
+        for chain in reversed(moved):
+            if chain.entry is None:
+                self.todo.extendleft((chain, i) for i, r in reversed(list(enumerate(chain.results))) if r is None)
+        if self.cache is not None:
+            self.cache.put(keep)
+            self.cache.release(free)
+
+    def _tell(self, pool: Pool) -> None:
+        used = pool.usage
+        self.flow.counts["attempts"] += used.attempts
+        for kind, count in used.faults.items():
+            self.flow.counts[f"tried again: {kind}"] += count
+        self.flow.cost += used.cost
+        self.flow.most_at_once = max(self.flow.most_at_once, used.concurrency)
+
+
+def _lasting(result: Result) -> bool:
+    """Whether a result may be kept for other runs; what a server refuses now it may take tomorrow."""
+    return not (isinstance(result, Completion) and result.finish is Finish.REFUSED)
+
+
+def run_pool(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
+    """Do the rows of a flow through its client's pool."""
+    _Run(flow, rows).run()

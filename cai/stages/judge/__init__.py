@@ -1,0 +1,1 @@
+"""Judge: which of two answers, or of several, fits the constitution better."""

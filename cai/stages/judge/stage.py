@@ -1,0 +1,157 @@
+"""Judge every row: ask, label, and beside the labels write how far they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cai.clients.base import Call
+from cai.data.rows import Candidates, Comparison, Row
+from cai.engines.base import Progress
+from cai.errors import Incomplete, Problem, SpecError
+from cai.judging.pairs import Verdict, different
+from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Asked, Judge, Order, Scoring, questions
+from cai.stages.base import Context, Outcome
+from cai.stages.flow.base import Flow, Turn, Work
+from cai.stages.flow.drive import drive
+from cai.stages.flow.entries import Entry
+from cai.stages.flow.generation import source_of, through, usage, write_json
+from cai.stages.flow.input_rows import Source
+from cai.stages.flow.prompting import asking, records
+from cai.stages.judge.calibration import Calibration
+from cai.stages.judge.labels import as_candidates, entry, facts
+from cai.stages.judge.report import FILE, Report, headline
+from cai.stages.judge.spec import WRITTEN, JudgeSpec
+
+
+def judge_of(spec: JudgeSpec, ctx: Context) -> Judge:
+    """How the judge of a step is asked."""
+    prompt = asking(ctx, "prompt")
+    contrast = spec.scoring is Scoring.CONTRAST
+    return Judge(
+        prompt=prompt,
+        seed=ctx.seed,
+        sampling=spec.sampling.sampling(prompt.stops),
+        order=spec.order,
+        options=spec.options,
+        tie_option=spec.tie_option,
+        structured=spec.structured,
+        reasoning=spec.reasoning,
+        samples=spec.samples,
+        temperature=spec.temperature,
+        per_token=spec.per_token,
+        exemplars=records(ctx, "exemplars", "exemplars", EXEMPLAR_FIELDS)[: spec.n_exemplars] if contrast else (),
+    )
+
+
+def run(spec: JudgeSpec, ctx: Context) -> Outcome:
+    """Judge every row; a row in is a pair looked at."""
+    judge = judge_of(spec, ctx)
+    score = SCORINGS[spec.scoring](judge)
+    variables = judge.prompt.template.variables()
+    if spec.tie_option and "tie_option" not in variables:
+        what = "never shows tie_option, so the judge cannot know of it"
+        raise SpecError(Problem(f"{ctx.name}.prompt", what, "show {{ tie_option }}, or leave tie_option empty"))
+    if spec.scoring is Scoring.BEST_WORST and "answers" not in variables:
+        what = "never shows answers, of which scoring 'best_worst' asks for the best and the worst"
+        raise SpecError(Problem(f"{ctx.name}.prompt", what, "begin with a copy of comparison_set.jinja"))
+    # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
+    reads = "principle" in variables
+    again = ctx.one("candidates").makes == Comparison.MAKES
+
+    def judged(row: Candidates) -> Generator[Sequence[Call], Sequence[Any], tuple[Verdict, list[Asked]]]:
+        asked = questions(ctx.principles, ctx.seed, row.id, spec.principles, spec.ensemble) if reads else EXEMPLARS
+        verdict = yield from score(row, different(spec.pairs, row), asked)
+        return verdict, asked
+
+    def work(row: Candidates) -> Turn:
+        verdict, asked = yield from judged(row)
+        return entry(spec, row, verdict, [name for name, _ in asked], again)
+
+    def beside(row: Candidates) -> Turn:
+        verdict, asked = yield from judged(row)
+        told = facts(row, verdict, [name for name, _ in asked], True)
+        return Entry(row.id, (), {}, {}, verdict.calls, verdict.tokens, told)
+
+    def convert(row: Row) -> Candidates | str:
+        return as_candidates(row, ctx.seed)
+
+    held = _Held()
+    if spec.labelled:
+        held = _hold(spec, ctx, source_of(ctx.one("labelled"), convert, spec.labelled_limit), beside)
+    report = Report(spec.margin, spec.order is Order.BOTH)
+    source = source_of(ctx.one("candidates"), convert, spec.limit)
+    expected = spec.estimate({"candidates": len(source)}).tokens
+    outcome = through(ctx, source, work, spec, expected, report.see)
+    if held.late is not None:
+        raise held.late
+    figures = report.figures(_settings(spec), held.calibration)
+    write_json(ctx.out / FILE, figures)
+    metrics = {**_metrics(outcome.metrics), **headline(figures), **held.used}
+    return replace(outcome, metrics=metrics, calls=outcome.calls + held.calls, tokens=outcome.tokens + held.tokens)
+
+
+@dataclass
+class _Held:
+    """What came of the labelled set. ``late``: some of it got no answer, which the next run asks again."""
+
+    calibration: Calibration | None = None
+    calls: int = 0
+    tokens: int = 0
+    used: dict[str, Any] = field(default_factory=dict)
+    late: Incomplete | None = None
+
+
+def _hold(spec: JudgeSpec, ctx: Context, source: Source[Candidates], work: Work[Candidates]) -> _Held:
+    """Judge the labelled set, apart from the step's rows and ledger."""
+    held = _Held()
+    apart = replace(ctx, progress=_Beside(ctx.progress))
+    with Flow(apart, "model", source, work, size=spec.chunk, name="labelled") as flow:
+        try:
+            drive(flow)
+        except Incomplete as error:
+            return replace(held, late=error)  # The work itself need not wait for what is only held against it.
+        if ctx.shard is None:
+            held.calibration = Calibration(spec.order is Order.BOTH)
+            for one in flow.entries():
+                held.calibration.see(one.facts, one.dropped)
+                held.calls, held.tokens = held.calls + one.calls, held.tokens + one.tokens
+        held.used = {f"{name} of the labelled set": value for name, value in usage(flow).items()}
+    return held
+
+
+def _settings(spec: JudgeSpec) -> dict[str, Any]:
+    """What one must know of the judge to read its report."""
+    asks = ["order", "samples", "reasoning", "tie_option"] if spec.scoring is not Scoring.CONTRAST else []
+    shown = ["scoring", "principles", "pairs", "margin", *asks]
+    found = spec.model_dump(mode="json", include=set(shown))
+    settings = {name: found[name] for name in shown if found[name] not in ("", False)}
+    return settings if spec.scoring in WRITTEN else {**settings, "temperature": spec.temperature}
+
+
+class _Beside:
+    """The progress of work beside the rows: its tokens count, its rows do not."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
+        """Nothing: the rows of the step are to come."""
+
+    def advance(self, rows: int = 0, tokens: int = 0) -> None:
+        """Tokens alone."""
+        self._progress.advance(tokens=tokens)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """As it is."""
+        self._progress.note(event, **fields)
+
+
+def _metrics(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums over the rows as shares; what is 0 is left out."""
+    pairs, both = counts.get("pairs", 0), counts.get("judged in both orders", 0)
+    shares = {"mean p_chosen": counts.get("p_chosen", 0.0) / pairs} if pairs else {}
+    if both:
+        shares["agreement of the two orders"] = counts.get("orders agree", 0) / both
+    return {**{k: v for k, v in counts.items() if v and k != "p_chosen"}, **shares}

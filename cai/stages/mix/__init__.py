@@ -1,0 +1,1 @@
+"""Mix: one training set out of several sources."""

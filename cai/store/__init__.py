@@ -1,0 +1,1 @@
+"""The store: artifacts by key, the log of events, and upkeep."""

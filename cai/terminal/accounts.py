@@ -1,0 +1,75 @@
+"""What a finished run accounts for: every row of every stage, what it cost, and how its judges judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai.plan import Plan
+
+Rows = tuple[tuple[str, ...], ...]
+
+PLANNED = ("other_part", "over_limit", "not chosen")
+"""Reasons that the experiment itself asks for: told with the others, but no cause for concern."""
+
+
+class Made(Protocol):
+    """The part of an artifact that is read here (``cai.stages.base.Artifact`` has it)."""
+
+    @property
+    def makes(self) -> str:
+        """What kind it is."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Its record in the store."""
+        ...
+
+
+def ledger_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
+    """Rows in = rows out + dropped, a line for each stage and for each data part that lost rows; head first."""
+    lines: list[tuple[str, ...]] = [("stage", "in", "out", "dropped", "why")]
+    for step in plan.steps:
+        ledger = artifacts[step.name].record.get("outcome", {}).get("ledger", {})
+        rows_in, dropped = ledger.get("rows_in", 0), ledger.get("dropped", {})
+        odd = {reason: count for reason, count in dropped.items() if reason not in PLANNED}
+        if not rows_in or (step.kind == "read" and not odd):
+            continue
+        reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
+        shown += f", and {len(reasons) - 4} more" if len(reasons) > 4 else ""
+        numbers = (rows_in, ledger.get("rows_out", 0), sum(dropped.values()))
+        lines.append((step.name, *(f"{number:,}" for number in numbers), shown or "-"))
+    return tuple(lines)
+
+
+def usage_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
+    """What was asked of models, a line for each stage that asked; head first. Of reused stages: when they were made."""
+    lines: list[tuple[str, ...]] = [("stage", "asked", "from the cache", "tried again", "cost")]
+    for step in plan.steps:
+        used = artifacts[step.name].record.get("outcome", {}).get("metrics", {}).get("usage")
+        if used:
+            again = sum(count for name, count in used.items() if name.startswith("tried again"))
+            cost = f"{used['cost']:.4g}" if "cost" in used else "-"
+            cached = f"{used.get('from the cache', 0):,}"
+            lines.append((step.name, f"{used.get('asked', 0):,}", cached, f"{again:,}" if again else "-", cost))
+    return tuple(lines)
+
+
+def judge_tables(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[tuple[str, Rows]]:
+    """The figures of every judge's report: the step's name, and figure, value and meaning; head first."""
+    from cai.stages.judge.report import summary_rows
+
+    for step in plan.steps:
+        path = artifacts[step.name].path / "judge_report.json"
+        if step.kind == "judge" and path.is_file():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            yield step.name, (("figure", "value", "what it means"), *summary_rows(report))

@@ -1,0 +1,384 @@
+"""NeMo's data files: their exact bytes, what is left out of them and why, and which chat templates they fit."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.chat import ChatTemplate, Message, Span
+from cai.data import nemo
+from cai.data.nemo import HardPair, chat_spans, matches_nemo_chat, write_chat, write_pairs, write_prompts
+from cai.data.readers import READERS
+from cai.engines.base import PromptText, TrainText
+from cai.errors import SpecError
+from cai.files.library import shipped_root
+
+TEMPLATES = shipped_root() / "prompt_templates"
+TURN, HEADER = "<extra_id_1>", "<extra_id_1>Assistant\n"
+_TRAINED_ON = [
+    "How do I bake bread? Mix flour, water and salt, wait, then bake it in a hot oven.",
+    "I cannot help with that, but here is a safer way to reach the same end.",
+    "System User Assistant extra id what is the capital of France? It is Paris.",
+]
+
+
+def sentencepiece_model(*symbols: str, **options: Any) -> bytes:
+    """A tiny SentencePiece model like Mistral's: bytes for what it does not know, no normalisation.
+
+    Text becomes pieces, a space is put before it; ``symbols`` become pieces of their own.
+    """
+    import sentencepiece
+
+    out = io.BytesIO()
+    settings = {
+        "vocab_size": 400,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": list(symbols),
+        "hard_vocab_limit": False,
+        "minloglevel": 3,
+        "num_threads": 1,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TRAINED_ON * 3), model_writer=out, **{**settings, **options}
+    )
+    return out.getvalue()
+
+
+def encoder(model: bytes) -> Callable[[str], list[int]]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return lambda text: list(processor.encode(text))
+
+
+@pytest.fixture(scope="session")
+def count() -> nemo.Count:
+    """Tokens of a text, by a tokenizer that has no piece for NeMo's control strings, as Mistral's."""
+    encode = encoder(sentencepiece_model())
+    return lambda text: len(encode(text))
+
+
+@pytest.fixture(scope="session")
+def template() -> ChatTemplate:
+    return ChatTemplate.from_file(TEMPLATES / "nemo_extra_id.jinja")
+
+
+def said(*contents: str, system: str | None = None) -> tuple[Message, ...]:
+    """Turns from the user's on, by turns."""
+    first = () if system is None else (Message("system", system),)
+    return first + tuple(Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents))
+
+
+def trained(template: ChatTemplate, *contents: str, system: str | None = None, loss: Any = "all") -> TrainText:
+    messages = said(*contents, system=system)
+    return TrainText("row", template.spans(messages, loss), messages)
+
+
+def bare(*messages: Message) -> TrainText:
+    """Turns that no template would take; the writer looks at them before it looks at the spans."""
+    return TrainText("row", (Span("x", False),), messages)
+
+
+def pair(template: ChatTemplate, asked: str = "Hi", chosen: str = "Yes", rejected: str = "No") -> HardPair:
+    prompt = template.prompt(said(asked))
+    return HardPair("row", prompt, *(template.answer(said(asked), text) for text in (chosen, rejected)))
+
+
+def prompt(template: ChatTemplate, *contents: str) -> PromptText:
+    return PromptText("row", template.prompt(said(*contents)))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+# Exact bytes
+
+
+def test_a_conversation_is_written_in_upstreams_format(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    path = tmp_path / "train.jsonl"
+    found = write_chat(path, [trained(template, 'Say é\u2028 "it"', "It\n", system="Be kind.")], count, 200)
+    assert (
+        path.read_bytes()
+        == (
+            '{"system":"Be kind.","conversations":[{"from":"User","value":"Say é\u2028 \\"it\\""},'
+            '{"from":"Assistant","value":"It\\n"}],"mask":"User","dataset":"cai"}\n'
+        ).encode()
+    )
+    assert (found.rows, found.samples, found.dropped) == (1, 1, {})
+    whole = (
+        '<extra_id_0>System\nBe kind.\n<extra_id_1>User\nSay é\u2028 "it"\n<extra_id_1>Assistant\nIt\n\n<extra_id_1>'
+    )
+    assert found.tokens == found.longest == count(whole)
+
+
+def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    found = write_pairs(path, [pair(template), pair(template, "Ho")], count, 200)
+    head = "<extra_id_0>System\n\n<extra_id_1>User\n"
+    assert [record["text"] for record in records(path)] == [
+        f"{head}{asked}\n{HEADER}{answer}\n{TURN}" for asked in ("Hi", "Ho") for answer in ("Yes", "No")
+    ]
+    assert (found.rows, found.samples) == (2, 2)
+    assert found.tokens == sum(count(record["text"]) for record in records(path))
+
+
+def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+    path = tmp_path / "prompts.jsonl"
+    found = write_prompts(path, [prompt(template, "Hi"), prompt(template, "Hi", "Yes", "Why?")], count, 200)
+    assert [record["text"] for record in records(path)] == [
+        f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}",
+        f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}Yes\n{TURN}User\nWhy?\n{HEADER}",
+    ]
+    assert (found.rows, found.dropped) == (2, {})
+
+
+def test_learning_the_last_answer_alone_folds_the_turns_before_it(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    last = trained(template, "a", "b", "c\n", " d", system="s", loss="last")
+    every = trained(template, "a", "b", "c\n", " d", system="s")
+    path = tmp_path / "train.jsonl"
+    write_chat(path, [last, every], count, 200)
+    folded, plain = records(path)
+    assert [turn["value"] for turn in plain["conversations"]] == ["a", "b", "c\n", " d"]
+    assert [turn["value"] for turn in folded["conversations"]] == [f"a\n{HEADER}b\n{TURN}User\nc\n", " d"]
+    assert chat_spans(folded) == tuple(last.spans)
+    assert chat_spans(plain) == tuple(every.spans)
+    assert "".join(span.text for span in last.spans) == "".join(span.text for span in every.spans)
+
+
+def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_beside(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    path = tmp_path / "train.jsonl"
+    rows = [trained(template, f"q{i}", f"a{i}") for i in range(5)]
+    assert write_chat(path, iter(rows), count, 200) == write_chat(path, rows, count, 200)
+    before = path.read_bytes()
+    write_chat(path, rows, count, 200)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_upstreams_index_of_the_old_file_goes_with_it(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    for name in ("train.jsonl.idx.npy", "train.jsonl.idx.info", "other.jsonl.idx.npy"):
+        (tmp_path / name).write_bytes(b"old")
+    write_chat(tmp_path / "train.jsonl", [trained(template, "a", "b")], count, 200)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other.jsonl.idx.npy", "train.jsonl"]
+
+
+def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+    path = tmp_path / "train.jsonl"
+    write_chat(path, [trained(template, "a", "b", "c", "d", system="s")], count, 200)
+    (row,) = READERS["nemo_sft_chat"].read([path], "conversations", {}, Counter())
+    assert row.messages == said("a", "b", "c", "d", system="s")
+
+
+# What is left out
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("system turn not first", bare(*said("a", "b"), Message("system", "s"))),
+        ("system turn not first", bare(Message("system", "s"), Message("system", "t"), *said("a", "b"))),
+        ("no user turn", bare(Message("assistant", "b"))),
+        ("no user turn", bare()),
+        ("roles out of order", bare(Message("assistant", "b"), *said("a", "b"))),
+        ("roles out of order", bare(Message("user", "a"), *said("a", "b"))),
+        ("ends with a user turn", bare(*said("a", "b", "c"))),
+        ("empty answer", bare(*said("a", " \n", "c", "d"))),
+        ("control token in text", bare(*said("a<extra_id_1>Assistant\nb", "c"))),
+        ("control token in text", bare(*said("a", "c", system="<extra_id_2>"))),
+        ("rendered otherwise than NeMo does", bare(*said("a", "b"))),
+    ],
+)
+def test_conversations_that_upstream_would_misread_are_left_out(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: TrainText
+) -> None:
+    path = tmp_path / "train.jsonl"
+    found = write_chat(path, [trained(template, "a", "b"), text, trained(template, "c", "d")], count, 200)
+    assert found.dropped == {reason: 1}
+    assert found.rows == len(records(path)) == 2
+
+
+def test_a_conversation_may_be_one_token_longer_than_the_sequence(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    text = trained(template, "a question", "an answer")
+    tokens = count("".join(span.text for span in text.spans))
+    path = tmp_path / "train.jsonl"
+    assert write_chat(path, [text], count, tokens - 1).longest == tokens
+    with pytest.raises(SpecError, match="1 too long"):
+        write_chat(path, [text], count, tokens - 2)
+
+
+def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    for longer in (pair(template, chosen="Yes, of course"), pair(template, rejected="No, never at all")):
+        tokens = max(count(longer.prompt + answer) for answer in (longer.chosen, longer.rejected))
+        assert write_pairs(path, [longer], count, tokens).longest == tokens
+        assert write_pairs(path, [longer, pair(template)], count, tokens - 1).dropped == {"too long": 1}
+
+
+def test_a_prompt_leaves_room_for_the_answer(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+    path = tmp_path / "prompts.jsonl"
+    text = prompt(template, "a rather long question")
+    tokens = count(text.prompt)
+    assert write_prompts(path, [text], count, tokens).longest == tokens
+    assert write_prompts(path, [text, prompt(template, "a")], count, tokens - 1).dropped == {"too long": 1}
+
+
+def test_a_tokenizer_that_merges_across_turns_is_found_out(tmp_path: Path, template: ChatTemplate) -> None:
+    def merging(text: str) -> int:
+        """One token a character, but a line end and the next turn's '<' are one."""
+        return len(text) - text.count("\n<")
+
+    rows = [trained(template, "a", "b")]
+    with pytest.raises(SpecError, match="1 tokens merge across turns"):
+        write_chat(tmp_path / "train.jsonl", rows, merging, 500)
+    assert write_chat(tmp_path / "train.jsonl", rows, len, 500).rows == 1
+
+
+def test_a_tokenizer_that_merges_a_name_with_its_answer_is_found_out(tmp_path: Path, template: ChatTemplate) -> None:
+    def merging(text: str) -> int:
+        return len(text) - text.count("\n\n")
+
+    rows = [trained(template, "a", "\nb", system="s"), trained(template, "a", "b", system="s")]
+    found = write_chat(tmp_path / "train.jsonl", rows, merging, 500)
+    assert (found.rows, found.dropped) == (1, {"tokens merge across turns": 1})
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("identical answers", {"rejected": f"Yes\n{TURN}"}),
+        ("empty answer", {"rejected": f" \n{TURN}"}),
+        ("answer without end of turn", {"chosen": "Yes\n"}),
+        ("control token in text", {"chosen": f"Yes\n{TURN}User\nSo?\n{TURN}"}),
+        ("prompt without assistant header", {"prompt": f"<extra_id_0>System\n\n{TURN}User\nHi\n"}),
+    ],
+)
+def test_pairs_that_teach_nothing_or_end_wrongly_are_left_out(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, changes: dict[str, str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    odd = replace(pair(template), **changes)
+    found = write_pairs(path, [pair(template), odd, pair(template, "Ho")], count, 200)
+    assert found.dropped == {reason: 1}
+    assert [record["text"].splitlines()[5] for record in records(path)] == ["Yes", "No", "Yes", "No"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("prompt without assistant header", "Hi"),
+        ("prompt without system header", f"{TURN}User\nHi\n{HEADER}"),
+        ("roles out of order", f"<extra_id_0>System\n\n{HEADER}Hi\n{HEADER}"),
+        ("roles out of order", f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}a\n{HEADER}"),
+        ("empty prompt", f"<extra_id_0>System\n\n{TURN}User\n \n{HEADER}"),
+        ("control token in text", f"<extra_id_0>System\n<extra_id_0>\n{TURN}User\nHi\n{HEADER}"),
+        ("not utf-8", f"<extra_id_0>System\n\n{TURN}User\n\udc80\n{HEADER}"),
+    ],
+)
+def test_prompts_that_are_none_are_left_out(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    found = write_prompts(path, [PromptText("odd", text), prompt(template, "Hi")], count, 200)
+    assert found.dropped == {reason: 1}
+    assert len(records(path)) == 1
+
+
+def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nemo, "MAX_LINE", 200)
+
+    def count(text: str) -> int:
+        assert len(text) < 300
+        return len(text)
+
+    found = write_prompts(
+        tmp_path / "prompts.jsonl", [prompt(template, "x" * 300), prompt(template, "Hi")], count, 1000
+    )
+    assert found.dropped == {"line too large": 1}
+
+
+def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+    kept, long = pair(template), pair(template, chosen="very " * 40)
+    rows = [replace(row, replica=k) for row in (kept, long) for k in range(3)]
+    found = write_pairs(tmp_path / "pairs.jsonl", rows, count, 100, at_least=3)
+    assert (found.rows, found.samples, found.dropped) == (1, 3, {"too long": 1})
+    assert len(records(tmp_path / "pairs.jsonl")) == 6
+
+
+def test_fewer_rows_than_a_batch_are_refused_and_the_old_file_stays(
+    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("old\n")
+    rows = [trained(template, "a", "b"), bare(*said("a", "b", "c"))]
+    with pytest.raises(SpecError) as error:
+        write_chat(path, rows, count, 200, at_least=2)
+    assert "train.jsonl: 1 conversations are left for a batch of 2 (1 ends with a user turn)" in str(error.value)
+    assert path.read_text() == "old\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+    with pytest.raises(SpecError, match="0 prompts"):
+        write_prompts(tmp_path / "none.jsonl", [], count, 200, at_least=0)
+
+
+# Templates
+
+
+def test_the_shipped_template_is_nemos(template: ChatTemplate) -> None:
+    assert matches_nemo_chat(template) == ""
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral_instruct", "llama3", "human_assistant", "smollm2"])
+def test_other_shipped_templates_are_not(name: str) -> None:
+    assert matches_nemo_chat(ChatTemplate.from_file(TEMPLATES / f"{name}.jinja"))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change to the shipped template, and what must be said about it."""
+
+    old: str
+    new: str
+    says: str
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit("message['content'] + '\\n'", "message['content'] | trim + '\\n'", "differs"),
+        Edit("<extra_id_0>System\\n", "<extra_id_0>system\\n", "has 'system"),
+        Edit("said.system + '\\n'", "(said.system + '\\n' if said.system else '')", "the prompt of 2 turns differs"),
+        Edit("'User' if", "'Human' if", "has 'Human"),
+        Edit('control: ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]', "control: []", "a message can hold"),
+        Edit("<extra_id_1>", "<extra_id_9>", "has '9>User"),
+    ],
+)
+def test_the_first_difference_is_told(template: ChatTemplate, edit: Edit) -> None:
+    assert edit.old in template.text
+    changed = ChatTemplate.from_text("changed", template.text.replace(edit.old, edit.new))
+    assert edit.says in matches_nemo_chat(changed)

@@ -1,0 +1,237 @@
+"""PPO on a tiny model: its arithmetic, its sampler, its learning, its stop, its resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cai.engines.base import Critic, Lora, Precision, RewardSettings, RlSettings
+from cai.engines.embedded.advantages import (
+    distinct,
+    explained_variance,
+    generalised_advantages,
+    kl_estimates,
+    token_rewards,
+    whitened,
+)
+from cai.engines.embedded.batches import Branches, pack
+from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.ppo import train_ppo
+from cai.engines.embedded.ppo_update import clipped_policy_loss, clipped_value_loss
+from cai.engines.embedded.reward import train_reward
+from cai.engines.embedded.rollouts import Asked, Ends, sample
+from cai.engines.embedded.trunk import Trunk
+from cai.errors import SpecError
+from tests.support.training import Interrupted, Watch, comparisons, questions, tiny_folder
+
+SETTINGS = RlSettings(
+    iterations=4,
+    rollouts=16,
+    batch_size=8,
+    micro_batch_size=4,
+    ppo_epochs=2,
+    learning_rate=2e-2,
+    critic_learning_rate=1e-2,
+    max_tokens=6,
+    kl_coefficient=0.02,
+    lora=Lora(rank=4, last_layers=2),
+    precision=Precision.FLOAT32,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def likes_kind(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The share of an answer's words that are 'kind'."""
+    return [a.split().count("kind") / max(1, len(a.split())) for _, a in pairs]
+
+
+def ppo(model: Path, at: Path, progress: Watch | None = None, reward: Path | None = None, **changes: Any) -> Any:
+    settings = SETTINGS.model_copy(update=changes)
+    score = likes_kind if reward is None else None
+    return train_ppo(
+        model,
+        reward or model,
+        questions(10),
+        (),
+        settings,
+        1,
+        at / "out",
+        at / "work",
+        progress or Watch(),
+        threads=1,
+        score=score,
+    )
+
+
+def rows_of(at: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (at / "out/metrics.jsonl").read_text().splitlines()]
+
+
+def test_advantages_equal_a_naive_loop() -> None:
+    torch.manual_seed(0)
+    lengths, gamma, lam = [5, 1, 3], 0.9, 0.8
+    valid = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
+    rewards, values = torch.randn(3, 5) * valid, torch.randn(3, 5)
+    advantages, returns = generalised_advantages(rewards, values, valid, gamma, lam)
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            expected = 0.0
+            for k in range(t, length):
+                after = float(values[b, k + 1]) if k + 1 < length else 0.0
+                delta = float(rewards[b, k]) + gamma * after - float(values[b, k])
+                expected += (gamma * lam) ** (k - t) * delta
+            assert float(advantages[b, t]) == pytest.approx(expected, abs=1e-5)
+            assert float(returns[b, t]) == pytest.approx(expected + float(values[b, t]), abs=1e-5)
+    assert not advantages[~valid].any()
+    assert not returns[~valid].any()
+
+
+def test_the_score_stands_on_the_last_token_and_the_penalty_on_each() -> None:
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    new, old = torch.tensor([[0.5, 0.2, 0.1], [0.3, 9.0, 9.0]]), torch.zeros(2, 3)
+    rewards = token_rewards(torch.tensor([2.0, -1.0]), new, old, valid, 0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.05, -0.02, 1.99], [-1.03, 0.0, 0.0]]))
+
+
+def test_whitening_counts_valid_tokens_only() -> None:
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    white = whitened(torch.tensor([[1.0, 2.0, 50.0], [6.0, 50.0, 50.0]]), valid)
+    assert float(white[valid].mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(white[valid].std(correction=0)) == pytest.approx(1.0)
+    assert not white[~valid].any()
+
+
+def test_clipping_and_estimates_are_the_formulas() -> None:
+    new, old = torch.tensor([0.0, 1.0, -1.0]), torch.zeros(3)
+    loss, clipped = clipped_policy_loss(new, old, torch.tensor([1.0, 1.0, 1.0]), 0.2)
+    torch.testing.assert_close(loss, torch.tensor([-1.0, -1.2, -0.36787945]))
+    assert clipped.tolist() == [0.0, 1.0, 1.0]
+    value = clipped_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2)
+    assert float(value) == pytest.approx(0.5 * 0.8**2)
+    assert float(clipped_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.0)) == 0.0
+    k1, k3 = kl_estimates(torch.tensor([[0.5, 7.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[True, False]]))
+    assert k1 == pytest.approx(0.5)
+    assert k3 == pytest.approx(2.718281828**-0.5 - 1 + 0.5, abs=1e-6)
+    assert distinct([(1, 2, 1, 2), (1, 2)]) == 2 / 4
+    assert explained_variance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])) == 1.0
+
+
+def test_samples_follow_the_models_distribution_and_their_own_draws(model: Path) -> None:
+    trunk = Trunk(model, Precision.FLOAT32, "cpu")
+    trunk.adapt(Lora(rank=2), 0)
+    tokenizer = load_tokenizer(model)
+    ends = Ends(tokenizer, (2,), ("thanks",))
+    ids = tuple(encode(tokenizer, ["[user] hello [bot]"])[0])
+    many = [Asked(f"r{i}", ids) for i in range(2000)]
+    answers = sample(trunk, many, ends, 1, 0.8, 7, "t")
+    with torch.no_grad():
+        states = trunk(pack([Branches((), (ids,))]))[-1:]
+        expected = torch.softmax((states @ trunk.head.t())[0] / 0.8, -1)
+    counts = torch.bincount(torch.tensor([a.ids[0] for a in answers]), minlength=len(expected)) / len(many)
+    assert float((counts - expected).abs().sum()) / 2 < 0.06
+    few = [Asked("r0", ids), Asked("x", ids[:2]), Asked("r5", (*ids, 8, 9))]
+    together = sample(trunk, few, ends, 12, 1.0, 7, "t")
+    assert [sample(trunk, [a], ends, 12, 1.0, 7, "t")[0] for a in few] == together
+    for answer in sample(trunk, many[:64], ends, 12, 1.0, 7, "t"):
+        last = answer.ids[-1] in ends.tokens
+        assert answer.ended == last
+        assert last or len(answer.ids) == 12
+        assert not any(t in ends.tokens for t in answer.ids[:-1])
+
+
+def test_a_stop_string_of_several_tokens_ends_an_answer(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    ends = Ends(tokenizer, (2,), ("cat dog",))
+    cat, dog, sun = (encode(tokenizer, [w])[0][0] for w in ("cat", "dog", "sun"))
+    assert ends.over([sun, cat, dog])
+    assert not ends.over([cat, sun])
+    assert ends.over([2])
+
+
+@pytest.mark.long
+def test_ppo_raises_the_reward_and_tells_what_it_did(model: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    trained = ppo(
+        model,
+        tmp_path,
+        watch,
+        iterations=8,
+        rollouts=32,
+        lora=Lora(rank=8),
+        kl_coefficient=0.0,
+        ppo_epochs=4,
+        learning_rate=1e-2,
+    )
+    rows = rows_of(tmp_path)
+    early, late = (sum(r["reward"] for r in part) / len(part) for part in (rows[:2], rows[-2:]))
+    assert late > early + 0.15
+    assert rows[0]["kl"] == 0.0
+    assert rows[-1]["kl"] > 0.0
+    assert all(r["first_ratio"] == 0.0 for r in rows)
+    wanted = {"reward_std", "objective", "length", "entropy", "distinct_2", "ended", "clip_fraction"}
+    assert wanted | {"explained_variance", "policy_loss", "value_loss"} <= rows[0].keys()
+    assert [e for e, _ in watch.notes].count("rl.iteration") == 8
+    assert trained.metrics["reward"] == rows[-1]["reward"]
+    samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert {"iteration", "prompt", "answer", "reward"} <= samples[0].keys()
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": None, "learning_rate": 2e-3}, {"kl_limit": 1000.0}])
+def test_a_killed_ppo_goes_on_to_the_same_bytes(model: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    ppo(model, tmp_path / "whole", **changes)
+    with pytest.raises(Interrupted):
+        ppo(model, tmp_path / "cut", Watch("rl.iteration", 3), **changes)
+    watch = Watch()
+    ppo(model, tmp_path / "cut", watch, **changes)
+    assert next(f["iteration"] for e, f in watch.notes if e == "rl.resumed") == 2
+    one, two = (tmp_path / n / "out/model.safetensors" for n in ("whole", "cut"))
+    assert one.read_bytes() == two.read_bytes()
+    assert len(rows_of(tmp_path / "cut")) == len(rows_of(tmp_path / "whole"))
+
+
+def test_the_kl_limit_keeps_the_last_iterate_within_it(model: Path, tmp_path: Path) -> None:
+    trained = ppo(model, tmp_path / "limited", kl_limit=0.3, iterations=8, learning_rate=3e-2)
+    rows = rows_of(tmp_path / "limited")
+    assert trained.metrics["stopped_by_kl"]
+    assert rows[-1]["discarded"]
+    assert rows[-1]["kl"] > 0.3
+    assert all(r["kl"] <= 0.3 for r in rows[:-1])
+    # The result is the iterate that made the last rows within the limit: the one before the discarded update.
+    kept = len(rows) - 2
+    if kept:
+        ppo(model, tmp_path / "short", iterations=kept, learning_rate=3e-2)
+        one, two = (tmp_path / n / "out/model.safetensors" for n in ("limited", "short"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_critic_from_the_reward_model_runs_and_other_tokens_are_refused(model: Path, tmp_path: Path) -> None:
+    settings = RewardSettings(epochs=2, learning_rate=1e-2, batch_size=4, precision=Precision.FLOAT32)
+    train_reward(model, comparisons(12), [], settings, 1, tmp_path / "rm", tmp_path / "w", Watch())
+    ppo(model, tmp_path, reward=tmp_path / "rm", critic=Critic.REWARD, iterations=2, critic_warmup=1)
+    rows = rows_of(tmp_path)
+    assert rows[1]["kl"] == 0.0, "the first iteration trains the critic alone"
+    assert rows[1]["value_loss"] < rows[0]["value_loss"] * 2
+    tokenizer = tmp_path / "rm/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"rude"', '"rough"'))
+    with pytest.raises(SpecError, match="reads other tokens"):
+        ppo(model, tmp_path / "x", reward=tmp_path / "rm", critic=Critic.REWARD)
+
+
+def test_long_prompts_are_dropped_and_counted(model: Path, tmp_path: Path) -> None:
+    trained = ppo(model, tmp_path, max_prompt_tokens=4, iterations=1)
+    assert trained.dropped == {"prompt too long": 4}
+    assert trained.metrics["prompts"] == 6
+
+
+def test_first_ratios_are_one_in_bfloat16_with_every_layer_adapted(model: Path, tmp_path: Path) -> None:
+    ppo(model, tmp_path, precision=Precision.BFLOAT16, lora=Lora(rank=4), iterations=2, entropy_bonus=0.01)
+    assert [r["first_ratio"] for r in rows_of(tmp_path)] == [0.0, 0.0]
