@@ -2,7 +2,7 @@
 
 Upstream never says that it lost a row: it replaces, masks, cuts or crashes. So each rule it has is applied here first,
 and what breaks one is left out and counted by reason. Facts, read in NeMo-Aligner v0.7.0 and NeMo v2.1.0, and tried
-against their real classes by tests/test_nemo_real.py; those of conversations are in cai/data/nemo_chat.py:
+against their real classes by tests/lab/test_training.py; those of conversations are in cai/data/nemo_chat.py:
 
 - Comparisons (``RewardModelDataset``): lines 2i and 2i + 1 are the chosen and the rejected text of pair i. A pair with
   a side longer than the sequence is replaced by the pair two places on, which then counts twice; at the end of the file

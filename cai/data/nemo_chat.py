@@ -1,6 +1,6 @@
 """NeMo's chat format: what its chat data set makes of a record, and whether a chat template writes the same.
 
-Facts, read in NeMo v2.1.0 (``GPTSFTChatDataset``) and tried against it by tests/test_nemo_real.py:
+Facts, read in NeMo v2.1.0 (``GPTSFTChatDataset``) and tried against it by tests/lab/test_training.py:
 
 - The header is ``<extra_id_0>System\\n{system}\\n``, a turn ``<extra_id_1>{from}\\n{value}\\n``. Where the last turn is
   not of the role ``mask``, ``<extra_id_1>`` follows. Nothing is stripped, no BOS or EOS is added.

@@ -40,7 +40,7 @@ def cai(*args, cwd, **env):
 def test_the_shipped_experiments_have_the_plans_they_had(name):
     """A changed key means other results for the same YAML: bump a VERSION on purpose, then write the golden file anew.
 
-    CAI_WRITE_GOLDEN=1 pytest tests/test_plan_command.py
+    CAI_WRITE_GOLDEN=1 pytest tests/commands/test_planning.py
     """
     plan = compile_plan([f"experiment={name}", *PINNED[name]], Library((shipped_root(),)))
     found = {s.name: {"kind": s.kind, "makes": s.makes, "inputs": s.inputs, "key": s.key} for s in plan.steps}

@@ -33,6 +33,7 @@ from cai.run.shards import Merging, Part, parse_shard, shards_of
 from cai.run.submission import Phase, cancel, resume, states, submit, watch
 from cai.stages.base import Shard
 from cai.stages.flow.base import Flow, ShardDone
+from cai.stages.flow.drive import drive
 from cai.stages.flow.generation import as_prompt, source_of
 from cai.store.artifacts import Store, artifact_name
 from cai.store.events import read_events
@@ -361,9 +362,9 @@ def test_rows_beside_the_stages_own_do_not_end_a_shard(tmp_path: Path) -> None:
     ctx = ctx_of(tmp_path, Flowing(), shard=Shard(0, 2))
     source = source_of(ctx.one("prompts"), as_prompt)
     with Flow(ctx, "model", source, chained, size=16, name="labelled") as flow:
-        flow.run()
+        drive(flow)
     with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone) as done:
-        flow.run()
+        drive(flow)
     assert done.value.flow is flow
 
 

@@ -24,7 +24,7 @@ from tests.support.paths import ROOT
 
 DATA = ROOT / "docs" / "nemo_parity.yaml"
 DOC = ROOT / "docs" / "nemo.md"
-BEGIN = "<!-- parity: CAI_WRITE_GOLDEN=1 pytest tests/test_nemo_parity.py writes from here ... -->"
+BEGIN = "<!-- parity: CAI_WRITE_GOLDEN=1 pytest tests/engines/nemo_aligner/test_parity.py writes from here ... -->"
 END = "<!-- ... to here -->"
 ABSENT = "not in upstream's YAML"
 DEFAULT = "default"

@@ -191,9 +191,9 @@ def test_a_conversation_alternates_after_a_failed_answer() -> None:
 
 def test_at_a_terminal_ctrl_c_warns_and_ctrl_d_leaves() -> None:
     program = (
-        "import fcntl, sys, termios; sys.path.insert(0, 'tests')\n"
+        "import fcntl, sys, termios; sys.path.insert(0, '.')\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from test_chatting import Echo, speaker\n"
+        "from tests.terminal.test_chat import Echo, speaker\n"
         "from cai.terminal.chat import chat\n"
         "chat(speaker(Echo()))\n"
     )
