@@ -48,9 +48,9 @@ def reward_model(model: Path, folder: Path) -> Path:
 def ours(model: Path, reward: Path, settings: RlSettings, folder: Path) -> list[dict[str, float]]:
     """Seconds of each phase, an entry an iteration."""
     from cai.engines.embedded import ppo
-    from cai.engines.embedded.rollouts import Ends
+    from cai.engines.embedded.rollouts import EndRules
 
-    class Endless(Ends):
+    class Endless(EndRules):
         def over(self, ids: Any) -> bool:
             """Never: both sides make answers of full length."""
             return False

@@ -211,7 +211,7 @@ def serve_model(port: int, folder: Path) -> None:
     from cai.files.library import Library
     from cai.run.watch import Silent
     from cai.serving import make_app
-    from cai.terminal.chat import CHAT_SAMPLING, Speaker
+    from cai.terminal.chat import CHAT_SAMPLING, ChatModel
 
     composed = compose(["experiment=quickstart"], Library.here())
     base = parse(composed.data, composed.where).models["base"]
@@ -225,7 +225,7 @@ def serve_model(port: int, folder: Path) -> None:
     client = engine.client(model)
     import uvicorn
 
-    app = make_app(Speaker(client, chat, "small", CHAT_SAMPLING, 0, 2048, lambda text: len(text) // 3), api_key="")
+    app = make_app(ChatModel(client, chat, "small", CHAT_SAMPLING, 0, 2048, lambda text: len(text) // 3), api_key="")
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cai.chat.guard import Guard
 from cai.chat.messages import ROLES, Message
 from cai.chat.template import read_text
-from cai.chat.template_file import Body, Format, Header, Kind, read_header
+from cai.chat.template_file import Format, Header, TemplateBody, TemplateKind, read_header
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
 
@@ -24,15 +24,15 @@ class PromptTemplate:
     where: str = field(compare=False)
     guard: tuple[str, ...] = ()
     header: Header = field(init=False, repr=False, compare=False)
-    _body: Body = field(init=False, repr=False, compare=False)
+    _body: TemplateBody = field(init=False, repr=False, compare=False)
     _guard: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         header = read_header(self.text, self.where)
-        if header.kind is not Kind.PROMPT:
+        if header.kind is not TemplateKind.PROMPT:
             raise SpecError(Problem(self.where, "is a chat template, not a prompt template", "wants kind: prompt"))
         object.__setattr__(self, "header", header)
-        object.__setattr__(self, "_body", Body(self.text, self.where))
+        object.__setattr__(self, "_body", TemplateBody(self.text, self.where))
         object.__setattr__(self, "_guard", Guard((*header.controls, *self.guard), self.where))
 
     def __reduce__(self) -> tuple[Any, ...]:

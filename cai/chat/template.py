@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cai.chat.guard import Guard
 from cai.chat.messages import ROLES, Message, Span
-from cai.chat.template_file import Body, Header, Kind, TurnError, read_header
+from cai.chat.template_file import Header, TemplateBody, TemplateKind, TurnError, read_header
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
 
@@ -35,15 +35,15 @@ class ChatTemplate:
     where: str = field(compare=False)
     guard: tuple[str, ...] = ()
     header: Header = field(init=False, repr=False, compare=False)
-    _body: Body = field(init=False, repr=False, compare=False)
+    _body: TemplateBody = field(init=False, repr=False, compare=False)
     _guard: Guard = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         header = read_header(self.text, self.where)
-        if header.kind is not Kind.CHAT:
+        if header.kind is not TemplateKind.CHAT:
             raise SpecError(Problem(self.where, "is a prompt template, not a chat template", "wants kind: chat"))
         object.__setattr__(self, "header", header)
-        object.__setattr__(self, "_body", Body(self.text, self.where))
+        object.__setattr__(self, "_body", TemplateBody(self.text, self.where))
         object.__setattr__(self, "_guard", Guard((*header.controls, *self.guard), self.where))
         unknown = sorted(self._body.variables.required - _KNOWN)
         if unknown:

@@ -40,7 +40,7 @@ class TurnError(SpecError):
     """The template does not take these messages: wrong order, wrong role, nothing to answer."""
 
 
-class Kind(str, Enum):
+class TemplateKind(str, Enum):
     """What a template file makes."""
 
     CHAT = "chat"
@@ -59,7 +59,7 @@ class Header:
     """The front matter."""
 
     description: str
-    kind: Kind
+    kind: TemplateKind
     format: Format = Format.CHAT
     bos_token: str = ""
     eos_token: str = ""
@@ -86,7 +86,7 @@ class Variables:
     required: frozenset[str]
 
 
-class Body:
+class TemplateBody:
     """A compiled template. Holds no state between renders; safe to share between threads.
 
     ``alters`` says that the body may cut, join or change texts, so that contents cannot be judged by their ends alone.
@@ -235,7 +235,7 @@ def read_header(text: str, where: str) -> Header:
         elif not isinstance(value, str):
             wrong(name, f"must be text, not {type(value).__name__}")
         elif name in ("kind", "format"):
-            choices: type[Kind] | type[Format] = Kind if name == "kind" else Format
+            choices: type[TemplateKind] | type[Format] = TemplateKind if name == "kind" else Format
             if value not in {c.value for c in choices}:
                 wrong(name, f"{value!r} is unknown", did_you_mean(value, [c.value for c in choices]))
             else:
@@ -245,9 +245,9 @@ def read_header(text: str, where: str) -> Header:
     for name in ("description", "kind"):
         if name not in raw:
             wrong(name, "missing")
-    if raw.get("kind") == Kind.CHAT.value and not values.get("answer_end") and not problems:
+    if raw.get("kind") == TemplateKind.CHAT.value and not values.get("answer_end") and not problems:
         wrong("answer_end", "missing: a chat template says what closes an assistant turn", "e.g. answer_end: '</s>'")
-    for name, kind in (("answer_end", Kind.PROMPT), ("format", Kind.CHAT)):
+    for name, kind in (("answer_end", TemplateKind.PROMPT), ("format", TemplateKind.CHAT)):
         if name in raw and raw.get("kind") == kind.value:
             wrong(name, f"has no meaning in a {kind.value} template", "remove it")
     if problems:

@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, beat INTEGER NOT NULL
 """
 
 
-class Place(Enum):
+class Whereabouts(Enum):
     """Where the answer to a call that is not in the cache comes from."""
 
     OURS = "ours"
@@ -51,7 +51,7 @@ class Place(Enum):
     """Another process is asking it; look again."""
 
 
-Found = Mapping[str, Any] | Place
+Found = Mapping[str, Any] | Whereabouts
 
 
 @dataclass
@@ -91,7 +91,7 @@ class RequestCache:
 
     def look(self, keys: Sequence[bytes]) -> list[Found]:
         """For each key its result, or who is to get it. What nobody has or asks is ours from now on."""
-        found: list[Found] = self._do(lambda db: self._look(db, keys), [Place.OURS] * len(keys))
+        found: list[Found] = self._do(lambda db: self._look(db, keys), [Whereabouts.OURS] * len(keys))
         return found
 
     def put(self, results: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
@@ -171,10 +171,10 @@ class RequestCache:
             if key in results:
                 found.append(json.loads(results[key]))
             elif key in claims and claims[key] != self._owner and alive[claims[key]]:
-                found.append(Place.ELSEWHERE)
+                found.append(Whereabouts.ELSEWHERE)
             else:
                 ours.append((key, self._owner))
-                found.append(Place.OURS)
+                found.append(Whereabouts.OURS)
         db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ours)
         return found
 

@@ -26,7 +26,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerRow:
     """One row of a server's answer: the text with the prompt, and its tokens as pieces and as ids."""
 
     sentence: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Continuation:
     """What was written within the budget. ``ended``: at an end token, which ``tokens`` counts and ``text`` lacks."""
 
     text: str
@@ -51,7 +51,9 @@ class EchoNotFound(ValueError):
         super().__init__(f"the prompt goes on with {prompt[:60]!r} where the answer has {answer[:60]!r}")
 
 
-def made(answer: Answer, prompt: str, budget: int, pieces: Pieces | None, stops: Collection[str] = ()) -> Made:
+def made(
+    answer: ServerRow, prompt: str, budget: int, pieces: Pieces | None, stops: Collection[str] = ()
+) -> Continuation:
     """What was written after the prompt, at most ``budget`` tokens; stop strings that are tokens end it too.
 
     Raises:
@@ -61,7 +63,7 @@ def made(answer: Answer, prompt: str, budget: int, pieces: Pieces | None, stops:
     return found if found is not None else _made_by_letters(answer, prompt, budget, stops)
 
 
-def span(answer: Answer, prompt: str, continuation: str, pieces: Pieces | None) -> range:
+def span(answer: ServerRow, prompt: str, continuation: str, pieces: Pieces | None) -> range:
     """Which tokens of the answer to ``prompt + continuation`` are the continuation's.
 
     They begin with the first token that the prompt alone does not have: a token that spans the border counts.
@@ -87,7 +89,9 @@ def _offset(ids: Sequence[int], head: Sequence[int], pieces: Pieces) -> int | No
     return next((at for at in starts if head and tuple(ids[at : at + len(head)]) == tuple(head)), None)
 
 
-def _made_by_ids(answer: Answer, prompt: str, budget: int, pieces: Pieces, stops: Collection[str]) -> Made | None:
+def _made_by_ids(
+    answer: ServerRow, prompt: str, budget: int, pieces: Pieces, stops: Collection[str]
+) -> Continuation | None:
     head = pieces.ids(prompt)
     at = _offset(answer.ids, head, pieces)
     if at is None or any(not 0 <= token < pieces.vocab for token in answer.ids):
@@ -104,11 +108,11 @@ def _made_by_ids(answer: Answer, prompt: str, budget: int, pieces: Pieces, stops
         return None
     text = text[len(before) :]
     if last is None:
-        return Made(text.rstrip("\ufffd"), kept, False, start)  # the budget may end within a character
-    return Made(text, kept + 1, True, start)
+        return Continuation(text.rstrip("\ufffd"), kept, False, start)  # the budget may end within a character
+    return Continuation(text, kept + 1, True, start)
 
 
-def _made_by_letters(answer: Answer, prompt: str, budget: int, stops: Collection[str]) -> Made:
+def _made_by_letters(answer: ServerRow, prompt: str, budget: int, stops: Collection[str]) -> Continuation:
     shown = _Shown(answer.tokens)
     begin = _find(prompt, answer.sentence)
     start = shown.after(_find(prompt, shown.text, whole=True))
@@ -120,7 +124,7 @@ def _made_by_letters(answer: Answer, prompt: str, budget: int, stops: Collection
     if start + kept < len(answer.tokens):
         end = max(begin, _find(shown.text[: shown.starts[start + kept]], answer.sentence))
     text = answer.sentence[begin:end]
-    return Made(text, kept if last is None else kept + 1, last is not None, start)
+    return Continuation(text, kept if last is None else kept + 1, last is not None, start)
 
 
 class _Shown:

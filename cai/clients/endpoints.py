@@ -20,7 +20,7 @@ IN_A_ROW = 5
 """Failures without an answer in between after which a server rests; more where many calls are in flight."""
 
 
-class Kind(str, Enum):
+class TroubleKind(str, Enum):
     """What went wrong with an attempt."""
 
     LIMIT = "limit"
@@ -39,7 +39,7 @@ class Trouble:
     asks to be left alone, in seconds.
     """
 
-    kind: Kind
+    kind: TroubleKind
     why: str
     said: str
     wait: float | None = None
@@ -101,11 +101,11 @@ class Endpoint:
         self.said = trouble.said
         if trouble.wait is not None:
             self._held = max(self._held, now + trouble.wait)
-        if trouble.kind in (Kind.LIMIT, Kind.OVERLOAD):
+        if trouble.kind in (TroubleKind.LIMIT, TroubleKind.OVERLOAD):
             self.limit.refused(now, sent)
-        elif trouble.kind is Kind.TIMEOUT:
+        elif trouble.kind is TroubleKind.TIMEOUT:
             self.limit.timed_out(now, sent)
-        if trouble.kind is Kind.LIMIT:
+        if trouble.kind is TroubleKind.LIMIT:
             self._refused += 1
             # Refusals beside answers take places away; refusals alone mean that the server wants a pause.
             if self._refused >= self.limit.value and now >= self._held:
@@ -113,7 +113,7 @@ class Endpoint:
                 self._held = now + pause(self._waves) * random.uniform(0.5, 1.0)
             return
         self._failed += 1
-        enough = 1 if self.rests or trouble.kind is Kind.UNREACHABLE else max(IN_A_ROW, self.limit.value // 4)
+        enough = 1 if self.rests or trouble.kind is TroubleKind.UNREACHABLE else max(IN_A_ROW, self.limit.value // 4)
         # What was sent before the pause began says nothing new.
         if self._failed >= enough and now >= self._away and sent >= self._away:
             self.rests += 1

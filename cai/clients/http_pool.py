@@ -43,7 +43,7 @@ class Carrier(Protocol):
         ...
 
 
-class Job:
+class PendingCall:
     """A call as it was submitted."""
 
     __slots__ = ("call", "left", "over", "pool", "results", "tag")
@@ -54,12 +54,12 @@ class Job:
         self.results: list[Result | None] = [None] * parts
 
 
-class Part:
+class CallPart:
     """What a server is asked at once, and how often it has been."""
 
     __slots__ = ("avoid", "began", "call", "failures", "index", "job", "last", "refusals", "since", "wrong")
 
-    def __init__(self, job: Job, call: Call, index: int) -> None:
+    def __init__(self, job: PendingCall, call: Call, index: int) -> None:
         self.job, self.call, self.index = job, call, index
         self.failures, self.refusals = 0, 0
         self.began: float | None = None
@@ -75,7 +75,7 @@ class HttpPool:
 
     def __init__(self, traffic: Carrier) -> None:
         self._traffic = traffic
-        self.inbox = deque[Part]()
+        self.inbox = deque[CallPart]()
         self.tasks = set[asyncio.Task[None]]()
         self.over = False
         self.attempts = self.calls = self.prompt_tokens = self.tokens = self.in_flight = self.peak = self.settled = 0
@@ -100,14 +100,14 @@ class HttpPool:
             SpecError: a call that this client cannot be asked.
         """
         parts = self._traffic.speaker.parts(call)
-        job = Job(self, tag, call, len(parts))
+        job = PendingCall(self, tag, call, len(parts))
         self._submitted += len(parts)
         self._open_tags += 1
         if self._error is not None:
             return  # ``take`` tells it, after the results that are there.
         if not parts:
             self.put(tag, self._traffic.speaker.unread(call, ""))  # A choice among no options.
-        self.inbox.extend(Part(job, part, i) for i, part in enumerate(parts))
+        self.inbox.extend(CallPart(job, part, i) for i, part in enumerate(parts))
         self._traffic.wake()
 
     def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:

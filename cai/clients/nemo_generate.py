@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
-from cai.clients.echo import BEGINS, Answer, EchoNotFound, made, span
+from cai.clients.echo import BEGINS, EchoNotFound, ServerRow, made, span
 from cai.data.nemo_tokens import Pieces
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import counted
@@ -225,12 +225,12 @@ class NemoGenerateClient:
         self._refuse(lost, len(requests))
         return found
 
-    def _answers(self, rows: int, reply: Any) -> list[Answer]:
+    def _answers(self, rows: int, reply: Any) -> list[ServerRow]:
         parts = [reply.get(key) for key in ("sentences", "tokens", "token_ids")] if isinstance(reply, dict) else [None]
         if not all(isinstance(part, list) and len(part) == rows for part in parts):
             told = json.dumps(reply, ensure_ascii=False)[:200]
             raise StepFailed(f"{self.name}: asked {rows} prompts and was not answered with as many sentences: {told}")
-        return [Answer(s, tuple(map(str, t)), tuple(i)) for s, t, i in zip(*parts, strict=True)]
+        return [ServerRow(s, tuple(map(str, t)), tuple(i)) for s, t, i in zip(*parts, strict=True)]
 
     def _refuse(self, lost: list[tuple[str, EchoNotFound]], rows: int) -> None:
         if lost:
@@ -275,7 +275,7 @@ class _Callers:
             raise SpecError(Problem("servers", "none is given", "give the address of at least one, http://HOST:PORT"))
         self._name, self._timeout, self._retries, self._backoff = name, timeout, retries, backoff
         self._lost_at: dict[str, float] = {}
-        self._running: set[_Run] = set()
+        self._running: set[_CoroutineThread] = set()
         self._closed = False
 
     def run(self, calls: Sequence[_Call]) -> Iterator[tuple[_Call, Any]]:
@@ -289,7 +289,7 @@ class _Callers:
         if not calls:
             return
         replies: SimpleQueue[Any] = SimpleQueue()
-        run = _Run(self._serve_all(calls, replies), replies, calls)
+        run = _CoroutineThread(self._serve_all(calls, replies), replies, calls)
         self._running.add(run)
         try:
             run.start()
@@ -393,7 +393,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Run(threading.Thread):
+class _CoroutineThread(threading.Thread):
     """A coroutine in a thread. Its result goes into no place but ``replies``: an exception, or CancelledError."""
 
     def __init__(self, work: Coroutine[Any, Any, None], replies: SimpleQueue[Any], calls: Sequence[_Call]) -> None:

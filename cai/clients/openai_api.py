@@ -30,10 +30,10 @@ from cai.clients.base import (
     ScoreRequest,
     Unanswered,
 )
-from cai.clients.endpoints import Kind, Trouble
+from cai.clients.endpoints import Trouble, TroubleKind
 from cai.clients.openai_logprobs import NoLogprobs
 from cai.clients.settings import ApiLimits
-from cai.clients.speaker import Anew, Answer, Reply, Sent
+from cai.clients.speaker import Anew, Answered, Reply, Sent
 from cai.clients.traffic import Traffic
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 
@@ -186,7 +186,7 @@ class OpenAiClient:
         text = " ".join("".join(c if c.isprintable() else " " for c in self._key.hide(text)).split())
         return text if len(text) <= 300 else f"{text[:297]}..."
 
-    def read(self, call: Call, sent: Sent, reply: Reply) -> Answer | Anew | Trouble:
+    def read(self, call: Call, sent: Sent, reply: Reply) -> Answered | Anew | Trouble:
         """What a reply means.
 
         Raises:
@@ -205,9 +205,9 @@ class OpenAiClient:
                 return Anew()
         return self._refused(call, sent.path, reply, text)
 
-    def _answer(self, call: Call, reply: Reply) -> Answer | Trouble:
+    def _answer(self, call: Call, reply: Reply) -> Answered | Trouble:
         try:
-            return Answer(*bodies.answer(call, reply.payload, self._key.hide))
+            return Answered(*bodies.answer(call, reply.payload, self._key.hide))
         except NoLogprobs as error:
             other = "`top`" if self._logprobs == "prompt" else "`prompt`"
             hint = f"set the model's `logprobs` to {other} if the server offers that, or use `scoring: choice`"
@@ -216,9 +216,9 @@ class OpenAiClient:
         except ValueError:
             said = self._said(reply, reply.payload.decode("utf-8", "replace"))
             what = "answers something that is no completion"
-            return Trouble(Kind.FAULT, what, f"{what} ({said})")
+            return Trouble(TroubleKind.FAULT, what, f"{what} ({said})")
 
-    def _refused(self, call: Call, path: str, reply: Reply, text: str) -> Answer | Trouble:
+    def _refused(self, call: Call, path: str, reply: Reply, text: str) -> Answered | Trouble:
         status, said = reply.status, self._said(reply, text)
         if status in PASSING or status >= 500:
             return self._passing(reply, said, text)
@@ -239,7 +239,7 @@ class OpenAiClient:
             raise PrerequisiteError(f"{self._name}: redirects to {to}; give the model that `url`")
         if why := bodies.refusal(status, text):
             self._note("refuses a prompt", f"refuses a prompt ({said}); such prompts count as unanswered")
-            return Answer(bodies.unread(call, why))
+            return Answered(bodies.unread(call, why))
         raise StepFailed(f"{self._name}: refuses the request {call.id!r} ({status}: {said})")
 
     def _passing(self, reply: Reply, said: str, text: str) -> Trouble:
@@ -249,10 +249,10 @@ class OpenAiClient:
             # OpenAI's word for an account without credit: no waiting helps.
             raise PrerequisiteError(f"{self._name}: has no credit left for this key ({said})")
         if status == 429 or wait is not None:
-            kind = Kind.LIMIT
+            kind = TroubleKind.LIMIT
             self._note("limit", f"is asked as much as it allows ({status}: {said}); asked more slowly")
         else:
-            kind = Kind.OVERLOAD if status == 503 else Kind.FAULT
+            kind = TroubleKind.OVERLOAD if status == 503 else TroubleKind.FAULT
         return Trouble(kind, f"answers {status}", f"answers {status} ({said})", wait)
 
     def _note(self, kind: str, what: str) -> None:

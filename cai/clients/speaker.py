@@ -33,7 +33,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Answered:
     """The result of a call, with the tokens of its prompt and of its answer."""
 
     result: Result
@@ -74,7 +74,7 @@ class Speaker(Protocol):
         """With which headers."""
         ...
 
-    def read(self, call: Call, sent: Sent, reply: Reply) -> Answer | Anew | Trouble:
+    def read(self, call: Call, sent: Sent, reply: Reply) -> Answered | Anew | Trouble:
         """What a reply means."""
         ...
 

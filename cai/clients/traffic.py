@@ -18,11 +18,11 @@ import aiohttp
 from yarl import URL
 
 from cai.clients.base import Unanswered
-from cai.clients.endpoints import Endpoint, Kind, Trouble, pause
+from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
 from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
-from cai.clients.http_pool import HttpPool, Part
+from cai.clients.http_pool import CallPart, HttpPool
 from cai.clients.settings import ApiLimits, GaveUp
-from cai.clients.speaker import Anew, Answer, Reply, Speaker
+from cai.clients.speaker import Anew, Answered, Reply, Speaker
 from cai.errors import CaiError, PrerequisiteError, StepFailed
 
 LARGEST = 64 << 20
@@ -49,11 +49,11 @@ class Traffic:
         self._thread: LoopThread | None = None
         self._session: aiohttp.ClientSession | None = None
         self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
-        self._fresh, self._again = deque[Part](), deque[Part]()
+        self._fresh, self._again = deque[CallPart](), deque[CallPart]()
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
-        self._failing = set[Part]()
+        self._failing = set[CallPart]()
         self._woken = self._closed = False
 
     def open(self) -> HttpPool:
@@ -162,7 +162,7 @@ class Traffic:
                 queue.popleft()
                 self._send(part, endpoint, now)
 
-    def _room(self, part: Part, now: float) -> Endpoint | None:
+    def _room(self, part: CallPart, now: float) -> Endpoint | None:
         """The server with the largest part of its places free; not the one that failed last, if there is another."""
         best, most = None, (False, False, 0.0)
         for endpoint in self.endpoints:
@@ -198,11 +198,11 @@ class Traffic:
                 break  # The rest of the pool has gone with it.
         self._pump()
 
-    def _late(self, part: Part, now: float) -> bool:
+    def _late(self, part: CallPart, now: float) -> bool:
         """Has it failed, and its time is up?"""
         return part.last is not None and now - (part.began or now) >= self.limits.deadline
 
-    def _send(self, part: Part, endpoint: Endpoint, now: float) -> None:
+    def _send(self, part: CallPart, endpoint: Endpoint, now: float) -> None:
         pool = part.job.pool
         if part.began is None:
             part.began = now
@@ -216,9 +216,9 @@ class Traffic:
         pool.tasks.add(task)
         task.add_done_callback(pool.tasks.discard)
 
-    async def _attempt(self, part: Part, endpoint: Endpoint, sent: float) -> None:
+    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent: float) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        found: Answer | Trouble | CaiError
+        found: Answered | Trouble | CaiError
         try:
             found = await self._exchange(part, endpoint, sent)
         except CaiError as error:
@@ -237,7 +237,7 @@ class Traffic:
         now = self._now()
         if isinstance(found, CaiError):
             self._fail(part.job.pool, found)
-        elif isinstance(found, Answer):
+        elif isinstance(found, Answered):
             endpoint.answered(now, sent)
             self._answered = now
             self._failing.clear()
@@ -249,7 +249,7 @@ class Traffic:
             self._end_of(part.job.pool)
         self._pump()
 
-    async def _exchange(self, part: Part, endpoint: Endpoint, sent: float) -> Answer | Trouble:
+    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent: float) -> Answered | Trouble:
         session = self._session or self._open_session()
         left = self.limits.deadline - (sent - (part.began or sent))
         total = max(min(self.limits.timeout, left), 0.001)
@@ -271,11 +271,11 @@ class Traffic:
                     return meaning
                 part.job.pool.attempts += 1
         except aiohttp.ConnectionTimeoutError:
-            return Trouble(Kind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
+            return Trouble(TroubleKind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
         except asyncio.TimeoutError:  # the built-in one since Python 3.11
-            return Trouble(Kind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
+            return Trouble(TroubleKind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
         except (aiohttp.ClientError, OSError) as error:
-            kind = Kind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else Kind.FAULT
+            kind = TroubleKind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else TroubleKind.FAULT
             what = self.speaker.hide(str(error)) or type(error).__name__
             return Trouble(kind, "the connection failed", f"the connection failed ({what})")
 
@@ -297,7 +297,7 @@ class Traffic:
         self._to[url, path] = found
         return found
 
-    def _done(self, part: Part, answer: Answer) -> None:
+    def _done(self, part: CallPart, answer: Answered) -> None:
         job = part.job
         job.pool.settled += 1
         job.pool.prompt_tokens += answer.prompt_tokens
@@ -313,14 +313,14 @@ class Traffic:
                 job.tag, self.speaker.joined(job.call, [result for result in job.results if result is not None])
             )
 
-    def _went_wrong(self, part: Part, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
+    def _went_wrong(self, part: CallPart, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
         part.avoid, part.last, part.since, part.wrong = endpoint, trouble, part.wrong, now
         if part.job.over:
             part.job.pool.settled += 1
             return
-        if trouble.kind is Kind.LIMIT:
+        if trouble.kind is TroubleKind.LIMIT:
             part.refusals += 1
             wait = random.uniform(0, min(pause(part.refusals), REFUSED_PAUSE * 2 ** min(part.refusals, 10)))
         else:
@@ -342,15 +342,15 @@ class Traffic:
         else:
             self._again.append(part)
 
-    def _once_more(self, part: Part) -> None:
+    def _once_more(self, part: CallPart) -> None:
         self._again.append(part)
         self._pump()
 
-    def _give_up(self, part: Part) -> None:
+    def _give_up(self, part: CallPart) -> None:
         """No attempt is left: is it the call, or are the servers gone?"""
         job, trouble = part.job, part.last
         assert trouble is not None, "what is given up has failed"
-        few = trouble.kind is not Kind.UNREACHABLE and len(self._failing) <= FEW
+        few = trouble.kind is not TroubleKind.UNREACHABLE and len(self._failing) <= FEW
         # Since its last but one failure: the calls that a dead server leaves must not count as rows without an answer.
         since = part.since if part.since is not None else part.began or 0.0
         alive = self._answered >= since or (self._answered > float("-inf") and few)
@@ -366,7 +366,7 @@ class Traffic:
         else:
             job.pool.put(job.tag, Unanswered(job.call.id, trouble.why))
 
-    def _dead(self, part: Part) -> StepFailed:
+    def _dead(self, part: CallPart) -> StepFailed:
         if len(self.endpoints) == 1:
             times = part.failures + part.refusals
             return StepFailed(f"{self.speaker.name}: {self.endpoints[0].said}, {times} times in a row")

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from cai.commands.common import find_run, options, read_plan
-from cai.data.export import FORMATS, Text, export
+from cai.data.export import FORMATS, TextOptions, export
 from cai.data.rows import ROW_TYPES, Row, from_json
 from cai.data.splits import OTHER_PART, OVER_LIMIT
 from cai.errors import Problem, SpecError, did_you_mean
@@ -82,17 +82,17 @@ def _count(text: str) -> int:
     return number
 
 
-def _text(parsed: argparse.Namespace) -> Text:
+def _text(parsed: argparse.Namespace) -> TextOptions:
     from cai.chat import ChatTemplate
 
     library = Library.here()
     path = library.find("prompt_templates", parsed.template, "--template")
     template = ChatTemplate.from_text(parsed.template, path.read_text(encoding="utf-8"), library.shown(path))
     if parsed.tokenizer is None:
-        return Text(template)
+        return TextOptions(template)
     from cai.data.nemo_tokens import open_tokenizer
 
-    return Text(template, open_tokenizer(parsed.tokenizer).count, parsed.max_tokens)
+    return TextOptions(template, open_tokenizer(parsed.tokenizer).count, parsed.max_tokens)
 
 
 def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:

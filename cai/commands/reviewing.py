@@ -17,7 +17,7 @@ from cai.files.library import Library
 from cai.plan import Plan
 from cai.planning.resolver import Looked
 from cai.review.changes import Change
-from cai.review.gates import Verdict, gates, judged
+from cai.review.gates import GateVerdict, gates, judged
 from cai.review.lock import experiment_of, lock_data, lock_path, lock_text, own_experiments
 from cai.review.review import Review, review
 from cai.review.sides import EXPERIMENT, Opener, Side, against, is_side, opener
@@ -139,7 +139,7 @@ def _compiled(
         return None, (str(error),)
 
 
-def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], parsed: argparse.Namespace) -> None:
+def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], parsed: argparse.Namespace) -> None:
     if parsed.format == "text":
         from rich.console import Console
 

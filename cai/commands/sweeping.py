@@ -89,7 +89,7 @@ def finish(folder: Path) -> int:
     """Show how a sweep's cells ended and its leaderboard, and write both beside the cells; returns the exit code."""
     from cai.run.executor import default_store
     from cai.sweep.board import read_board
-    from cai.sweep.run_cells import State, ended_cells
+    from cai.sweep.run_cells import CellState, ended_cells
     from cai.sweep.tables import write_tables
     from cai.sweep.view import print_board
     from cai.text import make_console
@@ -101,6 +101,6 @@ def finish(folder: Path) -> int:
     write_tables(board, folder)
     print_board(board, ended, folder, make_console())
     states = {cell.state for cell in ended}
-    if states <= {State.DONE, State.SUBMITTED}:
+    if states <= {CellState.DONE, CellState.SUBMITTED}:
         return 0
-    return 1 if states & {State.FAILED, State.BLOCKED} else 3
+    return 1 if states & {CellState.FAILED, CellState.BLOCKED} else 3

@@ -13,7 +13,7 @@ from cai.clients.base import Client, Sampling
 from cai.commands.common import Options, find_run, options, read_plan
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.plan import Plan, Step
-from cai.terminal.chat import CHAT_SAMPLING, Speaker, ask, chat, estimate_tokens
+from cai.terminal.chat import CHAT_SAMPLING, ChatModel, ask, chat, estimate_tokens
 
 
 def _model_options(verb: str, description: str) -> Options:
@@ -47,7 +47,7 @@ def chat_verb(args: Sequence[str]) -> int:
     return 0
 
 
-def _talk(speaker: Speaker, beside: Speaker | None, questions: Sequence[str], system: str) -> None:
+def _talk(speaker: ChatModel, beside: ChatModel | None, questions: Sequence[str], system: str) -> None:
     if questions:
         ask(speaker, questions, beside, system)
     else:
@@ -126,7 +126,7 @@ def _template(plan: Plan, step: Step) -> tuple[str, str]:
 
 
 @contextmanager
-def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str | None = None) -> Iterator[Speaker]:
+def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str | None = None) -> Iterator[ChatModel]:
     from cai.chat import ChatTemplate
     from cai.data.nemo_tokens import context_length, open_tokenizer
     from cai.run.executor import default_store
@@ -144,7 +144,7 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str 
             count: Callable[[str], int] = open_tokenizer(stored.path).count
         except PrerequisiteError:
             count = estimate_tokens  # an endpoint, or a model without a tokenizer that we can read: a rough count
-        yield Speaker(client, template, step.name, sampling, seed, context_length(stored.path), count)
+        yield ChatModel(client, template, step.name, sampling, seed, context_length(stored.path), count)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextOptions:
     """The texts of a format: the chat template, and (both or neither) how tokens are counted and how many may be."""
 
     template: ChatTemplate
@@ -47,7 +47,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """One format. ``takes`` are the kinds of rows; empty where any will do, since only the prompt is written.
 
     ``rendered``: a chat template is needed. ``write`` streams; it counts in the tally what the file cannot say.
@@ -56,7 +56,7 @@ class Format:
     takes: tuple[str, ...]
     rendered: bool
     about: str
-    write: Callable[[Path, Iterable[Row], Text, Counter[str]], Written]
+    write: Callable[[Path, Iterable[Row], TextOptions, Counter[str]], Written]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class _Prompt:
     prompt: str
 
 
-def export(path: Path, rows: Iterable[Row], form: str, text: Text) -> Written:
+def export(path: Path, rows: Iterable[Row], form: str, text: TextOptions) -> Written:
     """Write rows to ``path`` in the format ``form`` (of ``FORMATS``); the file appears when it is whole.
 
     A label in a comparison becomes hard: the likelier answer is written as the better one, and a tie is left out.
@@ -83,14 +83,14 @@ def export(path: Path, rows: Iterable[Row], form: str, text: Text) -> Written:
     return replace(written, dropped=dict(sorted((tally + Counter(written.dropped)).items())))
 
 
-def _nemo_sft_chat(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _nemo_sft_chat(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     def chat(row: Conversation) -> _Chat:
         return _Chat(text.template.spans(row.messages), text.template.harmless(row.messages))
 
     return write_chat(path, _rendered(_only(rows, Conversation), chat, tally), text.count, text.max_tokens)
 
 
-def _nemo_reward(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _nemo_reward(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     def pair(row: Comparison) -> HardPair:
         chosen, rejected = (text.template.answer(row.messages, answer) for answer in (row.chosen, row.rejected))
         return HardPair(row.id, text.template.prompt(row.messages), chosen, rejected)
@@ -98,16 +98,16 @@ def _nemo_reward(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str
     return write_pairs(path, _rendered(_hard(rows, tally), pair, tally), text.count, text.max_tokens)
 
 
-def _nemo_prompts(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _nemo_prompts(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     prompts = _rendered(_asked(rows, tally), lambda asked: _Prompt(text.template.prompt(asked)), tally)
     return write_prompts(path, prompts, text.count, text.max_tokens)
 
 
-def _openai_messages(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _openai_messages(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     return _messages_file(path, _only(rows, Conversation), lambda row: {"messages": _plain(row.messages)})
 
 
-def _nemo_rl_preference(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _nemo_rl_preference(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     def record(row: Comparison) -> dict[str, Any]:
         ranked = [
             {"rank": rank, "completion": _plain((Message("assistant", answer),))}
@@ -118,7 +118,7 @@ def _nemo_rl_preference(path: Path, rows: Iterable[Row], text: Text, tally: Coun
     return _messages_file(path, _hard(rows, tally), record)
 
 
-def _nemo_rl_prompts(path: Path, rows: Iterable[Row], text: Text, tally: Counter[str]) -> Written:
+def _nemo_rl_prompts(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
     def record(asked: tuple[Message, ...]) -> dict[str, Any]:
         # NeMo-RL's ResponseDataset makes one user turn of the text, so it cannot say what was said before.
         if len(asked) > 1:
@@ -128,13 +128,21 @@ def _nemo_rl_prompts(path: Path, rows: Iterable[Row], text: Text, tally: Counter
     return _messages_file(path, _asked(rows, tally), record)
 
 
-FORMATS: dict[str, Format] = {
-    "nemo_sft_chat": Format(("conversations",), True, "NeMo-Aligner SFT: system, conversations, mask", _nemo_sft_chat),
-    "nemo_reward": Format(("comparisons",), True, "NeMo-Aligner reward: lines of chosen, rejected text", _nemo_reward),
-    "nemo_prompts": Format((), True, "NeMo-Aligner PPO: text of prompts", _nemo_prompts),
-    "openai_messages": Format(("conversations",), False, "NeMo-RL SFT (openai_format): messages", _openai_messages),
-    "nemo_rl_preference": Format(("comparisons",), False, "NeMo-RL: context, ranked completions", _nemo_rl_preference),
-    "nemo_rl_prompts": Format((), False, "NeMo-RL RL (ResponseDataset): input, output", _nemo_rl_prompts),
+FORMATS: dict[str, ExportFormat] = {
+    "nemo_sft_chat": ExportFormat(
+        ("conversations",), True, "NeMo-Aligner SFT: system, conversations, mask", _nemo_sft_chat
+    ),
+    "nemo_reward": ExportFormat(
+        ("comparisons",), True, "NeMo-Aligner reward: lines of chosen, rejected text", _nemo_reward
+    ),
+    "nemo_prompts": ExportFormat((), True, "NeMo-Aligner PPO: text of prompts", _nemo_prompts),
+    "openai_messages": ExportFormat(
+        ("conversations",), False, "NeMo-RL SFT (openai_format): messages", _openai_messages
+    ),
+    "nemo_rl_preference": ExportFormat(
+        ("comparisons",), False, "NeMo-RL: context, ranked completions", _nemo_rl_preference
+    ),
+    "nemo_rl_prompts": ExportFormat((), False, "NeMo-RL RL (ResponseDataset): input, output", _nemo_rl_prompts),
 }
 
 

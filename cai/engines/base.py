@@ -47,7 +47,7 @@ class Lora(Settings):
     last_layers: Annotated[int, Field(ge=0, description="adapt only the last n layers; 0 adapts all")] = 0
 
 
-class Training(Settings):
+class SupervisedSettings(Settings):
     """What supervised and reward training share. Batch sizes count examples (pairs for the reward model)."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -65,11 +65,11 @@ class Training(Settings):
     checkpoint_every: Annotated[int, Field(ge=1), RUNTIME] = 10
 
 
-class SftSettings(Training):
+class SftSettings(SupervisedSettings):
     """Supervised fine-tuning on the loss spans of conversations."""
 
 
-class RewardSettings(Training):
+class RewardSettings(SupervisedSettings):
     """Bradley-Terry reward model with soft labels: -[p log s(d) + (1 - p) log s(-d)], d = r_chosen - r_rejected."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -78,7 +78,7 @@ class RewardSettings(Training):
     ] = 0.01
 
 
-class Critic(str, Enum):
+class CriticStart(str, Enum):
     """Where PPO's value function starts: a copy of the reward model, or a head on the policy's own trunk."""
 
     REWARD = "reward"
@@ -95,7 +95,7 @@ class RlSettings(Settings):
     ppo_epochs: Annotated[int, Field(ge=1)] = 2
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    critic: Critic = Critic.POLICY
+    critic: CriticStart = CriticStart.POLICY
     critic_warmup: Annotated[int, Field(ge=0, description="first iterations that train only the critic")] = 0
     max_tokens: Annotated[int, Field(ge=1, description="tokens of an answer")] = 48
     max_prompt_tokens: Annotated[int, Field(ge=1, description="longer prompts are dropped and counted")] = 512

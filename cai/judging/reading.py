@@ -100,7 +100,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class BestAndWorst:
     """The best and the worst of several options, by their numbers from 0; or ``why`` they cannot be read."""
 
     best: int | None = None
@@ -123,7 +123,7 @@ def both_ends(best: str, worst: str) -> str:
     return f"Best: {best}, worst: {worst}"
 
 
-def read_ends(text: str, options: Sequence[str]) -> Ends:
+def read_ends(text: str, options: Sequence[str]) -> BestAndWorst:
     """The best and the worst of ``options`` (as ``letters`` makes them) that a text names; or why they cannot be read.
 
     They stand as ``both_ends`` puts them, in any order and case, with or without brackets, marks or words such as
@@ -139,12 +139,12 @@ def read_ends(text: str, options: Sequence[str]) -> Ends:
     else:
         best, worst = (_patterns(tuple(options), end).named(text) for end in ("best", "worst"))
     if len(best) > 1 or len(worst) > 1:
-        return Ends(why=SEVERAL)
+        return BestAndWorst(why=SEVERAL)
     if not best or not worst:
-        return Ends(why=ONE_END if best or worst else NO_OPTION)
+        return BestAndWorst(why=ONE_END if best or worst else NO_OPTION)
     if best == worst:
-        return Ends(why=ONE_FOR_BOTH)
-    return Ends(min(best), min(worst))
+        return BestAndWorst(why=ONE_FOR_BOTH)
+    return BestAndWorst(min(best), min(worst))
 
 
 def _named_in(value: Any, options: Sequence[str]) -> set[int]:

@@ -232,7 +232,7 @@ class SampleIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReportPage:
     """The whole page but for the rows of samples."""
 
     title: str

@@ -24,10 +24,10 @@ from cai.report.graph import plans
 from cai.report.learning import judges, learning
 from cai.report.ledgers import ledgers
 from cai.report.measures import measured
-from cai.report.model import Figure, Report, SampleIndex, Section, Series
+from cai.report.model import Figure, ReportPage, SampleIndex, Section, Series
 from cai.report.overview import differences, summary
 from cai.report.runs import named
-from cai.report.samples import LIMIT, Survey, packed, survey
+from cai.report.samples import LIMIT, SampleSurvey, packed, survey
 from cai.run.finished import Finished
 
 ASSETS = Path(__file__).parent / "assets"
@@ -58,7 +58,7 @@ def write_report(
 
 def build(
     found: Sequence[Finished], rows: int = LIMIT, more: Sequence[Section] = (), title: str = ""
-) -> tuple[Report, Survey]:
+) -> tuple[ReportPage, SampleSurvey]:
     """The report as plain data, and what its browser of samples has to show."""
     runs = named(found)
     looked = survey(runs, rows)
@@ -79,10 +79,10 @@ def build(
     heading = title or (f"{names[0]}, seed {runs[0].plan.seed}" if len(runs) == 1 else "Runs compared")
     versions = runs[0].finished.record.get("versions", {})
     footer = [f"{name} {version}" for name, version in versions.items()]
-    return Report(heading, told, tuple(s for s in sections if s), tuple(footer)), looked
+    return ReportPage(heading, told, tuple(s for s in sections if s), tuple(footer)), looked
 
 
-def page(report: Report, samples: SampleIndex, rows: Iterable[str]) -> Iterator[str]:
+def page(report: ReportPage, samples: SampleIndex, rows: Iterable[str]) -> Iterator[str]:
     """The HTML in pieces, the rows of samples streamed into it."""
     import jinja2
 

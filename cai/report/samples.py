@@ -33,7 +33,7 @@ LONGEST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SamplePart:
     """One text of a row. ``against`` is the place of the part that it is compared with, word by word; -1 for none."""
 
     label: str
@@ -45,12 +45,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleRow:
     """A row as the browser shows it. ``principles`` are all that it is about, ``draws`` those drawn for it."""
 
     id: str
     prompt: str
-    parts: tuple[Part, ...]
+    parts: tuple[SamplePart, ...]
     topic: str = ""
     earlier: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Sample:
     draws: tuple[str, ...] = ()
 
 
-Reader = Callable[[Mapping[str, Any]], Sample]
+Reader = Callable[[Mapping[str, Any]], SampleRow]
 
 
 @dataclass(slots=True)
-class Source:
+class SampleSource:
     """One artifact's rows, shared by all runs that use it; what the first pass learns of them."""
 
     label: str
@@ -74,7 +74,7 @@ class Source:
     bound: float = 1.0
     broken: int = 0
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[SampleRow]:
         """Every row; what is not a row of this kind is left out and counted."""
         self.broken = 0
         for row in json_lines(self.path):
@@ -85,11 +85,11 @@ class Source:
 
 
 @dataclass(slots=True)
-class Survey:
+class SampleSurvey:
     """What the first pass found: the lists that the page chooses from, and the sources with what is taken of them."""
 
     index: SampleIndex
-    sources: tuple[Source, ...]
+    sources: tuple[SampleSource, ...]
 
     @property
     def drawn(self) -> dict[str, dict[str, int]]:
@@ -97,7 +97,7 @@ class Survey:
         return {s.label: dict(s.drawn) for s in self.sources if s.drawn}
 
 
-def survey(runs: Sequence[Run], limit: int = LIMIT) -> Survey:
+def survey(runs: Sequence[Run], limit: int = LIMIT) -> SampleSurvey:
     """Read all rows once."""
     sources = sources_of(runs)
     topics: dict[str, None] = {}
@@ -134,7 +134,7 @@ def survey(runs: Sequence[Run], limit: int = LIMIT) -> Survey:
         tuple(notes),
         tuple(s.requests for s in sources),
     )
-    return Survey(index, tuple(sources))
+    return SampleSurvey(index, tuple(sources))
 
 
 def place_of(id: str) -> float:
@@ -151,7 +151,7 @@ def quotas(sizes: Sequence[int], limit: int) -> list[int]:
     return given
 
 
-def packed(found: Survey) -> Iterator[str]:
+def packed(found: SampleSurvey) -> Iterator[str]:
     """The rows that are taken, as base64 of gzipped JSON lists of at most ``CHUNK`` rows."""
     index = found.index
     topics, principles, scores = (
@@ -174,7 +174,7 @@ def packed(found: Survey) -> Iterator[str]:
         yield _pack(waiting)
 
 
-def _part(part: Part, principles: Mapping[str, int]) -> list[Any]:
+def _part(part: SamplePart, principles: Mapping[str, int]) -> list[Any]:
     principle = principles[part.principle] if part.principle else -1
     return [part.label, _cut(part.text), part.note, principle, part.against, part.share]
 
@@ -189,7 +189,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... {len(text) - LONGEST:,} characters more]"
 
 
-def sources_of(runs: Sequence[Run]) -> list[Source]:
+def sources_of(runs: Sequence[Run]) -> list[SampleSource]:
     """The artifacts with rows to look at, evaluations first; one that several runs share is there once."""
     found: dict[tuple[str, str], tuple[list[str], Path, Reader, Mapping[str, Mapping[str, str]]]] = {}
     for kind, (name, read) in READERS.items():
@@ -199,7 +199,7 @@ def sources_of(runs: Sequence[Run]) -> list[Source]:
                     texts = requests_of(step)
                     users = found.setdefault((kind, step.key), ([], made.path / name, read, texts))[0]
                     users.append(f"{run.label}: {step.name}" if len(runs) > 1 else step.name)
-    return [Source(_label(users), path, read, texts) for users, path, read, texts in found.values()]
+    return [SampleSource(_label(users), path, read, texts) for users, path, read, texts in found.values()]
 
 
 def requests_of(step: Step) -> dict[str, dict[str, str]]:
@@ -218,11 +218,11 @@ def _prompt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return (str(messages[-1]["content"]) if messages else "", earlier)
 
 
-def _evaluated(row: Mapping[str, Any]) -> Sample:
+def _evaluated(row: Mapping[str, Any]) -> SampleRow:
     answers: Mapping[str, Any] = row["answers"]
     rewards = {m: float(a["reward"]) for m, a in answers.items() if isinstance(a.get("reward"), int | float)}
     parts = tuple(
-        Part(
+        SamplePart(
             model,
             str(answer["text"]),
             ", ".join(
@@ -238,18 +238,18 @@ def _evaluated(row: Mapping[str, Any]) -> Sample:
     if first != last and first in rewards and last in rewards:
         scores[f"change of reward, {first} to {last}"] = rewards[last] - rewards[first]
     topic = " / ".join(filter(None, (str(row.get("set", "")), str(row.get("topic", "")))))
-    return Sample(str(row["id"]), str(row["prompt"]), parts, topic, scores=scores)
+    return SampleRow(str(row["id"]), str(row["prompt"]), parts, topic, scores=scores)
 
 
-def _revised(row: Mapping[str, Any]) -> Sample:
+def _revised(row: Mapping[str, Any]) -> SampleRow:
     meta = row["meta"]
-    parts = [Part("first answer", str(meta["response"]))]
+    parts = [SamplePart("first answer", str(meta["response"]))]
     before = 0
     for turn in meta["rounds"]:
         principle = str(turn.get("principle", ""))
         if turn.get("critique"):
-            parts.append(Part("critique", str(turn["critique"]), f"round {turn['round']}", principle))
-        parts.append(Part("revision", str(turn["revision"]), f"round {turn['round']}", principle, before))
+            parts.append(SamplePart("critique", str(turn["critique"]), f"round {turn['round']}", principle))
+        parts.append(SamplePart("revision", str(turn["revision"]), f"round {turn['round']}", principle, before))
         before = len(parts) - 1
     prompt, earlier = _prompt(row["messages"][:-1])
     drawn = [part.principle for part in parts if part.label == "revision"]
@@ -257,10 +257,10 @@ def _revised(row: Mapping[str, Any]) -> Sample:
     own = drawn[-1:] if "/" in str(row["id"]) else drawn
     named = tuple(dict.fromkeys(filter(None, drawn)))
     topic = str(row.get("topic", ""))
-    return Sample(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, named, tuple(filter(None, own)))
+    return SampleRow(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, named, tuple(filter(None, own)))
 
 
-def _judged(row: Mapping[str, Any]) -> Sample:
+def _judged(row: Mapping[str, Any]) -> SampleRow:
     p = float(row["p_chosen"])
     meta = row.get("meta", {})
     asked = tuple(str(name) for name in meta.get("principles", []))
@@ -272,29 +272,29 @@ def _judged(row: Mapping[str, Any]) -> Sample:
     told = ", ".join(notes)
     prompt, earlier = _prompt(row["messages"])
     parts = (
-        Part("preferred", str(row["chosen"]), told, share=p),
-        Part("other", str(row["rejected"]), f"p {1 - p:.2f}", share=1 - p),
+        SamplePart("preferred", str(row["chosen"]), told, share=p),
+        SamplePart("other", str(row["rejected"]), f"p {1 - p:.2f}", share=1 - p),
     )
     scores = {"p of the preferred": p}
-    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, asked, asked)
+    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, asked, asked)
 
 
-def _sampled(row: Mapping[str, Any]) -> Sample:
-    parts = tuple(Part(f"answer {n}", str(text)) for n, text in enumerate(row["answers"], 1))
+def _sampled(row: Mapping[str, Any]) -> SampleRow:
+    parts = tuple(SamplePart(f"answer {n}", str(text)) for n, text in enumerate(row["answers"], 1))
     prompt, earlier = _prompt(row["messages"])
-    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
 
 
-def _responded(row: Mapping[str, Any]) -> Sample:
+def _responded(row: Mapping[str, Any]) -> SampleRow:
     prompt, earlier = _prompt(row["messages"][:-1])
-    parts = (Part("answer", str(row["messages"][-1]["content"])),)
-    return Sample(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+    parts = (SamplePart("answer", str(row["messages"][-1]["content"])),)
+    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
 
 
-def _rolled(row: Mapping[str, Any]) -> Sample:
+def _rolled(row: Mapping[str, Any]) -> SampleRow:
     reward = float(row["reward"])
-    part = Part("answer", str(row["answer"]), f"reward {reward:.2f}, iteration {row['iteration']}")
-    return Sample(
+    part = SamplePart("answer", str(row["answer"]), f"reward {reward:.2f}, iteration {row['iteration']}")
+    return SampleRow(
         f"{row['id']}/{row['iteration']}",
         str(row["prompt"]),
         (part,),

@@ -18,8 +18,8 @@ from cai.report.model import (
     numbers_table,
     point,
 )
-from cai.sweep.board import Board, Effect, Line, Measure
-from cai.sweep.run_cells import Ended, State
+from cai.sweep.board import Board, Line, Measure, PrincipleEffect
+from cai.sweep.run_cells import CellEnd, CellState
 from cai.sweep.view import columns, verdict
 
 COMPARED = 8
@@ -32,19 +32,19 @@ SHOWN = 40
 
 def compared(board: Board) -> list[int]:
     """Numbers of the cells that the rest of the report shows: the whole constitution, then the best of the others."""
-    done = [line for line in board.lines if line.state is State.DONE]
+    done = [line for line in board.lines if line.state is CellState.DONE]
     first = [line for line in done if line.what == "whole"]
     ordered = [*first, *(line for line in done if line not in first)]
     return [line.numbers[0] for line in ordered[:COMPARED]]
 
 
-def sweep_section(board: Board, ended: Sequence[Ended]) -> Section:
+def sweep_section(board: Board, ended: Sequence[CellEnd]) -> Section:
     """All that a sweep shows beside the runs of its cells."""
     return Section("sweep", "The sweep", tuple(_blocks(board, ended)), "Sweep")
 
 
-def _blocks(board: Board, ended: Sequence[Ended]) -> Iterator[Block]:
-    counts = [f"{n} {state.value}" for state in State if (n := sum(cell.state is state for cell in ended))]
+def _blocks(board: Board, ended: Sequence[CellEnd]) -> Iterator[Block]:
+    counts = [f"{n} {state.value}" for state in CellState if (n := sum(cell.state is state for cell in ended))]
     made = len({key for cell in ended for key in cell.made})
     yield Text((f"{len(ended)} cells: {', '.join(counts)}. {made} steps were made by it, the others were there.",))
     if board.notes:
@@ -69,7 +69,7 @@ def _table(caption: str, lines: Sequence[Line], measures: Sequence[Measure]) -> 
     rows = []
     for rank, line in enumerate(lines, 1):
         told = line.label + (f" ({line.seeds} seeds)" if line.seeds > 1 else "")
-        told += "" if line.state is State.DONE else f" ({line.state.value})"
+        told += "" if line.state is CellState.DONE else f" ({line.state.value})"
         figures = (interval(line.figures.get(m.name), m.share) for m in measures)
         rows.append((told, str(rank), str(line.size or "-"), *figures))
     heads = (m.name + ("" if m.comparable else " *") for m in measures)
@@ -116,7 +116,7 @@ def _principles(board: Board) -> Iterator[Block]:
         yield _effects(board.measure(name), effects, place)
 
 
-def _effects(measure: Measure, effects: Sequence[Effect], place: int) -> Figure:
+def _effects(measure: Measure, effects: Sequence[PrincipleEffect], place: int) -> Figure:
     rows = [
         (
             e.label,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cai.review.changes import Change
-from cai.review.gates import Verdict
+from cai.review.gates import GateVerdict
 from cai.review.labels import Flips
 from cai.review.phrases import headline
 from cai.review.reruns import Effect
@@ -34,7 +34,7 @@ def review_data(review: Review) -> dict[str, Any]:
     }
 
 
-def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None = None) -> str:
+def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None = None) -> str:
     """The JSON text of one review, or with ``since`` of every experiment that differs."""
     told = [{**review_data(r), "gates": [asdict(v) for v in said]} for r, said in zip(reviews, verdicts, strict=True)]
     data = {"format": FORMAT, **told[0]} if since is None else {"format": FORMAT, "since": since, "reviews": told}

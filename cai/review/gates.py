@@ -32,7 +32,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateVerdict:
     """Whether a gate holds back, and why."""
 
     gate: str
@@ -68,9 +68,9 @@ def gates(text: str) -> tuple[Gate, ...]:
     return tuple(found)
 
 
-def judged(asked: Sequence[Gate], review: Review) -> tuple[Verdict, ...]:
+def judged(asked: Sequence[Gate], review: Review) -> tuple[GateVerdict, ...]:
     """What each gate says of a review."""
-    return tuple(Verdict(gate.text, *_judged(gate, review)) for gate in asked)
+    return tuple(GateVerdict(gate.text, *_judged(gate, review)) for gate in asked)
 
 
 def _judged(gate: Gate, review: Review) -> tuple[bool, str]:

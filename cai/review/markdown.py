@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from cai.review.changes import Change
-from cai.review.gates import Verdict
+from cai.review.gates import GateVerdict
 from cai.review.labels import Flips
 from cai.review.marks import code, lines, safe, table, words
 from cai.review.phrases import (
@@ -31,7 +31,7 @@ from cai.review.phrases import (
     untouched,
     verdict,
 )
-from cai.review.results import Results, Sample
+from cai.review.results import AnswerPair, Results
 from cai.review.review import Review
 
 LIMIT = 65_000
@@ -39,7 +39,7 @@ LIMIT = 65_000
 
 
 @dataclass(frozen=True, slots=True)
-class Detail:
+class DetailLevel:
     """How much is shown: characters of a word diff and of an answer, lines of a line diff, rows of a table."""
 
     characters: int
@@ -47,12 +47,12 @@ class Detail:
     rows: int
 
 
-_DETAILS = (Detail(4000, 300, 200), Detail(800, 40, 60), Detail(200, 8, 25))
+_DETAILS = (DetailLevel(4000, 300, 200), DetailLevel(800, 40, 60), DetailLevel(200, 8, 25))
 _LONG = 400
 """Characters of changed texts from which on a change is folded."""
 
 
-def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None = None) -> str:
+def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None = None) -> str:
     """The Markdown of one review, or with ``since`` of every experiment that differs."""
     for detail in _DETAILS:
         blocks = list(_blocks(reviews, verdicts, since, detail))
@@ -77,7 +77,7 @@ def _joined(blocks: Sequence[str]) -> str:
 
 
 def _blocks(
-    reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None, detail: Detail
+    reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None, detail: DetailLevel
 ) -> Iterator[str]:
     if since is not None:
         differ = f"{plural(len(reviews), 'experiment')} {'differ' if len(reviews) != 1 else 'differs'}"
@@ -92,7 +92,7 @@ def _blocks(
         yield from _review(review, detail)
 
 
-def _review(review: Review, detail: Detail) -> Iterator[str]:
+def _review(review: Review, detail: DetailLevel) -> Iterator[str]:
     if review.problems:
         yield "\n".join(f"- {_said(problem)}" for problem in review.problems[: detail.rows])
     for title, changes in by_section(review).items():
@@ -115,7 +115,7 @@ def _said(text: str) -> str:
     return safe(text.replace(" -> ", " → "))
 
 
-def _change(change: Change, detail: Detail) -> str:
+def _change(change: Change, detail: DetailLevel) -> str:
     told = [f"- {_said(change.words)}"]
     body: list[str] = []
     for text in change.texts:
@@ -139,7 +139,7 @@ def _folded(summary: str, body: Sequence[str], indent: str = "") -> list[str]:
     return [f"{indent}{line}" if line else line for line in told]
 
 
-def _steps(review: Review, detail: Detail) -> Iterator[str]:
+def _steps(review: Review, detail: DetailLevel) -> Iterator[str]:
     yield "#### What runs again"
     run = [effect for effect in review.effects if effect.action in ("rerun", "new")]
     gone = [effect.name for effect in review.effects if effect.action == "removed"]
@@ -164,7 +164,7 @@ def _steps(review: Review, detail: Detail) -> Iterator[str]:
         yield "\n".join(_folded(f"{plural(len(kept), 'step')} untouched", [safe(names, 4000)]))
 
 
-def _results(found: Results, detail: Detail) -> Iterator[str]:
+def _results(found: Results, detail: DetailLevel) -> Iterator[str]:
     yield "#### What came of it"
     if notes := result_notes(found):
         yield "\n".join(f"- {safe(note)}" for note in notes)
@@ -200,7 +200,7 @@ def _flips(flips: Flips) -> str:
     return "\n".join(told)
 
 
-def _samples(samples: Sequence[Sample], detail: Detail) -> list[str]:
+def _samples(samples: Sequence[AnswerPair], detail: DetailLevel) -> list[str]:
     told: list[str] = []
     limit = min(detail.characters, 600)
     for sample in samples:

@@ -18,7 +18,7 @@ _LOOKED_AT = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class AnswerPair:
     """One prompt with a model's answer on each side, and their rewards where there are any."""
 
     group: str
@@ -38,7 +38,7 @@ class Evaluation:
     same_reward_model: bool
     metrics: tuple[Metric, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
-    samples: tuple[Sample, ...]
+    samples: tuple[AnswerPair, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,12 @@ def _evaluation(old: Evaluated, new: Evaluated) -> Evaluation:
     return Evaluation(new.step.name, scale, metrics(old, new), (only[0], only[1]), samples)
 
 
-def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[Sample]:
+def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[AnswerPair]:
     """Of every prompt set the last model's answers that changed most: by reward where that has one scale, else by
     words. Equals come in the order of their ids, so that the same runs show the same."""
     models = [m for m in map(str, new.said.get("models", ())) if m in map(str, old.said.get("models", ()))]
     for group in new.said.get("sets", {}):
-        found: list[tuple[float, str, Sample]] = []
+        found: list[tuple[float, str, AnswerPair]] = []
         for key in sorted(k for k in new.answers if k[0] == group and k in old.answers)[:_LOOKED_AT]:
             before, after = old.answers[key], new.answers[key]
             model = next((m for m in reversed(models) if m in before and m in after), None)
@@ -112,7 +112,7 @@ def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[Sample]:
             rewards = before[model].get("reward"), after[model].get("reward")
             by_reward = scale and None not in rewards
             change = abs(rewards[1] - rewards[0]) if by_reward else 1 - likeness(*texts)
-            found.append((-change, key[1], Sample(group, model, before[""]["text"], *texts, rewards)))
+            found.append((-change, key[1], AnswerPair(group, model, before[""]["text"], *texts, rewards)))
         yield from (sample for *_, sample in sorted(found, key=lambda f: f[:2])[:SHOWN])
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.review.changes import Change, TextChange
-from cai.review.gates import Verdict
+from cai.review.gates import GateVerdict
 from cai.review.labels import Flips
 from cai.review.phrases import (
     NO_RESULT,
@@ -30,7 +30,7 @@ from cai.review.phrases import (
     untouched,
     verdict,
 )
-from cai.review.results import Results, Sample
+from cai.review.results import AnswerPair, Results
 from cai.review.review import Review
 from cai.review.words import ADDED, GAP, REMOVED, SAME
 from cai.text import one_line, plain
@@ -46,7 +46,7 @@ class ReviewText:
     """Something that rich prints: one review, or with ``since`` of every experiment that differs."""
 
     def __init__(
-        self, reviews: Sequence[Review], verdicts: Sequence[Sequence[Verdict]], since: str | None = None
+        self, reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None = None
     ) -> None:
         self._reviews, self._verdicts, self._since = reviews, verdicts, since
 
@@ -62,7 +62,7 @@ class ReviewText:
             yield from _review(review, said, colours)
 
 
-def _review(review: Review, said: Sequence[Verdict], colours: bool) -> Iterator[RenderableType]:
+def _review(review: Review, said: Sequence[GateVerdict], colours: bool) -> Iterator[RenderableType]:
     yield Text(one_line(headline(review)), style="bold")
     for side, (label, what) in (("before", review.before), ("after ", review.after)):
         yield Text(f"  {side}  {one_line(label)} ({what})", style="dim", overflow="fold")
@@ -187,7 +187,7 @@ def _flips(flips: Flips) -> Iterator[RenderableType]:
             yield Padding(table, (0, 0, 0, 2), expand=False)
 
 
-def _sample(sample: Sample) -> RenderableType:
+def _sample(sample: AnswerPair) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), expand=True, header_style="dim")
     table.title = Text(f"{sample.group}, {sample.model}: {one_line(sample.prompt, 300)}", style="cyan")
     table.title_justify = "left"

@@ -14,7 +14,7 @@ from cai.plan import Plan
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 
 
-class Kind(Protocol):
+class StageWork(Protocol):
     """A row of the table of stage kinds: the spec's type and the work."""
 
     @property
@@ -28,7 +28,7 @@ class Kind(Protocol):
         ...
 
 
-def checked_specs(plan: Plan, kinds: Mapping[str, Kind]) -> dict[str, StageSpec]:
+def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, StageSpec]:
     """Every step's spec, validated; a plan file may have been changed by hand.
 
     Raises:

@@ -24,7 +24,7 @@ from cai.files.durable import disk_full, is_disk_full, write_durably
 from cai.files.home import cai_home, request_cache
 from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step
-from cai.run.checks import Kind, check_keys, check_ledger, checked_specs
+from cai.run.checks import StageWork, check_keys, check_ledger, checked_specs
 from cai.run.lazy_engine import LazyEngine, MakeEngine
 from cai.run.results import RunResult, StepResult
 from cai.run.status import Action, StepStatus, previous_plan
@@ -73,7 +73,7 @@ def run(
     store: Store,
     run_dir: Path,
     make_engine: MakeEngine,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, StageWork] | None = None,
     watch: Watcher | None = None,
     previous: Plan | None = None,
 ) -> RunResult:
@@ -111,7 +111,7 @@ def run_step(
     store: Store,
     run_dir: Path,
     make_engine: MakeEngine,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, StageWork] | None = None,
     watch: Watcher | None = None,
 ) -> StepResult:
     """Make or reuse one step's artifact; what the step reads must be in the store. What a job of a cluster runs.
@@ -135,7 +135,7 @@ def run_shard(
     store: Store,
     run_dir: Path,
     make_engine: MakeEngine,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, StageWork] | None = None,
     watch: Watcher | None = None,
 ) -> dict[str, Any]:
     """Do one part of a step's rows, beside the processes that do the others; ``run_step`` then makes the artifact.
@@ -156,7 +156,7 @@ def _job_of(
     store: Store,
     run_dir: Path,
     make_engine: MakeEngine,
-    kinds: Mapping[str, Kind] | None,
+    kinds: Mapping[str, StageWork] | None,
     watch: Watcher | None,
 ) -> tuple[_Job, Step]:
     if kinds is None:
@@ -196,7 +196,7 @@ class _Job:
         plan: Plan,
         store: Store,
         run_dir: Path,
-        kinds: Mapping[str, Kind],
+        kinds: Mapping[str, StageWork],
         specs: Mapping[str, StageSpec],
         watch: Watcher,
         engine: LazyEngine,
@@ -252,7 +252,7 @@ class _Job:
         return {}
 
     def _part(self, step: Step, shard: Shard) -> dict[str, Any]:
-        from cai.run.shards import Part
+        from cai.run.shards import ShardProgress
         from cai.stages.flow.base import ShardDone
         from cai.stages.flow.generation import usage
 
@@ -261,7 +261,7 @@ class _Job:
                 return {}
             told = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
             try:
-                self._work(step, build, Part(told, shard, build.work))
+                self._work(step, build, ShardProgress(told, shard, build.work))
             except ShardDone as done:
                 return dict(usage(done.flow).get("usage", {}))
             except BaseException as raised:

@@ -80,7 +80,7 @@ def check_servers(plan: Plan, name: str, store: Store, plan_file: Path) -> None:
             raise SpecError(Problem(name, what, "leave --shard out; more servers: engine.servers.<model>.count"))
 
 
-class Part:
+class ShardProgress:
     """A shard's progress: of the step's rows it tells its share, and leaves their number where the others look."""
 
     def __init__(self, inner: Progress, shard: Shard, work: Path) -> None:
@@ -124,7 +124,7 @@ class Merging:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ShardEnd:
     """How a shard ended that did not end well: its exit code, and why."""
 
     index: int
@@ -132,7 +132,7 @@ class Ended:
     error: str
 
 
-def run_shards(step: Step, store: Store, run_dir: Path, progress: Progress) -> tuple[int, list[Ended]]:
+def run_shards(step: Step, store: Store, run_dir: Path, progress: Progress) -> tuple[int, list[ShardEnd]]:
     """Do a step's parts in processes of this machine; returns the rows that were told, and which did not end well.
 
     Each is ``python -m cai step`` under a guard of its own, so whatever ends this process ends them. Their output goes
@@ -146,7 +146,7 @@ def run_shards(step: Step, store: Store, run_dir: Path, progress: Progress) -> t
         progress.note("shards", reason="only Linux can guard them; one process does all rows")
         return 0, []
     rows = _Rows(store.root / f"{artifact_name(step.kind, step.key)}.partial" / "work", count, progress)
-    runner, running, ended = LocalRunner(Local()), dict[int, Server](), list[Ended]()
+    runner, running, ended = LocalRunner(Local()), dict[int, Server](), list[ShardEnd]()
     rows.look()
     try:
         for index in range(count):
@@ -176,7 +176,7 @@ def _log(run_dir: Path, step: Step, index: int) -> Path:
     return run_dir / "logs" / job_file(run_dir, step.name, f".shard-{index}.log").name
 
 
-def _over(running: dict[int, Server], run_dir: Path, step: str) -> Iterator[Ended]:
+def _over(running: dict[int, Server], run_dir: Path, step: str) -> Iterator[ShardEnd]:
     """Take out those that have ended; gives those that did not end well."""
     for index, server in list(running.items()):
         try:
@@ -188,7 +188,7 @@ def _over(running: dict[int, Server], run_dir: Path, step: str) -> Iterator[Ende
             with suppress(OSError, ValueError):
                 word = read_json(word_file(run_dir, step, index))
             if word["code"]:
-                yield Ended(index, int(word["code"]), str(word["error"]))
+                yield ShardEnd(index, int(word["code"]), str(word["error"]))
 
 
 def with_usage(metrics: Mapping[str, Any], run_dir: Path, step: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from cai.launchers import slurm_cli
 from cai.launchers.slurm_script import components_of, script
 from cai.plan import Plan, Step
 from cai.run.arrays import ids_of, is_alive, write_array
-from cai.run.checks import Kind, check_keys, checked_specs
+from cai.run.checks import StageWork, check_keys, checked_specs
 from cai.run.executor import RunResult, StepResult, write_record
 from cai.run.job_files import now, read_json, word_file, write_json
 from cai.run.jobs import ALIVE, JobView, Phase, said_by, views_of
@@ -60,7 +60,7 @@ _PATIENCE = 90.0
 """Seconds that ``cancel`` waits for jobs to be gone; Slurm itself kills them after its KillWait (30 s)."""
 
 
-def submit(plan: Plan, store: Store, run_dir: Path, kinds: Mapping[str, Kind] | None = None) -> list[JobView]:
+def submit(plan: Plan, store: Store, run_dir: Path, kinds: Mapping[str, StageWork] | None = None) -> list[JobView]:
     """Freeze the plan in ``run_dir`` and submit a job for each step that is not in the store.
 
     Raises:

@@ -37,8 +37,8 @@ from cai.clients.base import Completion, Request
 from cai.errors import CaiError, PrerequisiteError
 from cai.identity import sampling_seed
 from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, parse_body, read_body
-from cai.serving.model_thread import Event, Job, ModelThread
-from cai.terminal.chat import Speaker
+from cai.serving.model_thread import Event, ModelJob, ModelThread
+from cai.terminal.chat import ChatModel
 from cai.text import make_console, plain
 
 _CLOSED = 499  # What servers log when the client hung up; nobody reads the answer.
@@ -59,7 +59,7 @@ class _Answers:
 
             return emit
 
-        self._jobs = [Job(request, to(i), streamed) for i, request in enumerate(requests)]
+        self._jobs = [ModelJob(request, to(i), streamed) for i, request in enumerate(requests)]
         model.submit(self._jobs)
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ _TEXT = _Shape("cmpl", "text_completion", "text_completion")
 
 
 def make_app(
-    speaker: Speaker,
+    speaker: ChatModel,
     api_key: str | None = None,
     max_body: int = MAX_BODY,
     max_batch: int = 16,

@@ -24,7 +24,7 @@ Event = str | Completion | Exception
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class ModelJob:
     """A request that waits for the model; ``emit`` gets its events and may be called from the model's thread."""
 
     request: Request
@@ -38,7 +38,7 @@ class ModelThread:
 
     def __init__(self, client: Client, max_batch: int = 16, max_waiting: int = 256) -> None:
         self._client, self._max_batch, self._max_waiting = client, max_batch, max_waiting
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[ModelJob] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -48,7 +48,7 @@ class ModelThread:
         with self._wake:
             return sum(not job.cancelled.is_set() for job in self._waiting)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[ModelJob]) -> None:
         """Queue jobs, all or none; the thread starts with the first.
 
         Raises:
@@ -85,7 +85,7 @@ class ModelThread:
             if batch:
                 self._answer(batch)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[ModelJob]:
         """The oldest job and, if it can be answered in a batch, what else waits and can."""
         live = [job for job in self._waiting if not job.cancelled.is_set()]
         alone = [job.streamed and isinstance(self._client, StreamingClient) for job in live]
@@ -96,7 +96,7 @@ class ModelThread:
         self._waiting = deque(job for job in live if job not in batch)
         return batch
 
-    def _answer(self, batch: list[Job]) -> None:
+    def _answer(self, batch: list[ModelJob]) -> None:
         open_jobs = {job.request.id: job for job in batch}
         try:
             if batch[0].streamed and isinstance(self._client, StreamingClient):
@@ -117,7 +117,7 @@ class ModelThread:
             for job in open_jobs.values():
                 job.emit(error)
 
-    def _stream(self, client: StreamingClient, job: Job) -> None:
+    def _stream(self, client: StreamingClient, job: ModelJob) -> None:
         with closing(client.stream(job.request)) as answer:
             while not job.cancelled.is_set() and not self._closing:
                 try:

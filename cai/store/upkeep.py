@@ -21,7 +21,7 @@ from cai.identity import file_digest, text_digest
 from cai.store.artifacts import Store, read_record
 
 
-class State(str, Enum):
+class ArtifactState(str, Enum):
     """How far an artifact is."""
 
     DONE = "done"
@@ -31,20 +31,20 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoreEntry:
     """One artifact as a person lists it: ``size`` in bytes, ``used`` in seconds since the epoch."""
 
     name: str
     kind: str
     key: str
-    state: State
+    state: ArtifactState
     size: int
     used: float
     experiments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Damage:
     """What ``verify`` found wrong with one artifact; ``aside`` is where it was moved, if it was."""
 
     name: str
@@ -88,18 +88,20 @@ def references(store: Store) -> dict[str, set[str]]:
     return found
 
 
-def ls(store: Store) -> list[Entry]:
+def ls(store: Store) -> list[StoreEntry]:
     """Everything in the store, the most recently used first."""
     used_by = {key[:16]: names for key, names in references(store).items()}
     rows = [_entry(store, path, used_by) for path in _folders(store)]
     rows += [
-        Entry(path.name, path.name.partition("-")[0], "", State.DAMAGED, _size(path), path.stat().st_mtime, ())
+        StoreEntry(
+            path.name, path.name.partition("-")[0], "", ArtifactState.DAMAGED, _size(path), path.stat().st_mtime, ()
+        )
         for path in sorted(store.damaged.glob("*"))
     ]
     return sorted(rows, key=lambda row: (-row.used, row.name))
 
 
-def verify(store: Store, *, deep: bool = True, repair: bool = False) -> list[Finding]:
+def verify(store: Store, *, deep: bool = True, repair: bool = False) -> list[Damage]:
     """Compare every artifact with its record; ``deep`` reads every byte, else sizes only.
 
     ``repair`` moves what is damaged aside, so that its step runs again; an artifact somebody is making is left alone.
@@ -114,7 +116,7 @@ def verify(store: Store, *, deep: bool = True, repair: bool = False) -> list[Fin
         if repair:
             with locked_if_free(store.lock_of(name)) as free:
                 aside = store.set_aside(name) if free else None
-        findings.append(Finding(name, problems, aside))
+        findings.append(Damage(name, problems, aside))
     return findings
 
 
@@ -205,14 +207,14 @@ def _used(store: Store, path: Path) -> float:
     return max(p.stat().st_mtime for p in (seen, path) if p.exists())
 
 
-def _entry(store: Store, path: Path, used_by: dict[str, set[str]]) -> Entry:
+def _entry(store: Store, path: Path, used_by: dict[str, set[str]]) -> StoreEntry:
     name = path.name.removesuffix(".partial")
     kind, _, key = name.rpartition("-")
-    state = State.DONE
+    state = ArtifactState.DONE
     if path.name.endswith(".partial"):
-        state = State.BUILDING if holder(store.lock_of(name)) else State.PARTIAL
+        state = ArtifactState.BUILDING if holder(store.lock_of(name)) else ArtifactState.PARTIAL
     experiments = tuple(sorted(used_by.get(key, ())))
-    return Entry(path.name, kind, key, state, _size(path), _used(store, path), experiments)
+    return StoreEntry(path.name, kind, key, state, _size(path), _used(store, path), experiments)
 
 
 def _problems(store: Store, name: str, deep: bool) -> Iterator[str]:

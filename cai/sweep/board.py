@@ -17,7 +17,7 @@ from cai.run.finished import Finished, read_finished
 from cai.run.job_files import read_json
 from cai.store.artifacts import Store
 from cai.sweep.measures import Figure, Found, by_prompt, found_in
-from cai.sweep.run_cells import SWEEP, State, ended_cells
+from cai.sweep.run_cells import SWEEP, CellState, ended_cells
 
 _RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
 """Which measure ranks by default: the first of these that all cells share."""
@@ -39,7 +39,7 @@ class Line:
 
     label: str
     numbers: tuple[int, ...]
-    state: State
+    state: CellState
     values: Mapping[str, str]
     what: str
     principle: str
@@ -53,7 +53,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class PrincipleEffect:
     """What changes from one set of principles to another: ``change`` is ``label`` minus ``against``.
 
     ``paired``: on the same prompts, row by row; else from the two intervals alone.
@@ -76,7 +76,7 @@ class Board:
     measures: tuple[Measure, ...]
     lines: tuple[Line, ...]
     pooled: tuple[Line, ...]
-    effects: tuple[Effect, ...]
+    effects: tuple[PrincipleEffect, ...]
     sizes: tuple[Line, ...]
     ranked_by: str
     notes: tuple[str, ...]
@@ -216,7 +216,7 @@ def _pooled(lines: Sequence[Line]) -> Line:
         values = [f["value"] for line in lines if (f := line.figures.get(name)) and f["value"] is not None]
         figures[name] = over_cells(values)
     states = [line.state for line in lines]
-    state = State.DONE if set(states) == {State.DONE} else next(s for s in states if s is not State.DONE)
+    state = CellState.DONE if set(states) == {CellState.DONE} else next(s for s in states if s is not CellState.DONE)
     numbers = tuple(n for line in lines for n in line.numbers)
     settings = {k: v for k, v in first.values.items() if k != "seed"}
     label = _plain(first) if len({_plain(line) for line in lines}) == 1 else f"{first.size} principles"
@@ -248,7 +248,7 @@ def _ranked(lines: Sequence[Line], by: str, measures: Sequence[Measure]) -> tupl
     return tuple(sorted(lines, key=place))
 
 
-def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequence[Measure]) -> list[Effect]:
+def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequence[Measure]) -> list[PrincipleEffect]:
     """Every set of principles against the whole, cells of the same seed and settings beside each other."""
     rows: dict[int, dict[str, dict[str, float]]] = {}
 
@@ -279,7 +279,7 @@ def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequ
                 change: Figure = intervals.mean(differences)
             else:
                 change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in told])
-            found.append(Effect(measure.name, group[0][0].principle, label, other, change, bool(differences)))
+            found.append(PrincipleEffect(measure.name, group[0][0].principle, label, other, change, bool(differences)))
     return found
 
 

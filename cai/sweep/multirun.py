@@ -16,7 +16,7 @@ from cai.files.library import Library
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """A sweep's command line taken apart: overrides of each cell, what is swept in it, and what Hydra itself is told.
 
     ``preset`` and ``settings`` are of ``+sweep=NAME`` and ``sweep.field=value``; ``launch`` are Hydra's own overrides.
@@ -29,7 +29,7 @@ class Asked:
     launch: tuple[str, ...]
 
 
-def split_sweep(overrides: Sequence[str], library: Library) -> Asked:
+def split_sweep(overrides: Sequence[str], library: Library) -> SweepRequest:
     """Every combination of the swept values, as Hydra's basic sweeper makes them: the last override varies fastest.
 
     Raises:
@@ -70,7 +70,7 @@ def split_sweep(overrides: Sequence[str], library: Library) -> Asked:
         {name: line.partition("=")[2] for name, line in zip(names, cell, strict=True) if name in swept}
         for cell in cells
     )
-    return Asked(cells, values, preset, tuple(settings), tuple(launch))
+    return SweepRequest(cells, values, preset, tuple(settings), tuple(launch))
 
 
 def check_launch(overrides: Sequence[str], library: Library) -> None:

@@ -32,7 +32,7 @@ CELL = "cell.json"
 STOP = "stop"
 
 
-class State(str, Enum):
+class CellState(str, Enum):
     """How a cell ended."""
 
     DONE = "done"
@@ -44,12 +44,12 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CellEnd:
     """How a cell ended: why not well, and how many of its steps were made by it."""
 
     number: int
     label: str
-    state: State
+    state: CellState
     error: str = ""
     made: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -83,50 +83,50 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
     at, began = folder / str(number), time.monotonic()
     plan = plan_from_json((at / "plan.json").read_text(encoding="utf-8"), str(at / "plan.json"))
     watch = _CellWatcher(folder, number, _console(told["label"], number, len(sweep["cells"]), alone))
-    state, error = State.DONE, ""
+    state, error = CellState.DONE, ""
     try:
         if (folder / STOP).exists():
-            state = State.NOT_RUN
+            state = CellState.NOT_RUN
         elif other := _failed_before(folder, plan):
-            state, error = State.BLOCKED, other
+            state, error = CellState.BLOCKED, other
         elif _runs_elsewhere(plan):
             state = _submitted(plan, at, bool(sweep["detach"]), watch.say, folder.name)
         else:
             _run(plan, at, watch, folder.name)
     except Blocked as blocked:
-        state, error = State.BLOCKED, str(blocked)
+        state, error = CellState.BLOCKED, str(blocked)
     except Incomplete as stopped:
-        state, error = State.INCOMPLETE, str(stopped)
+        state, error = CellState.INCOMPLETE, str(stopped)
         _stop(folder, stopped)
     except CaiError as failed:
-        state, error = State.FAILED, str(failed)
+        state, error = CellState.FAILED, str(failed)
         watch.remember(error)
         if sweep["sweep"]["on_error"] == "stop":
             _stop(folder, failed)
     except Exception as failed:
         # Whatever it is, it is this cell's: the next one may not meet it.
-        state, error = State.FAILED, f"{type(failed).__name__}: {failed}"
+        state, error = CellState.FAILED, f"{type(failed).__name__}: {failed}"
         if os.environ.get("CAI_TRACE"):
             traceback.print_exc()
     finally:
         watch.close()
-    if state in (State.BLOCKED, State.NOT_RUN) or (state is State.FAILED and not watch.told):
+    if state in (CellState.BLOCKED, CellState.NOT_RUN) or (state is CellState.FAILED and not watch.told):
         watch.say(f"{state.value}{': ' if error else ''}{error}")
     ended = {"state": state.value, "error": error, "made": watch.made, "seconds": round(time.monotonic() - began, 3)}
     write_json(at / CELL, ended)
 
 
-def ended_cells(folder: Path) -> list[Ended]:
+def ended_cells(folder: Path) -> list[CellEnd]:
     """How the cells of a sweep's folder ended, so far."""
     found = []
     for told in read_json(folder / SWEEP)["cells"]:
         path = folder / str(told["number"]) / CELL
         data: Mapping[str, Any] = read_json(path) if path.is_file() else {"state": "not run"}
         found.append(
-            Ended(
+            CellEnd(
                 told["number"],
                 told["label"],
-                State(data["state"]),
+                CellState(data["state"]),
                 data.get("error", ""),
                 tuple(data.get("made", ())),
                 data.get("seconds", 0.0),
@@ -164,7 +164,7 @@ def _runs_elsewhere(plan: Plan) -> bool:
     return launcher_of(plan) is not None
 
 
-def _submitted(plan: Plan, at: Path, detach: bool, say: Callable[[str], None], group: str) -> State:
+def _submitted(plan: Plan, at: Path, detach: bool, say: Callable[[str], None], group: str) -> CellState:
     from cai.run.submission import shown_run, submit, watch
     from cai.text import make_console
     from cai.trackers.watching import tracked
@@ -172,10 +172,10 @@ def _submitted(plan: Plan, at: Path, detach: bool, say: Callable[[str], None], g
     submit(plan, default_store(), at)
     if detach:
         say(f"its jobs are submitted; come back to them with: python -m cai resume {shown_run(at)}")
-        return State.SUBMITTED
+        return CellState.SUBMITTED
     with tracked(plan, at, default_store().home, say, group=group, unfinished="running"):
         watch(at, make_console())
-    return State.DONE
+    return CellState.DONE
 
 
 def _console(label: str, number: int, total: int, alone: bool) -> ConsoleWatcher:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.files.durable import write_durably
-from cai.sweep.board import Board, Effect, Line
+from cai.sweep.board import Board, Line, PrincipleEffect
 
 PARTS = ("value", "low", "high", "n")
 
@@ -46,7 +46,7 @@ def _line(board: Board, line: Line, rank: int | None) -> dict[str, Any]:
     return row
 
 
-def _effect(effect: Effect) -> dict[str, Any]:
+def _effect(effect: PrincipleEffect) -> dict[str, Any]:
     return {
         "measure": effect.measure,
         "principle": effect.principle,

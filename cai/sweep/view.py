@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cai.sweep.board import Board, Effect, Line, Measure
+from cai.sweep.board import Board, Line, Measure, PrincipleEffect
 from cai.sweep.measures import Figure
-from cai.sweep.run_cells import Ended, State
+from cai.sweep.run_cells import CellEnd, CellState
 from cai.terminal.shell_text import shell_word
 from cai.terminal.summary import interval
 from cai.text import duration, one_line, plain
@@ -21,16 +21,22 @@ from cai.text import duration, one_line, plain
 COLUMNS = 3
 """Measures that the terminal shows; the files have all."""
 
-_STYLES = {State.DONE: "", State.FAILED: "red", State.BLOCKED: "red", State.NOT_RUN: "dim", State.INCOMPLETE: "yellow"}
+_STYLES = {
+    CellState.DONE: "",
+    CellState.FAILED: "red",
+    CellState.BLOCKED: "red",
+    CellState.NOT_RUN: "dim",
+    CellState.INCOMPLETE: "yellow",
+}
 
 
-def print_board(board: Board, ended: Sequence[Ended], folder: Path, console: Console) -> None:
+def print_board(board: Board, ended: Sequence[CellEnd], folder: Path, console: Console) -> None:
     """Print everything; the table's numbers have 95 % intervals."""
     for block in render_board(board, ended, folder):
         console.print(block, crop=False)  # the last line is a command
 
 
-def render_board(board: Board, ended: Sequence[Ended], folder: Path) -> Iterator[RenderableType]:
+def render_board(board: Board, ended: Sequence[CellEnd], folder: Path) -> Iterator[RenderableType]:
     """The blocks that ``print_board`` prints."""
     yield Text(f"\nSweep of {plain(board.name)}: {_states(ended)}", style="bold")
     for cell in ended:
@@ -67,8 +73,8 @@ def columns(board: Board, most: int = COLUMNS) -> list[Measure]:
     return [first, *others][:most]
 
 
-def _states(ended: Sequence[Ended]) -> str:
-    counts = {state: sum(cell.state is state for cell in ended) for state in State}
+def _states(ended: Sequence[CellEnd]) -> str:
+    counts = {state: sum(cell.state is state for cell in ended) for state in CellState}
     made = len({key for cell in ended for key in cell.made})
     took = sum(cell.seconds for cell in ended)
     told = ", ".join(f"{n} {state.value}" for state, n in counts.items() if n)
@@ -88,7 +94,7 @@ def _table(lines: Sequence[Line], measures: Sequence[Measure]) -> Table:
         table.add_column(one_line(measure.name, 40) + ("" if measure.comparable else " *"), justify="right")
     for rank, line in enumerate(lines, 1):
         label = one_line(line.label, 100) + (f" ({line.seeds} seeds)" if line.seeds > 1 else "")
-        label += "" if line.state is State.DONE else f" ({line.state.value})"
+        label += "" if line.state is CellState.DONE else f" ({line.state.value})"
         figures = [interval(line.figures.get(m.name), m.share) for m in measures]
         table.add_row(str(rank), Text(label), *map(Text, figures), style=_STYLES.get(line.state, ""))
     return table
@@ -123,7 +129,7 @@ def change(figure: Figure, share: bool) -> str:
     return shown
 
 
-def verdict(effect: Effect) -> str:
+def verdict(effect: PrincipleEffect) -> str:
     """What an interval allows to say."""
     low, high = effect.change["low"], effect.change["high"]
     if low is None or high is None:

@@ -15,7 +15,7 @@ PLANNED = ("other_part", "over_limit", "not chosen")
 """Reasons that the experiment itself asks for: told with the others, but no cause for concern."""
 
 
-class Made(Protocol):
+class FinishedArtifact(Protocol):
     """The part of an artifact that is read here (``cai.stages.base.Artifact`` has it)."""
 
     @property
@@ -34,7 +34,7 @@ class Made(Protocol):
         ...
 
 
-def ledger_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
+def ledger_rows(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Rows:
     """Rows in = rows out + dropped, a line for each stage and for each data part that lost rows; head first."""
     lines: list[tuple[str, ...]] = [("stage", "in", "out", "dropped", "why")]
     for step in plan.steps:
@@ -51,7 +51,7 @@ def ledger_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
     return tuple(lines)
 
 
-def usage_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
+def usage_rows(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Rows:
     """What was asked of models, a line for each stage that asked; head first. Of reused stages: when they were made."""
     lines: list[tuple[str, ...]] = [("stage", "asked", "from the cache", "tried again", "cost")]
     for step in plan.steps:
@@ -64,7 +64,7 @@ def usage_rows(plan: Plan, artifacts: Mapping[str, Made]) -> Rows:
     return tuple(lines)
 
 
-def judge_tables(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[tuple[str, Rows]]:
+def judge_tables(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[tuple[str, Rows]]:
     """The figures of every judge's report: the step's name, and figure, value and meaning; head first."""
     from cai.stages.judge.report import summary_rows
 

@@ -71,7 +71,7 @@ def estimate_tokens(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class ChatModel:
     """A model to talk to. ``context`` is in tokens, prompt and answer together; None when it is not known."""
 
     client: Client
@@ -101,10 +101,10 @@ class Speaker:
 
 
 @dataclass(slots=True)
-class Conversation:
+class ChatHistory:
     """The turns so far; whole exchanges are forgotten, oldest first, when they no longer fit."""
 
-    speaker: Speaker
+    speaker: ChatModel
     system: str = ""
     turns: list[Message] = field(default_factory=list)
     asked: int = 0
@@ -148,8 +148,8 @@ class Conversation:
 
 
 def chat(
-    speaker: Speaker,
-    beside: Speaker | None = None,
+    speaker: ChatModel,
+    beside: ChatModel | None = None,
     system: str = "",
     console: Console | None = None,
     source: TextIO | None = None,
@@ -159,7 +159,7 @@ def chat(
     ``beside`` answers the same messages in a conversation of its own (the base model, to compare).
     """
     console = console or make_console()
-    talks = [Conversation(s, system) for s in (speaker, beside) if s is not None]
+    talks = [ChatHistory(s, system) for s in (speaker, beside) if s is not None]
     if source is None and sys.stdin.isatty():
         console.print(Text(plain(f"Talking to {speaker.name}. {HELP}."), style="dim"))
         lines = _typed(console)
@@ -176,9 +176,9 @@ def chat(
 
 
 def ask(
-    speaker: Speaker,
+    speaker: ChatModel,
     questions: Sequence[str],
-    beside: Speaker | None = None,
+    beside: ChatModel | None = None,
     system: str = "",
     console: Console | None = None,
 ) -> None:
@@ -194,14 +194,14 @@ def ask(
             console.out(f"> {plain(question)}", highlight=False)
         for one in (speaker, beside):
             if one is not None:
-                talk = Conversation(one, system)
+                talk = ChatHistory(one, system)
                 talk.say(question)
                 _show(talk, console, label=beside is not None, remarks=not bare)
         if not bare:
             console.out()
 
 
-def _show(talk: Conversation, console: Console, label: bool, remarks: bool = True) -> None:
+def _show(talk: ChatHistory, console: Console, label: bool, remarks: bool = True) -> None:
     if label:
         console.print(Text(plain(f"{talk.speaker.name}:"), style="bold"))
     with closing(talk.answer()) as answer:
@@ -217,7 +217,7 @@ def _show(talk: Conversation, console: Console, label: bool, remarks: bool = Tru
         console.print(Text(f"(cut after {done.tokens} tokens)", style="dim"))
 
 
-def _exchange(talk: Conversation, line: str, console: Console, label: bool) -> bool:
+def _exchange(talk: ChatHistory, line: str, console: Console, label: bool) -> bool:
     """One message and its answer; False when the person stopped it."""
     try:
         forgotten = talk.say(line)
@@ -233,7 +233,7 @@ def _exchange(talk: Conversation, line: str, console: Console, label: bool) -> b
     return True
 
 
-def _command(line: str, talks: list[Conversation], console: Console) -> bool:
+def _command(line: str, talks: list[ChatHistory], console: Console) -> bool:
     """Carry out a line that starts with a slash; False when it ends the conversation."""
     word, _, rest = line.partition(" ")
     if word in ("/quit", "/exit", "/q"):
@@ -283,7 +283,7 @@ def _piped(console: Console, source: TextIO) -> Iterator[str]:
             yield line.strip()
 
 
-def _too_long(speaker: Speaker) -> Problem:
+def _too_long(speaker: ChatModel) -> Problem:
     return Problem(
         "message",
         f"does not fit: {speaker.name} reads {speaker.context} tokens, {speaker.sampling.max_tokens} of them kept for "

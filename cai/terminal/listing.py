@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cai.files.durable import size_text
 from cai.run.ledger import LedgerLine
-from cai.store.upkeep import Entry, Removed
+from cai.store.upkeep import Removed, StoreEntry
 from cai.text import count, duration, make_console, plain
 
 
@@ -37,7 +37,7 @@ def print_ledger(lines: Sequence[LedgerLine], why: bool) -> None:
     console.print(table)
 
 
-def print_store(entries: Sequence[Entry]) -> None:
+def print_store(entries: Sequence[StoreEntry]) -> None:
     """What the store holds, the most recently used first."""
     console = make_console()
     table = _table("artifact", "state", "size", "used", "experiments", right=("size", "used"))

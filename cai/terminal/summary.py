@@ -23,7 +23,7 @@ from rich.text import Text
 from cai.files.durable import write_durably
 from cai.plan import Plan
 from cai.run.submitted import launcher_of
-from cai.terminal.accounts import Made, judge_tables, ledger_rows, usage_rows
+from cai.terminal.accounts import FinishedArtifact, judge_tables, ledger_rows, usage_rows
 from cai.terminal.plan_view import escape_markdown
 from cai.terminal.shell_text import comment, folded, shell_word
 from cai.text import duration, make_console, one_line, plain
@@ -54,7 +54,7 @@ class Summary:
 
 
 def summarize(
-    plan: Plan, where: Path, artifacts: Mapping[str, Made], seconds: float | None = None, examples: int = 3
+    plan: Plan, where: Path, artifacts: Mapping[str, FinishedArtifact], seconds: float | None = None, examples: int = 3
 ) -> Summary:
     """The summary of a finished run; ``artifacts`` are by step name, ``seconds`` is wall time.
 
@@ -242,7 +242,7 @@ def _answers(shown: Sequence[Mapping[str, Any]], first: str, last: str, limit: i
             yield Block("quote", (one_line(example["answers"][model], 400) or "(empty)",), label=label)
 
 
-def _judges(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[Block]:
+def _judges(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[Block]:
     tables = list(judge_tables(plan, artifacts))
     if tables:
         yield Block("heading", ("How the judges judged",))
@@ -251,7 +251,7 @@ def _judges(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[Block]:
         yield Block("table", rows=rows)
 
 
-def _ledger(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[Block]:
+def _ledger(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[Block]:
     rows = ledger_rows(plan, artifacts)
     if len(rows) > 1:
         yield Block("heading", ("Every row accounted for",))
@@ -262,7 +262,9 @@ def _ledger(plan: Plan, artifacts: Mapping[str, Made]) -> Iterator[Block]:
         yield Block("table", rows=asked)
 
 
-def _places(plan: Plan, where: Path, artifacts: Mapping[str, Made], seconds: float | None) -> Iterator[Block]:
+def _places(
+    plan: Plan, where: Path, artifacts: Mapping[str, FinishedArtifact], seconds: float | None
+) -> Iterator[Block]:
     yield Block("heading", ("Where everything lies",))
     rows = [(name, str(artifacts[step].path)) for name, step in plan.outputs.items() if step in artifacts]
     listed = {path for _, path in rows}
@@ -281,7 +283,7 @@ def _places(plan: Plan, where: Path, artifacts: Mapping[str, Made], seconds: flo
     yield Block("commands", tuple(_next_commands(plan, where, artifacts)))
 
 
-def _next_commands(plan: Plan, where: Path, artifacts: Mapping[str, Made]) -> Iterator[str]:
+def _next_commands(plan: Plan, where: Path, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[str]:
     """Commands that do something with this run: to talk, there must be a model that it has made."""
     run = shell_word(_run_word(plan, where))
     if trained_model(plan, artifacts):
@@ -294,7 +296,7 @@ def _next_commands(plan: Plan, where: Path, artifacts: Mapping[str, Made]) -> It
     yield f"python -m cai rows {run}"
 
 
-def trained_model(plan: Plan, artifacts: Mapping[str, Made]) -> str:
+def trained_model(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> str:
     """The step whose model is the run's result; empty where no step trains one, or that step has not ended well.
 
     A fetched model is what a run starts from. It is no result, though ``chat --step`` reaches it.

@@ -28,7 +28,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """A point of the curves below ``prefix``: at ``at`` on ``axis`` (``iteration``, ``step``, ``round``).
 
     ``t`` is seconds since the epoch. On one prefix ``at`` only rises.
@@ -51,7 +51,7 @@ class Figures:
     t: float = 0.0
 
 
-Telling = Point | Figures
+Telling = CurvePoint | Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunAddress:
     """A run inside a tracker: its id there, and in words where a person finds it."""
 
     id: str
@@ -78,7 +78,7 @@ class Place:
 class Tracker(Protocol):
     """One tracker, used by one thread. Any method may raise; it is then made anew and told the same again later."""
 
-    def start(self, run: RunFacts, known: str) -> Place:
+    def start(self, run: RunFacts, known: str) -> RunAddress:
         """Begin to tell of a run, or go on with the one whose id is ``known``."""
         ...
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cai.trackers.base import Point, apart, clean, number, numbers_in
+from cai.trackers.base import CurvePoint, apart, clean, number, numbers_in
 
 AXES = ("iteration", "step")
 """What counts along a curve. A note with one of these, and with numbers beside it, is a point."""
@@ -21,17 +21,17 @@ _DETAIL = ("reward_by_topic", "by_topic", "by_kind")
 """Parts of an evaluation that are no headline."""
 
 
-def point_of(prefix: str, data: Mapping[str, Any], t: float) -> Point | None:
+def point_of(prefix: str, data: Mapping[str, Any], t: float) -> CurvePoint | None:
     """A note of a stage, or a line of metrics.jsonl, as a point; None where it is none."""
     axis = next((name for name in AXES if type(data.get(name)) is int), None)
     if axis is None:
         return None
     rest = {key: value for key, value in data.items() if key not in (axis, f"{axis}s")}
     values = numbers_in(rest)
-    return Point(clean(prefix), axis, int(data[axis]), values, t) if values else None
+    return CurvePoint(clean(prefix), axis, int(data[axis]), values, t) if values else None
 
 
-def curve(step: str, folder: Path, t: float) -> list[Point]:
+def curve(step: str, folder: Path, t: float) -> list[CurvePoint]:
     """The points of an artifact's ``metrics.jsonl``; none where it has no such file, or one that is not read."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -63,7 +63,7 @@ def accounts(record: Mapping[str, Any]) -> dict[str, float]:
 
 def step_end(
     step: str, kind: str, folder: Path, record: Mapping[str, Any], t: float
-) -> tuple[dict[str, float], list[Point]]:
+) -> tuple[dict[str, float], list[CurvePoint]]:
     """Everything that a step's artifact tells: figures by whole name, and curves."""
     found = {clean(f"{step}/end/{name}"): value for name, value in accounts(record).items()}
     points = curve(step, folder, t)
@@ -112,9 +112,9 @@ def evaluation_figures(made: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def revision_points(step: str, made: Mapping[str, Any], t: float) -> list[Point]:
+def revision_points(step: str, made: Mapping[str, Any], t: float) -> list[CurvePoint]:
     """Reward and share of wins by round of revision, a curve for each label."""
-    points: list[Point] = []
+    points: list[CurvePoint] = []
     for label, about in _mappings(made.get("revisions")):
         rounds: Sequence[Mapping[str, Any]] = about.get("rounds") or ()
         for row in sorted(rounds, key=lambda row: int(row["round"])):
@@ -122,7 +122,7 @@ def revision_points(step: str, made: Mapping[str, Any], t: float) -> list[Point]
             for metric, value in row.items():
                 if metric != "round":
                     values |= _told(metric, value)
-            points.append(Point(clean(f"{step}/revisions/{label}"), "round", int(row["round"]), values, t))
+            points.append(CurvePoint(clean(f"{step}/revisions/{label}"), "round", int(row["round"]), values, t))
     return points
 
 

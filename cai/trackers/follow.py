@@ -25,7 +25,7 @@ from cai.plan import plan_from_json
 from cai.store.artifacts import Store
 from cai.store.events import EventLog
 from cai.text import one_line
-from cai.trackers.base import Place, RunFacts, Telling, Tracker
+from cai.trackers.base import RunAddress, RunFacts, Telling, Tracker
 from cai.trackers.settings import Tracking
 from cai.trackers.story import Story, config_of
 
@@ -193,7 +193,7 @@ class Follower:
     def _start(self) -> None:
         assert self._facts is not None
         tracker = self._make(self._settings)
-        place: Place = tracker.start(self._facts, self._id)
+        place: RunAddress = tracker.start(self._facts, self._id)
         known, self._tracker, self._id = self._id, tracker, place.id
         self._say(place.shown)
         if known and known != place.id:  # what was told is not there any more: tell all of it again

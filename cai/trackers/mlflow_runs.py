@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.files.locks import locked
-from cai.trackers.base import Ending, Place, Point, RunFacts, Telling
+from cai.trackers.base import CurvePoint, Ending, RunAddress, RunFacts, Telling
 from cai.trackers.settings import Mlflow
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class MlflowRuns:
         self._client: Any = None
         self._id = ""
 
-    def start(self, run: RunFacts, known: str) -> Place:
+    def start(self, run: RunFacts, known: str) -> RunAddress:
         """Make the run, below its group's, or go on with it."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -50,7 +50,7 @@ class MlflowRuns:
                     raise
         if self._id:
             self._client.update_run(self._id, status="RUNNING")
-            return Place(self._id, f"run {self._id} of {uri}")
+            return RunAddress(self._id, f"run {self._id} of {uri}")
         experiment = self._experiment()
         tags = {"mlflow.runName": run.name, "cai.experiment": run.experiment, "cai.folder": str(run.folder)}
         if run.group:
@@ -59,7 +59,7 @@ class MlflowRuns:
         params = [Param(name, str(value)) for name, value in run.config.items()]
         for some in _pieces(params, _MOST_PARAMS):
             self._client.log_batch(self._id, params=some)
-        return Place(self._id, f"run {self._id} of {uri}")
+        return RunAddress(self._id, f"run {self._id} of {uri}")
 
     def log(self, told: Sequence[Telling]) -> None:
         """Metrics, with the time at which they were noted."""
@@ -67,8 +67,8 @@ class MlflowRuns:
 
         metrics: list[Any] = []
         for one in told:
-            at, t = (one.at, one.t) if isinstance(one, Point) else (0, one.t)
-            prefix = f"{one.prefix}/" if isinstance(one, Point) else ""
+            at, t = (one.at, one.t) if isinstance(one, CurvePoint) else (0, one.t)
+            prefix = f"{one.prefix}/" if isinstance(one, CurvePoint) else ""
             metrics += [Metric(f"{prefix}{name}", value, int(t * 1000), at) for name, value in one.values.items()]
         for some in _pieces(metrics, _MOST_METRICS):
             self._send(some)

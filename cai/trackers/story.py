@@ -10,7 +10,7 @@ from typing import Any
 from cai.identity import canonical, text_digest
 from cai.plan import Plan, Step
 from cai.store.artifacts import Stored
-from cai.trackers.base import Ending, Figures, Point, Scalar, Telling, number
+from cai.trackers.base import CurvePoint, Ending, Figures, Scalar, Telling, number
 from cai.trackers.figures import accounts, point_of, step_end
 
 Find = Callable[[Step], Stored | None]
@@ -85,7 +85,7 @@ class Story:
             self._sums.update({name: told[name] for name in ("calls", "tokens", "cost") if told.get(name)})
         return [*self._rising(points), Figures(step.name, values, reused, t)]
 
-    def _rising(self, points: list[Point]) -> list[Telling]:
+    def _rising(self, points: list[CurvePoint]) -> list[Telling]:
         """Those beyond what has been told: training that goes on from a checkpoint does some steps again."""
         told: list[Telling] = []
         for point in points:

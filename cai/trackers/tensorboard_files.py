@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.trackers.base import Ending, Place, Point, RunFacts, Scalar, Telling, clean
+from cai.trackers.base import CurvePoint, Ending, RunAddress, RunFacts, Scalar, Telling, clean
 from cai.trackers.settings import TensorBoard
 
 
@@ -25,7 +25,7 @@ class TensorBoardFiles:
         self._settings = settings
         self._file: io.BufferedRandom | None = None
 
-    def start(self, run: RunFacts, known: str) -> Place:
+    def start(self, run: RunFacts, known: str) -> RunAddress:
         """Open a new event file; files in one folder are one run to TensorBoard."""
         from tensorboard.compat.proto.event_pb2 import Event
 
@@ -37,7 +37,7 @@ class TensorBoardFiles:
         if not known:
             first += [_event(_config_text(run.config)), _event(_session_start(run))]
         self._write(first)
-        return Place(str(folder), f"tensorboard --logdir {_shown(folder)}")
+        return RunAddress(str(folder), f"tensorboard --logdir {_shown(folder)}")
 
     def log(self, told: Sequence[Telling]) -> None:
         """Scalars: curves at their own steps, figures at step 0."""
@@ -81,7 +81,7 @@ def _shown(folder: Path) -> str:
 
 def _scalars(told: Sequence[Telling]) -> Iterator[Any]:
     for one in told:
-        if isinstance(one, Point):
+        if isinstance(one, CurvePoint):
             for name, value in one.values.items():
                 yield _event(_scalar(f"{one.prefix}/{name}", value), one.t, one.at)
         else:

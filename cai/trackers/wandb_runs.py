@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from cai.trackers.base import Ending, Place, Point, RunFacts, Telling, clean
+from cai.trackers.base import CurvePoint, Ending, RunAddress, RunFacts, Telling, clean
 from cai.trackers.settings import Wandb
 
 _PATIENCE = 12.0
@@ -25,7 +25,7 @@ class WandbRuns:
         self._run: Any = None
         self._axes: set[str] = set()
 
-    def start(self, run: RunFacts, known: str) -> Place:
+    def start(self, run: RunFacts, known: str) -> RunAddress:
         """Make the run, or go on with it."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -55,12 +55,12 @@ class WandbRuns:
             settings=quiet,
         )
         folder = os.path.relpath(os.path.dirname(str(self._run.dir)))
-        return Place(str(self._run.id), str(self._run.url or f"wandb sync {folder}"))
+        return RunAddress(str(self._run.id), str(self._run.url or f"wandb sync {folder}"))
 
     def log(self, told: Sequence[Telling]) -> None:
         """A row of history for each point, with the axis of its curve; figures go into the summary."""
         for one in told:
-            if isinstance(one, Point):
+            if isinstance(one, CurvePoint):
                 axis = f"{one.prefix}/{one.axis}"
                 if axis not in self._axes:
                     self._axes.add(axis)

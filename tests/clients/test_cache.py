@@ -26,7 +26,7 @@ from cai.clients.base import (
     Score,
     ScoreRequest,
 )
-from cai.clients.cache import Place, RequestCache
+from cai.clients.cache import RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 
 KEYS = [bytes([i]) * 16 for i in range(8)]
@@ -39,25 +39,25 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_put_is_found_by_others_and_after_reopening(path: Path) -> None:
     first = RequestCache(path, "step one")
-    assert first.look(KEYS[:2]) == [Place.OURS, Place.OURS]
+    assert first.look(KEYS[:2]) == [Whereabouts.OURS, Whereabouts.OURS]
     first.put([(KEYS[0], {"text": "hé \ud83d", "n": 1})])
     assert first.look(KEYS[:1]) == [{"text": "hé \ud83d", "n": 1}]
     first.close()
     again = RequestCache(path, "step two")
-    assert again.look(KEYS[:3]) == [{"text": "hé \ud83d", "n": 1}, Place.OURS, Place.OURS]
+    assert again.look(KEYS[:3]) == [{"text": "hé \ud83d", "n": 1}, Whereabouts.OURS, Whereabouts.OURS]
     again.close()
 
 
 def test_a_claim_of_one_who_lives_is_waited_for_and_one_given_up_is_free(path: Path) -> None:
     one, two = RequestCache(path, "a"), RequestCache(path, "b")
-    assert one.look(KEYS[:2]) == [Place.OURS] * 2
-    assert two.look(KEYS[:2]) == [Place.ELSEWHERE] * 2
+    assert one.look(KEYS[:2]) == [Whereabouts.OURS] * 2
+    assert two.look(KEYS[:2]) == [Whereabouts.ELSEWHERE] * 2
     one.put([(KEYS[0], {"n": 1})])
     one.release([KEYS[1]])
-    assert two.look(KEYS[:2]) == [{"n": 1}, Place.OURS]
-    assert one.look(KEYS[1:2]) == [Place.ELSEWHERE]
+    assert two.look(KEYS[:2]) == [{"n": 1}, Whereabouts.OURS]
+    assert one.look(KEYS[1:2]) == [Whereabouts.ELSEWHERE]
     two.close()
-    assert one.look(KEYS[1:2]) == [Place.OURS], "closing gives up what is left"
+    assert one.look(KEYS[1:2]) == [Whereabouts.OURS], "closing gives up what is left"
     one.close()
 
 
@@ -72,7 +72,7 @@ def test_the_first_answer_stays(path: Path) -> None:
 def test_answers_to_lists_of_the_same_step_do_not_count(path: Path) -> None:
     mine = RequestCache(path, "a", others_only=True)
     mine.put([(KEYS[0], {"n": 1})])
-    assert mine.look(KEYS[:1]) == [Place.OURS]
+    assert mine.look(KEYS[:1]) == [Whereabouts.OURS]
     mine.close()
     other = RequestCache(path, "b", others_only=True)
     assert other.look(KEYS[:1]) == [{"n": 1}]
@@ -89,11 +89,11 @@ def test_a_claim_lapses_when_its_process_is_killed(path: Path) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "claimed\n"
     cache = RequestCache(path, "b")
-    assert cache.look(KEYS[:1]) == [Place.ELSEWHERE]
+    assert cache.look(KEYS[:1]) == [Whereabouts.ELSEWHERE]
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert cache.look(KEYS[:3]) == [Place.OURS] * 3
+    assert cache.look(KEYS[:3]) == [Whereabouts.OURS] * 3
     cache.close()
 
 
@@ -109,13 +109,13 @@ def test_a_claim_of_another_machine_lapses_when_its_beat_stands_still(
     far.execute("INSERT INTO claims VALUES (?, 'elsewhere 1 2 3')", (KEYS[0],))
     far.commit()
     for beat in range(6, 10):
-        assert here.look(KEYS[:1]) == [Place.ELSEWHERE]
+        assert here.look(KEYS[:1]) == [Whereabouts.ELSEWHERE]
         clock[0] += module.LAPSE * 0.9
         far.execute("UPDATE owners SET beat = ?", (beat,))
         far.commit()
-    assert here.look(KEYS[:1]) == [Place.ELSEWHERE]
+    assert here.look(KEYS[:1]) == [Whereabouts.ELSEWHERE]
     clock[0] += module.LAPSE + 1
-    assert here.look(KEYS[:1]) == [Place.OURS]
+    assert here.look(KEYS[:1]) == [Whereabouts.OURS]
     far.close()
     here.close()
 
@@ -145,11 +145,11 @@ def test_a_cache_that_cannot_be_used_is_left_alone(path: Path, damage: str, capl
         path.parent.rmdir()
         path.parent.write_text("a file where the folder should be")
     cache = RequestCache(path, "a")
-    assert cache.look(KEYS[:2]) == [Place.OURS] * 2
+    assert cache.look(KEYS[:2]) == [Whereabouts.OURS] * 2
     cache.put([(KEYS[0], {"n": 1})])
     cache.release(KEYS[1:2])
     cache.beat()
-    assert cache.look(KEYS[:1]) == [Place.OURS]
+    assert cache.look(KEYS[:1]) == [Whereabouts.OURS]
     cache.close()
     assert caplog.text.count("the request cache cannot be used") == 1
 
@@ -162,13 +162,13 @@ def _ask(path: str, seconds: float, asked: str) -> None:
     with Path(asked).open("a") as log:
         while todo:
             places = list(zip(todo, cache.look(todo[:17]), strict=False))
-            ours = [key for key, place in places if place is Place.OURS]
+            ours = [key for key, place in places if place is Whereabouts.OURS]
             for key in ours:
                 log.write(f"{int.from_bytes(key, 'big')}\n")
                 log.flush()
             time.sleep(seconds)
             cache.put([(key, {"n": int.from_bytes(key, "big")}) for key in ours])
-            done = {key for key, place in places if place is not Place.ELSEWHERE}
+            done = {key for key, place in places if place is not Whereabouts.ELSEWHERE}
             todo = [key for key in todo if key not in done]
     assert [found["n"] for found in cache.look(keys)] == list(range(200))  # type: ignore[index]
     cache.close()
@@ -229,10 +229,10 @@ def test_results_are_kept_without_their_id() -> None:
 
 def test_what_a_broken_cache_of_this_process_claimed_is_free(path: Path) -> None:
     broken = RequestCache(path, "a")
-    assert broken.look(KEYS[:1]) == [Place.OURS]
+    assert broken.look(KEYS[:1]) == [Whereabouts.OURS]
     broken._give_up(OSError("disk full"))
     next_cell = RequestCache(path, "b")
-    assert next_cell.look(KEYS[:1]) == [Place.OURS]
+    assert next_cell.look(KEYS[:1]) == [Whereabouts.OURS]
     next_cell.close()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.clients.echo import Answer, EchoNotFound, made, span
+from cai.clients.echo import EchoNotFound, ServerRow, made, span
 from cai.data.nemo_tokens import Pieces, open_tokenizer
 from tests.data.test_nemo_tokens import TURN, byte_level, spm
 
@@ -68,14 +68,14 @@ CASES = [
 ]
 
 
-def answer_of(pieces: Pieces, prompt: str, new: str, mangle: Mangle, pad: int = 3) -> tuple[Answer, int]:
+def answer_of(pieces: Pieces, prompt: str, new: str, mangle: Mangle, pad: int = 3) -> tuple[ServerRow, int]:
     import sentencepiece
 
     own = sentencepiece.SentencePieceProcessor(model_proto=spm(symbols=(TURN,)))
     ids = own.encode(prompt) + own.encode(f"\n{new}")[2:]
     padded = ids + [own.eos_id()] * pad
     shown = tuple(own.id_to_piece(token) for token in padded)
-    return Answer(mangle(prompt + new), shown, tuple(padded)), len(ids) - len(own.encode(prompt))
+    return ServerRow(mangle(prompt + new), shown, tuple(padded)), len(ids) - len(own.encode(prompt))
 
 
 @pytest.mark.parametrize(("prompt", "new"), CASES)
@@ -120,7 +120,7 @@ def test_byte_level_pieces_are_read(tmp_path: Path) -> None:
     made_of = own.encode(prompt + new, add_special_tokens=False)
     end = own.token_to_id("<|im_end|>")
     tokens = (*made_of.tokens, "<|im_end|>", "<|im_end|>")
-    answer = Answer(own.decode(made_of.ids), tokens, (*made_of.ids, end, end))
+    answer = ServerRow(own.decode(made_of.ids), tokens, (*made_of.ids, end, end))
     count = len(own.encode(new, add_special_tokens=False).ids)
     for known in (None, open_tokenizer(folder)):
         found = made(answer, prompt, 99, known)
@@ -157,5 +157,5 @@ def test_the_end_is_known_by_its_name_where_no_file_says_which_it_is(tmp_path: P
     end = nameless.token("<|im_end|>")
     assert end is not None
     ids = (*nameless.ids("Say it. It!"), end, end, end)
-    found = made(Answer("Say it. It!", (), ids), "Say it.", 9, nameless)
+    found = made(ServerRow("Say it. It!", (), ids), "Say it.", 9, nameless)
     assert (found.text, found.ended) == (" It!", True)

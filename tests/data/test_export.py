@@ -12,14 +12,14 @@ import pytest
 
 from cai.chat import ChatTemplate, Message
 from cai.commands.exporting import export_verb, step_rows
-from cai.data.export import FORMATS, Text, export
+from cai.data.export import FORMATS, TextOptions, export
 from cai.data.readers import READERS
 from cai.data.readers.shape import conversation
 from cai.data.rows import Conversation, Prompt, Row, write_rows
 from cai.errors import SpecError
 from cai.files.library import shipped_root
 
-NEMO = Text(ChatTemplate.from_file(shipped_root() / "prompt_templates" / "nemo_extra_id.jinja"))
+NEMO = TextOptions(ChatTemplate.from_file(shipped_root() / "prompt_templates" / "nemo_extra_id.jinja"))
 USER, SYSTEM = Message("user", "Why?\n\nTell me."), Message("system", "Be kind.")
 LONG = (USER, Message("assistant", "Because."), Message("user", "And é 你好?"))
 PAIRS = [
@@ -102,7 +102,7 @@ def test_what_breaks_a_rule_is_left_out_by_reason(tmp_path: Path) -> None:
     written = export(tmp_path / "a.jsonl", [odd, *talks()], "nemo_sft_chat", NEMO)
     assert written.rows == 2
     assert sum(written.dropped.values()) == 1
-    long = Text(NEMO.template, lambda text: len(text.encode()), 120)
+    long = TextOptions(NEMO.template, lambda text: len(text.encode()), 120)
     assert export(tmp_path / "a.jsonl", talks(), "nemo_sft_chat", long).dropped == {"too long": 1}
 
 

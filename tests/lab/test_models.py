@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from cai.engines.nemo_aligner.commands import RESULTS, Compiled
 from cai.engines.nemo_aligner.overrides import Override, merged, words
-from cai.engines.nemo_aligner.settings import Checkpointing, Training
+from cai.engines.nemo_aligner.settings import Checkpointing, TrainingLayout
 from tests.data.test_nemo import sentencepiece_model
 from tests.lab import checkpoint
 from tests.lab.building import RESTORED, Built, built, built_server, upstream_classes
@@ -75,7 +75,7 @@ def run(
 def test_a_training_command_builds_its_model(run: Run, name: str, start: str, validated: Validated) -> None:
     made, command = run.chain(name, start), run.commands[name]
     layout = command.layout
-    assert isinstance(layout, Training)
+    assert isinstance(layout, TrainingLayout)
     assert type(made.model).__name__ == KINDS[name]
     _is_laid_out(made.model, layout)
     _has_every_override(made, command)
@@ -88,7 +88,7 @@ def test_a_training_command_builds_its_model(run: Run, name: str, start: str, va
     )
 
 
-def _is_laid_out(model: Any, layout: Training) -> None:
+def _is_laid_out(model: Any, layout: TrainingLayout) -> None:
     from megatron.core import parallel_state
 
     config = model.transformer_config

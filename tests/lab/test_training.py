@@ -16,7 +16,7 @@ from cai.engines import engine_of
 from cai.engines.base import RlSettings
 from cai.engines.nemo_aligner.commands import CHAT_TOKENS, Compiled
 from cai.engines.nemo_aligner.schedule import curve_of, updates_of
-from cai.engines.nemo_aligner.survey import Survey, survey
+from cai.engines.nemo_aligner.survey import PlanSurvey, survey
 from cai.plan import Step
 from tests.lab import samples
 from tests.lab.building import SECTIONS, Built
@@ -46,7 +46,7 @@ def run(
 
 
 @pytest.fixture
-def looked(run: Run, monkeypatch: pytest.MonkeyPatch) -> Survey:
+def looked(run: Run, monkeypatch: pytest.MonkeyPatch) -> PlanSurvey:
     plan = plan_of(run.experiment)
     _, settings = engine_of(plan.engine)
     return survey(settings, plan, str)
@@ -64,7 +64,7 @@ def _ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "get_data_parallel_rank", lambda *a, **k: 0)
 
 
-def _training_rows(looked: Survey, step: Step, command: Compiled) -> int:
+def _training_rows(looked: PlanSurvey, step: Step, command: Compiled) -> int:
     """Lines of the training file, as many as the plan expects."""
     if step.kind == "rl":
         method = RlSettings.model_validate(step.spec["training"])
@@ -74,7 +74,7 @@ def _training_rows(looked: Survey, step: Step, command: Compiled) -> int:
 
 @pytest.mark.parametrize(("name", "start"), CHAIN)
 def test_the_plan_tells_the_rate_of_every_update(
-    run: Run, looked: Survey, name: str, start: str, validated: Validated
+    run: Run, looked: PlanSurvey, name: str, start: str, validated: Validated
 ) -> None:
     import torch
     from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
@@ -132,7 +132,7 @@ def _max_steps(made: Built, step: Step, rows: Rows) -> int:
     return int(model._get_max_steps())
 
 
-def test_ppo_makes_the_iterations_that_are_asked_for(run: Run, looked: Survey) -> None:
+def test_ppo_makes_the_iterations_that_are_asked_for(run: Run, looked: PlanSurvey) -> None:
     from nemo_aligner.algorithms.ppo import PPOTrainer
     from nemo_aligner.data.nlp.builders import build_dataloader
     from nemo_aligner.utils.trainer_utils import compute_num_steps_per_epoch

@@ -20,7 +20,7 @@ from cai.report import drawing, samples
 from cai.report.graph import GAP_X, HEIGHT, WIDTH, graph_of, layered, ordered
 from cai.report.learning import active_principles, thinned
 from cai.report.measures import axes_of
-from cai.report.model import Figure, Panel, Point, Report, Section, Series, Table, Text, numbers_table
+from cai.report.model import Figure, Panel, Point, ReportPage, Section, Series, Table, Text, numbers_table
 from cai.report.page import build, shown, write_report
 from cai.report.runs import named
 from cai.run.finished import Finished
@@ -38,11 +38,11 @@ def html(run: Finished, tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def figures(report: Report) -> dict[str, Figure]:
+def figures(report: ReportPage) -> dict[str, Figure]:
     return {b.id: b for s in report.sections for b in s.blocks if isinstance(b, Figure)}
 
 
-def missing(report: Report) -> str:
+def missing(report: ReportPage) -> str:
     found = [b for s in report.sections for b in s.blocks if isinstance(b, Text) and b.style == "missing"]
     return "\n".join(line for block in found for line in block.lines)
 
@@ -261,7 +261,7 @@ def test_rows_are_taken_by_id_whatever_their_order(run: Finished) -> None:
     assert few < more
 
 
-def _taken(run: Finished, limit: int) -> Iterator[samples.Sample]:
+def _taken(run: Finished, limit: int) -> Iterator[samples.SampleRow]:
     for source in samples.survey(named([run]), limit).sources:
         yield from (s for s in source.samples() if samples.place_of(s.id) <= source.bound)
 

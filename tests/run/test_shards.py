@@ -29,7 +29,7 @@ from cai.planning.resolver import resolve
 from cai.run.executor import RunResult, Silent, run, run_shard, run_step
 from cai.run.job_files import word_file
 from cai.run.scripts import write_scripts
-from cai.run.shards import Merging, Part, parse_shard, shards_of
+from cai.run.shards import Merging, ShardProgress, parse_shard, shards_of
 from cai.run.submission import Phase, cancel, resume, states, submit, watch
 from cai.stages.base import Shard
 from cai.stages.flow.base import Flow, ShardDone
@@ -348,7 +348,7 @@ def test_a_script_of_a_cluster_is_an_array_and_the_step_after_its_end(project: P
 
 def test_rows_are_told_once_and_a_shard_tells_its_share(tmp_path: Path) -> None:
     told = Told()
-    part = Part(told, Shard(1, 4), tmp_path)
+    part = ShardProgress(told, Shard(1, 4), tmp_path)
     part.expect(rows=10, tokens=100)
     assert told.expected == 3
     assert (tmp_path / "rows").read_text() == "10"

@@ -23,7 +23,7 @@ from cai.chat import Message
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
 from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.serving import api_key_from, make_app, serve
-from cai.terminal.chat import Speaker
+from cai.terminal.chat import ChatModel
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
 
@@ -96,8 +96,8 @@ class StreamingWords(Words):
         return done
 
 
-def speaker(client: Words, **fields: object) -> Speaker:
-    return Speaker(client, Parrot(), "tiny", Sampling(max_tokens=50), **fields)  # type: ignore[arg-type]
+def speaker(client: Words, **fields: object) -> ChatModel:
+    return ChatModel(client, Parrot(), "tiny", Sampling(max_tokens=50), **fields)  # type: ignore[arg-type]
 
 
 @contextmanager

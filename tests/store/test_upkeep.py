@@ -74,7 +74,7 @@ def test_gc_leaves_what_somebody_is_making(store: Store):
     with store.building("sft", KEY) as build:
         (build.work / "rows").write_text("x")
         assert upkeep.gc(store) == []
-        assert [row.state for row in upkeep.ls(store)] == [upkeep.State.BUILDING]
+        assert [row.state for row in upkeep.ls(store)] == [upkeep.ArtifactState.BUILDING]
     assert len(upkeep.gc(store)) == 1
 
 
@@ -103,7 +103,7 @@ def test_ls_says_who_uses_what(store: Store, tmp_path: Path):
     upkeep.register_run(store, run_folder(tmp_path, "a"), "quickstart", [KEY])
     rows = {row.kind: row for row in upkeep.ls(store)}
     assert (rows["sft"].key, rows["sft"].size, rows["sft"].experiments) == (KEY[:16], 9, ("quickstart",))
-    assert (rows["mix"].state, rows["mix"].size, rows["mix"].experiments) == (upkeep.State.DONE, 13, ())
+    assert (rows["mix"].state, rows["mix"].size, rows["mix"].experiments) == (upkeep.ArtifactState.DONE, 13, ())
 
 
 # The home folder

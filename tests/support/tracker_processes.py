@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from cai.trackers.base import Place
+from cai.trackers.base import RunAddress
 from cai.trackers.follow import Follower, Orders
 from tests.support.paths import ROOT
 
@@ -57,7 +57,7 @@ class Scripted:
     def start(self, run, known):
         self._maybe_fail("start")
         self.told.append(("start", known))
-        return Place(known or "id-1", "somewhere")
+        return RunAddress(known or "id-1", "somewhere")
 
     def log(self, told):
         self._maybe_fail("log")

@@ -17,7 +17,7 @@ from rich.console import Console
 from cai.chat import Message
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
 from cai.errors import SpecError
-from cai.terminal.chat import Conversation, Speaker, ask, chat, pieces, stream
+from cai.terminal.chat import ChatHistory, ChatModel, ask, chat, pieces, stream
 
 
 class Brackets:
@@ -60,8 +60,8 @@ class Interrupted(Echo):
         return Completion(request.id, "half an answer", 1, 3, Finish.LENGTH)
 
 
-def speaker(client: Echo, **fields: object) -> Speaker:
-    return Speaker(client, Brackets(), **{"name": "tuned", "sampling": Sampling(max_tokens=10), **fields})  # type: ignore[arg-type]
+def speaker(client: Echo, **fields: object) -> ChatModel:
+    return ChatModel(client, Brackets(), **{"name": "tuned", "sampling": Sampling(max_tokens=10), **fields})  # type: ignore[arg-type]
 
 
 def piped(lines: str, client: Echo, **fields: object) -> str:
@@ -182,7 +182,7 @@ def test_a_conversation_alternates_after_a_failed_answer() -> None:
         def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
             raise RuntimeError("no memory")
 
-    talk = Conversation(speaker(Broken()))
+    talk = ChatHistory(speaker(Broken()))
     talk.say("hello")
     with pytest.raises(RuntimeError):
         list(talk.answer())

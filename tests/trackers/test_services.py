@@ -13,7 +13,7 @@ import cai.trackers.watching as watching
 from cai.errors import SpecError, StepFailed
 from cai.store.artifacts import Store
 from cai.store.events import EventLog, read_events
-from cai.trackers.base import Ending, Figures, Place, Point
+from cai.trackers.base import CurvePoint, Ending, Figures, RunAddress
 from tests.support.executor_kinds import no_engine, step
 from tests.support.tracker_kinds import KINDS, go, tracked_plan
 from tests.support.tracker_processes import SECRET, TB, Scripted, follow, python, scalars
@@ -35,7 +35,7 @@ def test_what_a_tracker_missed_is_told_when_it_is_back(finished_run, tmp_path, c
     while not follower.look(now=True):
         pass
     assert follower.finish(time.monotonic() + 5)
-    points = [one for one in told if isinstance(one, Point)]
+    points = [one for one in told if isinstance(one, CurvePoint)]
     assert [point.at for point in points] == list(range(1, 9))
     assert [one.step for one in told if isinstance(one, Figures)] == ["rl", "evaluate"]
     assert isinstance(told[-1], Ending)
@@ -74,13 +74,13 @@ def test_all_is_told_again_where_the_tracker_has_lost_the_run(finished_run, tmp_
     class Forgetful(Scripted):
         def start(self, run, known):
             self.told.append(("start", known))
-            return Place("id-2", "somewhere")
+            return RunAddress("id-2", "somewhere")
 
     again = []
     assert follow(tmp_path, lambda _: Forgetful(again)).finish(time.monotonic() + 5)
-    assert [one.at for one in again if isinstance(one, Point)] == list(range(1, 9))
-    assert [one for one in again if isinstance(one, Point | Figures)] == [
-        one for one in told if isinstance(one, Point | Figures)
+    assert [one.at for one in again if isinstance(one, CurvePoint)] == list(range(1, 9))
+    assert [one for one in again if isinstance(one, CurvePoint | Figures)] == [
+        one for one in told if isinstance(one, CurvePoint | Figures)
     ]
 
 
@@ -93,10 +93,10 @@ def test_half_an_event_waits_for_its_other_half(tmp_path):
     told = []
     follower = follow(tmp_path, lambda _: Scripted(told))
     assert follower.look()
-    assert [one.at for one in told if isinstance(one, Point)] == [1, 2, 3]
+    assert [one.at for one in told if isinstance(one, CurvePoint)] == [1, 2, 3]
     (folder / "events.jsonl").write_bytes(whole)
     assert follower.look()
-    assert [one.at for one in told if isinstance(one, Point)] == list(range(1, 9))
+    assert [one.at for one in told if isinstance(one, CurvePoint)] == list(range(1, 9))
 
 
 @pytest.mark.long

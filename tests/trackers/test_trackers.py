@@ -17,7 +17,7 @@ from cai.files.library import Library, shipped_root
 from cai.files.locks import locked
 from cai.store.artifacts import Store
 from cai.store.events import read_events
-from cai.trackers.base import Figures, Point, apart, clean
+from cai.trackers.base import CurvePoint, Figures, apart, clean
 from cai.trackers.figures import evaluation_figures, revision_points, step_end
 from cai.trackers.settings import Tracking
 from cai.trackers.story import Story, config_of
@@ -263,7 +263,7 @@ def test_steps_of_a_cluster_that_had_no_job_are_told_at_the_end(tmp_path):
     story = Story(plan, lambda s: store.find(s.kind, s.key))
     assert story.take({"t": 5.0, "event": "job.submitted", "step": "rl", "job": "7"}) == []
     told = story.take({"t": 9.0, "event": "step.done", "step": "rl", "reused": False})
-    assert [type(one) for one in told] == [Point] * 8 + [Figures]
+    assert [type(one) for one in told] == [CurvePoint] * 8 + [Figures]
     assert story.ending("running").status == "running"
     (evaluated,) = story.take({"t": 11.0, "event": "run.done"})
     assert (evaluated.step, evaluated.reused) == ("evaluate", True)

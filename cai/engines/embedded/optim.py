@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai.engines.base import Progress, Schedule, Training
+from cai.engines.base import Progress, Schedule, SupervisedSettings
 from cai.engines.embedded import checkpoints
 from cai.engines.embedded.functions import without_gradient
 from cai.errors import StepFailed
@@ -90,7 +90,7 @@ class Work:
     event: str
 
 
-def fit(work: Work, settings: Training, dest: Path, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+def fit(work: Work, settings: SupervisedSettings, dest: Path, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     """Train to the end, from the last checkpoint if there is one; returns the rows of ``dest``/metrics.jsonl.
 
     A resumed run ends with the same parameters, bit for bit, as one that was never interrupted.

@@ -33,7 +33,7 @@ from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Optimizer
 from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
 from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
-from cai.engines.embedded.rollouts import Answer, Asked, Ends, sample
+from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, SampledAnswer, sample
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.snapshots import put_file, snapshot_folder
 from cai.errors import Problem, SpecError, StepFailed
@@ -73,14 +73,14 @@ def train_ppo(
         torch.set_num_threads(threads)
     scorer = None if score is not None else EmbeddedRewardScorer(reward, device, threads, settings.precision)
     try:
-        run = _Run(policy, reward, prompts, stop, settings, seed, device, score or scorer.score)  # type: ignore[union-attr]
+        run = _PpoRun(policy, reward, prompts, stop, settings, seed, device, score or scorer.score)  # type: ignore[union-attr]
         return run.to_end(dest, work, progress)
     finally:
         if scorer is not None:
             scorer.close()
 
 
-class _Run:
+class _PpoRun:
     """Everything that lives through the iterations."""
 
     def __init__(
@@ -98,7 +98,7 @@ class _Run:
         self.policy = _trainable(policy, settings, seed, device)
         self.reference = self.policy if settings.lora is not None else Trunk(policy, settings.precision, device)
         self.tokenizer = load_tokenizer(policy)
-        self.ends = Ends(self.tokenizer, end_tokens(policy, self.tokenizer), stop)
+        self.ends = EndRules(self.tokenizer, end_tokens(policy, self.tokenizer), stop)
         self.critic = _critic(policy, reward, settings, seed, device, self.policy.hidden)
         limit = min(settings.max_prompt_tokens, self.policy.longest - settings.max_tokens)
         ids = encode(self.tokenizer, [p.prompt for p in prompts])
@@ -204,16 +204,16 @@ class _Run:
         checkpoints.write_metrics(dest, work, self.rows)
         checkpoints.write_rows(dest / "samples.jsonl", self.samples)
 
-    def _drawn(self, iteration: int) -> list[tuple[PromptText, Asked]]:
+    def _drawn(self, iteration: int) -> list[tuple[PromptText, RolloutPrompt]]:
         """The prompts of an iteration: without replacement, in each cycle through all of them in another order."""
-        found: list[tuple[PromptText, Asked]] = []
+        found: list[tuple[PromptText, RolloutPrompt]] = []
         ids = [p.id for p, _ in self.prompts]
         orders: dict[int, list[int]] = {}
         for place in range(iteration * self.settings.rollouts, (iteration + 1) * self.settings.rollouts):
             cycle, at = divmod(place, len(ids))
             order = orders.setdefault(cycle, epoch_order(ids, self.seed, f"cycle {cycle}"))
             prompt, tokens = self.prompts[order[at]]
-            found.append((prompt, Asked(f"{prompt.id} {cycle}", tokens)))
+            found.append((prompt, RolloutPrompt(f"{prompt.id} {cycle}", tokens)))
         return found
 
     def _iterate(self, iteration: int, training: bool) -> None:
@@ -299,7 +299,7 @@ class _Run:
                 self.critic.weight.div_(self.scale[1])
                 self.critic.bias.fill_(-self.scale[0] / self.scale[1])
 
-    def _objective(self, scores: Tensor, answers: Sequence[Answer]) -> Tensor:
+    def _objective(self, scores: Tensor, answers: Sequence[SampledAnswer]) -> Tensor:
         mean, spread = self.scale or (0.0, 1.0)
         cut = torch.tensor([not a.ended for a in answers], dtype=torch.float32)
         return (scores - mean) / spread - self.settings.missing_end_penalty * cut
@@ -343,7 +343,7 @@ def _trainable(folder: Path, settings: RlSettings, seed: int, device: str) -> Tr
 
 def _critic(policy: Path, reward: Path, settings: RlSettings, seed: int, device: str, hidden: int) -> Critic:
     bias = torch.zeros((), device=device, requires_grad=True)
-    if settings.critic is base.Critic.POLICY:
+    if settings.critic is base.CriticStart.POLICY:
         return Critic(torch.zeros(hidden, device=device, requires_grad=True), bias, None)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     same = [

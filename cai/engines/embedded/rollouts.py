@@ -26,7 +26,7 @@ _COMPACT_AT = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RolloutPrompt:
     """A prompt to answer: ``key`` names its random draws."""
 
     key: str
@@ -34,14 +34,14 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SampledAnswer:
     """Sampled tokens, the end of turn included when the answer came to it."""
 
     ids: tuple[int, ...]
     ended: bool
 
 
-class Ends:
+class EndRules:
     """When an answer is over: end tokens, and stop strings (single-token ones become end tokens)."""
 
     def __init__(self, tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> None:
@@ -84,13 +84,13 @@ class _Cache:
 @without_gradient
 def sample(
     trunk: Trunk,
-    asked: Sequence[Asked],
-    ends: Ends,
+    asked: Sequence[RolloutPrompt],
+    ends: EndRules,
     max_tokens: int,
     temperature: float,
     seed: int,
     purpose: str,
-) -> list[Answer]:
+) -> list[SampledAnswer]:
     """One answer to each prompt, in order; drawn from softmax(logits / temperature) by inverting its distribution."""
     device = trunk.device
     width = max(len(a.ids) for a in asked) + max_tokens
@@ -123,7 +123,7 @@ def sample(
             draws, lengths, tokens = draws[kept], lengths[kept], tokens[kept]
         states = _step(trunk, cache, tokens, lengths, max(len(asked[i].ids) for i in rows) + step + 1)
         lengths = lengths + 1
-    return [Answer(tuple(ids), end) for ids, end in zip(answers, ended, strict=True)]
+    return [SampledAnswer(tuple(ids), end) for ids, end in zip(answers, ended, strict=True)]
 
 
 def _uniforms(seed: int, key: str, purpose: str, count: int) -> Tensor:
@@ -138,7 +138,7 @@ def _draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
 
-def _prefill(trunk: Trunk, cache: _Cache, asked: Sequence[Asked]) -> Tensor:
+def _prefill(trunk: Trunk, cache: _Cache, asked: Sequence[RolloutPrompt]) -> Tensor:
     """Read the prompts; the final state [rows, hidden] of each one's last token."""
     finals = torch.empty((len(asked), trunk.hidden), dtype=trunk.dtype, device=trunk.device)
     group: list[int] = []
@@ -153,7 +153,7 @@ def _prefill(trunk: Trunk, cache: _Cache, asked: Sequence[Asked]) -> Tensor:
     return finals
 
 
-def _read(trunk: Trunk, cache: _Cache, asked: Sequence[Asked], group: list[int], finals: Tensor) -> None:
+def _read(trunk: Trunk, cache: _Cache, asked: Sequence[RolloutPrompt], group: list[int], finals: Tensor) -> None:
     batch = pack([Branches((), (asked[i].ids,)) for i in group], trunk.device)
     which = torch.tensor(group, device=trunk.device)
     rows = which.repeat_interleave(torch.tensor([len(asked[i].ids) for i in group], device=trunk.device))

@@ -30,7 +30,7 @@ _POSITIONS = 256
 
 
 @dataclass
-class _Row:
+class _Input:
     """One input of the model and who reads from it: (request index, position of the first read, tokens)."""
 
     ids: tuple[int, ...]
@@ -73,15 +73,15 @@ def score_ids(
     model: Any, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]], budget: int = 4096
 ) -> list[float]:
     """Sums of log-probabilities (nats) of each tail after its prompt; ``budget`` tokens, padding included, a batch."""
-    rows: dict[tuple[int, ...], _Row] = {}
+    rows: dict[tuple[int, ...], _Input] = {}
     for index, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
         if tail:
             ids = (*prompt, *tail[:-1])
-            rows.setdefault(ids, _Row(ids)).readers.append((index, len(prompt) - 1, list(tail)))
+            rows.setdefault(ids, _Input(ids)).readers.append((index, len(prompt) - 1, list(tail)))
     sums = [0.0] * len(prompts)
     shared = shared_prefix(list(rows))
     order = sorted(rows.values(), key=lambda row: (len(row.ids), row.readers[0][0]))
-    batch: list[_Row] = []
+    batch: list[_Input] = []
     for row in order:
         if batch and (len(batch) + 1) * len(row.ids) > budget:
             _score_batch(model, batch, shared, sums)
@@ -92,7 +92,7 @@ def score_ids(
     return sums
 
 
-def _score_batch(model: Any, rows: list[_Row], shared: int, sums: list[float]) -> None:
+def _score_batch(model: Any, rows: list[_Input], shared: int, sums: list[float]) -> None:
     # A tail's first token is read at its prompt's last position, which must not lie in the shared part.
     shared = min([shared, *(place for row in rows for _, place, _ in row.readers)])
     width = max(len(row.ids) for row in rows) - shared

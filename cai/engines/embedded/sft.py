@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai.engines.base import Progress, SftSettings, Trained, Training, TrainText
+from cai.engines.base import Progress, SftSettings, SupervisedSettings, Trained, TrainText
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
 from cai.engines.embedded.checkpoints import fingerprint
 from cai.engines.embedded.functions import token_logprobs, without_gradient
@@ -68,7 +68,9 @@ def examples_of(tokenizer: Any, texts: Sequence[TrainText], max_length: int, dro
     return examples
 
 
-def prepared(model: Path, settings: Training, seed: int, device: str, threads: int, head: bool = True) -> Trunk:
+def prepared(
+    model: Path, settings: SupervisedSettings, seed: int, device: str, threads: int, head: bool = True
+) -> Trunk:
     """The model, ready to be trained as the settings say."""
     if threads:
         torch.set_num_threads(threads)
@@ -80,7 +82,9 @@ def prepared(model: Path, settings: Training, seed: int, device: str, threads: i
     return trunk
 
 
-def dropout_generator(settings: Training, seed: int, step: int, micro: int, device: str) -> torch.Generator | None:
+def dropout_generator(
+    settings: SupervisedSettings, seed: int, step: int, micro: int, device: str
+) -> torch.Generator | None:
     """Random numbers of one micro-batch's dropout, counted; None when there is no dropout."""
     if settings.lora is None or not settings.lora.dropout:
         return None

@@ -33,7 +33,7 @@ from cai.engines.embedded.streaming import Growing, Told, streamed
 
 
 @dataclass
-class _Row:
+class _Sequence:
     at: int
     ids: list[int]
     sampling: Sampling
@@ -74,7 +74,7 @@ def generate_ids(
     """
     if not all(prompts):
         raise ValueError("a prompt has no tokens; render it with the chat template first")
-    rows = [_Row(i, list(p), s, z) for i, (p, s, z) in enumerate(zip(prompts, samplings, seeds, strict=True))]
+    rows = [_Sequence(i, list(p), s, z) for i, (p, s, z) in enumerate(zip(prompts, samplings, seeds, strict=True))]
     groups = prefix_groups(prompts)
     if sum(len(group) > 1 for group in groups) * 4 > len(rows):
         groups = [list(range(len(rows)))]  # too many small groups: full batches save more than short prefixes
@@ -94,7 +94,7 @@ def _joined(groups: list[list[int]]) -> list[list[int]]:
 
 def _run_batch(
     model: Any,
-    rows: list[_Row],
+    rows: list[_Sequence],
     shared: int,
     ends: tuple[int, ...],
     stopped: Callable[[int, Sequence[int]], bool] | None,
@@ -142,13 +142,13 @@ def _run_batch(
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
 
 
-def _finished(row: _Row, ends: tuple[int, ...], stopped: Callable[[int, Sequence[int]], bool] | None) -> bool:
+def _finished(row: _Sequence, ends: tuple[int, ...], stopped: Callable[[int, Sequence[int]], bool] | None) -> bool:
     if row.made[-1] in ends or len(row.made) >= row.sampling.max_tokens:
         return True
     return stopped is not None and stopped(row.at, row.made)
 
 
-def _seen(rows: list[_Row], vocabulary: int, device: Any) -> torch.Tensor | None:
+def _seen(rows: list[_Sequence], vocabulary: int, device: Any) -> torch.Tensor | None:
     if all(row.sampling.repetition_penalty == 1 for row in rows):
         return None
     seen_BV = torch.zeros(len(rows), vocabulary, dtype=torch.bool)

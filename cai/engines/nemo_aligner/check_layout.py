@@ -14,8 +14,8 @@ from typing import Any
 
 from cai.engines.base import RlSettings
 from cai.engines.nemo_aligner.commands import Compiled, is_folder
-from cai.engines.nemo_aligner.settings import Server, Training
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.settings import ServerLayout, TrainingLayout
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
 from cai.launchers.settings import Local
 from cai.plan import Step
@@ -36,18 +36,18 @@ HEADED = ("training_rm.yaml", "gpt_ppo_critic.yaml")
 """Configs whose model has a reward head (``RewardModelHead``: a row-parallel layer with its input whole)."""
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """Every rule, over every step."""
     seen: set[str] = set()
     for name, every in found.compiled.items():
         for compiled in every:
             if compiled.layout is None:
                 continue
-            if isinstance(compiled.layout, Server) and compiled.setting in seen:
+            if isinstance(compiled.layout, ServerLayout) and compiled.setting in seen:
                 continue
             seen.add(compiled.setting)
             _parallel(found, name, compiled)
-            if isinstance(compiled.layout, Training):
+            if isinstance(compiled.layout, TrainingLayout):
                 _sequence_parallel(found, compiled)
                 _recomputation(found, compiled)
         _room(found, name, every)
@@ -67,25 +67,25 @@ def check(found: Survey) -> None:
 # ---- GPUs ------------------------------------------------------------------------------------------------------------
 
 
-def _sizes(found: Survey, compiled: Compiled) -> tuple[int, int]:
+def _sizes(found: PlanSurvey, compiled: Compiled) -> tuple[int, int]:
     """GPUs of a command, and GPUs of one copy of its model."""
     layout, values = compiled.layout, found.effective(compiled)
     assert layout is not None
     more = values.whole("expert_model_parallel_size", 1)
-    if isinstance(layout, Training):
+    if isinstance(layout, TrainingLayout):
         more = values.whole("model.context_parallel_size", 1)
     resources = compiled.command.resources
     copy = layout.tensor_parallel * layout.pipeline_parallel * more
     return layout.nodes * max(resources.gpus_per_node, 1), copy
 
 
-def data_parallel(found: Survey, compiled: Compiled) -> int:
+def data_parallel(found: PlanSurvey, compiled: Compiled) -> int:
     """How many copies of the model a command has; 0 where the sizes do not fit (a problem of its own)."""
     world, copy = _sizes(found, compiled)
     return world // copy if world % copy == 0 else 0
 
 
-def _parallel(found: Survey, step: str, compiled: Compiled) -> None:
+def _parallel(found: PlanSurvey, step: str, compiled: Compiled) -> None:
     layout, cluster, at = compiled.layout, found.settings.cluster, found.at(compiled.setting)
     assert layout is not None
     devices = compiled.command.resources.gpus_per_node
@@ -100,7 +100,7 @@ def _parallel(found: Survey, step: str, compiled: Compiled) -> None:
         found.wrong(f"{at}.nodes", what, "set nodes: 1, or engine.launcher.kind: slurm")
     world, copy = _sizes(found, compiled)
     shown = f"{devices} devices x {layout.nodes} nodes = {world} GPUs"
-    if isinstance(layout, Server):
+    if isinstance(layout, ServerLayout):
         if world != copy:
             what = f"{shown}, and a server takes exactly tensor x pipeline (x expert) parallel = {copy}"
             found.wrong(f"{at}.devices", what, "make them equal; for more answers at once set count")
@@ -112,9 +112,9 @@ def _parallel(found: Survey, step: str, compiled: Compiled) -> None:
         found.note(step, f"{at}: {what}; keep it within a node and use pipeline_parallel between nodes")
 
 
-def _sequence_parallel(found: Survey, compiled: Compiled) -> None:
+def _sequence_parallel(found: PlanSurvey, compiled: Compiled) -> None:
     layout, at = compiled.layout, found.at(compiled.setting)
-    assert isinstance(layout, Training)
+    assert isinstance(layout, TrainingLayout)
     wanted = found.effective(compiled)("model.sequence_parallel") is True
     path = f"{at}.sequence_parallel" if layout.sequence_parallel else f"{at}.overrides"
     if wanted and compiled.config in HEADED:
@@ -125,7 +125,7 @@ def _sequence_parallel(found: Survey, compiled: Compiled) -> None:
         found.wrong(path, what, "raise tensor_parallel, or set it to false")
 
 
-def _recomputation(found: Survey, compiled: Compiled) -> None:
+def _recomputation(found: PlanSurvey, compiled: Compiled) -> None:
     """Megatron-Core's rules; a plan's own settings keep them, so only overrides can break one."""
     values, at = found.effective(compiled), f"{found.at(compiled.setting)}.overrides"
     key = "model.activations_checkpoint"
@@ -139,7 +139,7 @@ def _recomputation(found: Survey, compiled: Compiled) -> None:
         found.wrong(at, f"full recomputation needs {key}_num_layers", "give a number from 1")
 
 
-def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:
+def _room(found: PlanSurvey, step: str, every: Sequence[Compiled]) -> None:
     """Commands of a step that run side by side must find GPUs: critic with actor, the servers of one model."""
     cluster = found.settings.cluster
     groups: dict[str, list[Compiled]] = defaultdict(list)
@@ -147,7 +147,7 @@ def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:
         if compiled.layout is not None:
             groups[str(compiled.model or "")].append(compiled)
     for group in groups.values():
-        at = found.at(group[0].setting if isinstance(group[0].layout, Server) else f"engine.steps.{step}")
+        at = found.at(group[0].setting if isinstance(group[0].layout, ServerLayout) else f"engine.steps.{step}")
         fewer = " or a lower count" if group[0].model else ""
         roles = " + ".join(c.command.role for c in group) if len(group) < 4 else f"{len(group)} servers"
         if isinstance(found.settings.launcher, Local):
@@ -180,7 +180,7 @@ def _room(found: Survey, step: str, every: Sequence[Compiled]) -> None:
             found.wrong(f"{at}.devices", what, "choose devices that divide the GPUs of a node")
 
 
-def _ports(found: Survey, step: str, every: Sequence[Compiled]) -> None:
+def _ports(found: PlanSurvey, step: str, every: Sequence[Compiled]) -> None:
     local = isinstance(found.settings.launcher, Local)
     # Servers of one model run side by side, those of different models in turn.
     taken: dict[tuple[str, int, int, int], Compiled] = {}
@@ -203,7 +203,7 @@ def _ports(found: Survey, step: str, every: Sequence[Compiled]) -> None:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-def _whole_batches(found: Survey, compiled: Compiled, path: str, prefix: str = "model") -> None:
+def _whole_batches(found: PlanSurvey, compiled: Compiled, path: str, prefix: str = "model") -> None:
     values, data = found.effective(compiled), data_parallel(found, compiled)
     total, micro = values.whole(f"{prefix}.global_batch_size"), values.whole(f"{prefix}.micro_batch_size")
     if total and micro and data and total % (micro * data):
@@ -212,7 +212,7 @@ def _whole_batches(found: Survey, compiled: Compiled, path: str, prefix: str = "
         found.wrong(path, what, f"make it a multiple of {micro * data}, or change {found.at(compiled.setting)}")
 
 
-def _batches(found: Survey, step: Step) -> None:
+def _batches(found: PlanSurvey, step: Step) -> None:
     compiled, path = found.role(step, "train"), f"stages.{step.name}.training.batch_size"
     if compiled is None:
         return
@@ -221,7 +221,7 @@ def _batches(found: Survey, step: Step) -> None:
         _whole_batches(found, compiled, path, prefix)
 
 
-def _rollouts(found: Survey, step: Step) -> None:
+def _rollouts(found: PlanSurvey, step: Step) -> None:
     actor, critic = found.role(step, "actor"), found.role(step, "critic")
     assert actor is not None
     assert critic is not None
@@ -251,7 +251,7 @@ def _rollouts(found: Survey, step: Step) -> None:
         found.wrong(f"{at}.val_samples", what, f"make it a multiple of {micro * data}")
 
 
-def _enough_rows(found: Survey, step: Step) -> None:
+def _enough_rows(found: PlanSurvey, step: Step) -> None:
     """Upstream drops a batch that is not full, so training and validation need one whole batch each."""
     rows, batch = step.estimate.get("rows"), int(step.spec["training"]["batch_size"])
     name = step.inputs["data"]
@@ -261,7 +261,7 @@ def _enough_rows(found: Survey, step: Step) -> None:
         found.note(step.name, f"{what}: give more rows, a larger stages.{name}.val or a smaller batch_size")
 
 
-def _enough_prompts(found: Survey, step: Step) -> None:
+def _enough_prompts(found: PlanSurvey, step: Step) -> None:
     rows, rollouts = step.estimate.get("rows"), int(step.spec["training"]["rollouts"])
     held = found.settings.step(step.name).val_samples or rollouts
     if rows is not None and rows < rollouts + held:
@@ -273,7 +273,7 @@ def _enough_prompts(found: Survey, step: Step) -> None:
 # ---- critic against actor --------------------------------------------------------------------------------------------
 
 
-def _agreement(found: Survey, step: Step) -> None:
+def _agreement(found: PlanSurvey, step: Step) -> None:
     """What the two processes of PPO must say alike, with the users' overrides in."""
     actor, critic = found.role(step, "actor"), found.role(step, "critic")
     assert actor is not None
@@ -313,7 +313,7 @@ def _agreement(found: Survey, step: Step) -> None:
 # ---- lengths ---------------------------------------------------------------------------------------------------------
 
 
-def _lengths(found: Survey, step: Step) -> None:
+def _lengths(found: PlanSurvey, step: Step) -> None:
     """Answers that cannot fit, and rows that training will leave out."""
     longest = int(step.spec["training"]["max_length"])
     for above in found.above(step, "data"):
@@ -332,7 +332,7 @@ def _lengths(found: Survey, step: Step) -> None:
             found.note(step.name, what)
 
 
-def _context(found: Survey, step: Step) -> None:
+def _context(found: PlanSurvey, step: Step) -> None:
     """An answer's budget against the context of the model that writes it, where that is known here."""
     names = step.inputs.get("models", step.inputs.get("model", ""))
     for name in [names] if isinstance(names, str) else names.values() if isinstance(names, dict) else names:

@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Any
 
 from cai.chat import ChatTemplate
-from cai.engines.base import Critic, RewardSettings, RlSettings, Schedule, SftSettings
-from cai.engines.base import Training as Method
+from cai.engines.base import CriticStart, RewardSettings, RlSettings, Schedule, SftSettings
+from cai.engines.base import SupervisedSettings as Method
 from cai.engines.nemo_aligner.check_layout import SAMPLING
 from cai.engines.nemo_aligner.settings import Hard, NemoAlignerSettings
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
 from cai.errors import SpecError
 from cai.plan import Step
@@ -18,7 +18,7 @@ from cai.plan import Step
 WARMUP = "set it to 0, and model.optim.sched.warmup_steps in overrides"
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """Problems of method, and notes on labels and schedules."""
     for step in found.steps("sft", "reward"):
         _supervised(found, step)
@@ -34,13 +34,13 @@ def check(found: Survey) -> None:
         _labels(found, step)
 
 
-def _no_lora(found: Survey, path: str, lora: Any) -> None:
+def _no_lora(found: PlanSurvey, path: str, lora: Any) -> None:
     if lora is not None:
         trainers = "NeMo-Aligner's trainers here train all weights"
         found.wrong(f"{path}.lora", trainers, "set lora: null")
 
 
-def _supervised(found: Survey, step: Step) -> None:
+def _supervised(found: PlanSurvey, step: Step) -> None:
     path = f"stages.{step.name}.training"
     method: Method
     if step.kind == "sft":
@@ -63,7 +63,7 @@ def _supervised(found: Survey, step: Step) -> None:
     _schedule(found, step, "train", f"{path}.learning_rate")
 
 
-def _validation(found: Survey, step: Step) -> None:
+def _validation(found: PlanSurvey, step: Step) -> None:
     name = step.inputs["data"]
     assert isinstance(name, str)
     data = found.plan.step(name)
@@ -75,13 +75,18 @@ def _validation(found: Survey, step: Step) -> None:
         found.wrong(f"stages.{name}.val", f"{needs} ('{step.name}' reads this)", "set a share above 0")
 
 
-def _ppo(found: Survey, step: Step) -> None:
+def _ppo(found: PlanSurvey, step: Step) -> None:
     path = f"stages.{step.name}.training"
     method = RlSettings.model_validate(step.spec["training"])
     _no_lora(found, path, method.lora)
     for name, right, what, following in (
         ("ppo_epochs", method.ppo_epochs == 1, "NeMo-Aligner makes one pass over its rollouts", "set it to 1"),
-        ("critic", method.critic is Critic.REWARD, "the critic starts from the reward model", "set critic: reward"),
+        (
+            "critic",
+            method.critic is CriticStart.REWARD,
+            "the critic starts from the reward model",
+            "set critic: reward",
+        ),
         (
             "normalize_reward",
             not method.normalize_reward,
@@ -102,7 +107,7 @@ def _ppo(found: Survey, step: Step) -> None:
     _schedule(found, step, "critic", f"{path}.critic_learning_rate")
 
 
-def _schedule(found: Survey, step: Step, role: str, path: str) -> None:
+def _schedule(found: PlanSurvey, step: Step, role: str, path: str) -> None:
     """Upstream's cosine: with ``constant_steps`` it asserts lr > min_lr, without it raises where lr < min_lr."""
     compiled = found.role(step, role)
     if compiled is None:
@@ -122,7 +127,7 @@ def _schedule(found: Survey, step: Step, role: str, path: str) -> None:
         found.wrong(path, what, f"set {sched}.min_lr in {overrides}")
 
 
-def _greedy(found: Survey) -> None:
+def _greedy(found: PlanSurvey) -> None:
     """Upstream's greedy draws no sample and so applies no penalty; the client asks for the one likeliest token."""
     for step in found.steps(*SAMPLING):
         if not any(c.command.background for c in found.compiled[step.name]):
@@ -133,7 +138,7 @@ def _greedy(found: Survey) -> None:
             found.note(step.name, f"{what}: it is asked for top_k 1 instead, which draws the same and is penalised")
 
 
-def _template(found: Survey) -> None:
+def _template(found: PlanSurvey) -> None:
     trained = next(found.steps("sft", "reward", "rl"), None)
     frozen = trained.resources.get("template") if trained is not None else None
     if frozen is None:
@@ -154,7 +159,7 @@ def _difference(name: str, text: str) -> str:
         return str(error)
 
 
-def _labels(found: Survey, step: Step) -> None:
+def _labels(found: PlanSurvey, step: Step) -> None:
     for above in found.above(step, "data"):
         if above.kind == "judge" and above.spec.get("labels") == "soft":
             found.note(step.name, f"'{above.name}' gives soft labels: {told(found.settings)}")

@@ -12,7 +12,7 @@ import math
 from cai.engines.nemo_aligner import schedule
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.gpu_time import step_time
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.time_limit import job_seconds, training_seconds
 from cai.launchers.settings import Slurm
 from cai.plan import Step
@@ -24,7 +24,7 @@ OFTEN = 0.5
 """Of what a job trains, the share after which it should have saved: the estimate is rather too short."""
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """Every training step of a plan whose jobs have a limit."""
     for step in found.steps(*ROLES):
         left = training_seconds(found.settings, step.name, step.kind)
@@ -40,7 +40,7 @@ def check(found: Survey) -> None:
             _saves(found, step, compiled, seconds, left)
 
 
-def _where(found: Survey, step: Step) -> str:
+def _where(found: PlanSurvey, step: Step) -> str:
     """The field that says the limit."""
     layout = found.settings.step(step.name)
     at = found.at(f"engine.steps.{step.name}")
@@ -49,7 +49,7 @@ def _where(found: Survey, step: Step) -> str:
     return f"{at}.critic.time" if step.kind == "rl" and layout.critic.time else "engine.launcher.time"
 
 
-def _nothing_left(found: Survey, step: Step) -> None:
+def _nothing_left(found: PlanSurvey, step: Step) -> None:
     launcher = found.settings.launcher
     assert isinstance(launcher, Slurm)
     limit, at = job_seconds(found.settings, step.name, step.kind), found.at(f"engine.steps.{step.name}")
@@ -58,7 +58,7 @@ def _nothing_left(found: Survey, step: Step) -> None:
     found.wrong(_where(found, step), f"{what}: {why}", f"raise it, or lower engine.launcher.warn or {at}.time_margin")
 
 
-def _jobs(found: Survey, step: Step, seconds: float, left: int) -> None:
+def _jobs(found: PlanSurvey, step: Step, seconds: float, left: int) -> None:
     launcher = found.settings.launcher
     assert isinstance(launcher, Slurm)
     jobs = math.ceil(seconds / left)
@@ -71,7 +71,7 @@ def _jobs(found: Survey, step: Step, seconds: float, left: int) -> None:
     found.note(step.name, what + (more if jobs > allowed else ""))
 
 
-def _saves(found: Survey, step: Step, compiled: Compiled, seconds: float, left: int) -> None:
+def _saves(found: PlanSurvey, step: Step, compiled: Compiled, seconds: float, left: int) -> None:
     values = found.effective(compiled)
     iterations = int(step.spec["training"].get("iterations", 0))
     steps = iterations or schedule.updates_of(found, step, compiled)

@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Critic:
+class CriticRun:
     """PPO's critic beside the actor: its log folder, the step that it has reached at one of the actor's, the end."""
 
     log: Path
@@ -58,7 +58,7 @@ class Logs:
     """The log folder (``exp_manager.explicit_log_dir``) of a training; PPO's actor has a ``critic`` beside it."""
 
     log: Path
-    critic: Critic | None = None
+    critic: CriticRun | None = None
 
     @property
     def step(self) -> int:
@@ -131,7 +131,7 @@ def _newest(checkpoints: list[Checkpoint]) -> Checkpoint:
 
 
 def _newest_pair(
-    actors: list[Checkpoint], critics: list[Checkpoint], critic: Critic
+    actors: list[Checkpoint], critics: list[Checkpoint], critic: CriticRun
 ) -> tuple[Checkpoint, Checkpoint] | None:
     by_step = {c.step: c for c in critics}
     pairs = [(a, by_step[critic.step_at(a.step)]) for a in actors if critic.step_at(a.step) in by_step]

@@ -15,7 +15,7 @@ from cai.engines.nemo_aligner import check_layout, check_method, check_time, dis
 from cai.engines.nemo_aligner.commands import Compiled, is_folder
 from cai.engines.nemo_aligner.overrides import Override
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
-from cai.engines.nemo_aligner.survey import Survey, survey
+from cai.engines.nemo_aligner.survey import PlanSurvey, survey
 from cai.errors import Problem, did_you_mean
 from cai.files.home import cai_home
 from cai.launchers.settings import Local
@@ -59,14 +59,14 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Checked:
+class Findings:
     """What was found; ``notes`` are by step."""
 
     problems: tuple[Problem, ...] = ()
     notes: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str] = str) -> Checked:
+def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str] = str) -> Findings:
     """Check a plan for this engine. ``where`` turns a field's path into a place in the experiment's files."""
     found = survey(settings, plan, where)
     _names(found)
@@ -80,10 +80,10 @@ def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]
     disk.check(found)
     _mounts(found)
     _shards(found)
-    return Checked(tuple(dict.fromkeys(found.problems)), found.notes)
+    return Findings(tuple(dict.fromkeys(found.problems)), found.notes)
 
 
-def _mounts(found: Survey) -> None:
+def _mounts(found: PlanSurvey) -> None:
     """Commands in a container read and write under ``$CAI_HOME`` by the same path as this program does."""
     launcher = found.settings.launcher
     placed = [step for step, every in found.compiled.items() if any(c.command.resources.nodes for c in every)]
@@ -99,7 +99,7 @@ def _mounts(found: Survey) -> None:
     found.note(placed[0], f"{what}; add it to engine.launcher.mounts as FOLDER:FOLDER")
 
 
-def _shards(found: Survey) -> None:
+def _shards(found: PlanSurvey) -> None:
     """Every shard of a step would start the step's servers again."""
     for step in found.plan.steps:
         served = any(c.command.background for c in found.compiled.get(step.name, ()))
@@ -110,7 +110,7 @@ def _shards(found: Survey) -> None:
             found.wrong(f"stages.{step.name}.shards", what, hint)
 
 
-def _names(found: Survey) -> None:
+def _names(found: PlanSurvey) -> None:
     """Every layout must be of a step (or of a model that is served) that the plan has."""
     trained = [step.name for step in found.steps("sft", "reward", "rl")]
     api = {s.name for s in found.steps("fetch") if str(s.spec.get("source", "")).startswith("api:")}
@@ -132,7 +132,7 @@ def _names(found: Survey) -> None:
 # ---- overrides -------------------------------------------------------------------------------------------------------
 
 
-def _overrides(found: Survey) -> None:
+def _overrides(found: PlanSurvey) -> None:
     for at, what, following in found.configs.problems:
         path = found.where(at) if at.startswith("engine.") else at
         found.problems.append(Problem(path, what, following))
@@ -160,11 +160,11 @@ def _overrides(found: Survey) -> None:
                 found.wrong(path, *wrong)
 
 
-def _stage(found: Survey, step: str) -> str:
+def _stage(found: PlanSurvey, step: str) -> str:
     return f"models.{step}" if found.plan.step(step).kind == "fetch" else f"stages.{step}"
 
 
-def _taken(found: Survey, setting: str, compiled: Compiled, override: Override) -> None:
+def _taken(found: PlanSurvey, setting: str, compiled: Compiled, override: Override) -> None:
     key = override.key
     if any(key == decided or key.startswith(f"{decided}.") for decided in DECIDED):
         found.wrong(f"{setting}.overrides", f"{key} is decided by the plan", "leave it out")
@@ -176,7 +176,7 @@ def _taken(found: Survey, setting: str, compiled: Compiled, override: Override) 
 # ---- what is read ----------------------------------------------------------------------------------------------------
 
 
-def _inputs(found: Survey) -> None:
+def _inputs(found: PlanSurvey) -> None:
     for step in found.steps("fetch"):
         _source(found, step)
     made = {str(found.places.artifact(step)) for step in found.plan.steps}
@@ -199,7 +199,7 @@ def _paths(override: Override) -> list[str]:
     return [value for value in values if reads and isinstance(value, str) and value]
 
 
-def _exists(found: Survey, step: str, path: str, key: str, value: str, made: set[str]) -> None:
+def _exists(found: PlanSurvey, step: str, path: str, key: str, value: str, made: set[str]) -> None:
     place = Path(value).expanduser()
     if place.exists():
         return
@@ -211,7 +211,7 @@ def _exists(found: Survey, step: str, path: str, key: str, value: str, made: set
         found.wrong(path, f"{key} is {value}, which no step makes and is not there", "give a file that exists")
 
 
-def _source(found: Survey, step: Step) -> None:
+def _source(found: PlanSurvey, step: Step) -> None:
     source = str(step.spec.get("source", ""))
     scheme, _, name = source.partition(":")
     path = f"models.{step.name}.source"

@@ -16,10 +16,10 @@ from typing import Any
 from cai.chat import ChatTemplate
 from cai.data.nemo_chat import CHAT_TOKENS
 from cai.engines.base import Places, Precision, RewardSettings, RlSettings, Schedule, SftSettings
-from cai.engines.base import Training as Method
+from cai.engines.base import SupervisedSettings as Method
 from cai.engines.nemo_aligner.archive import ARCHIVE, model_in
 from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
-from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, Server, Training
+from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.time_limit import per_run
 from cai.launchers.base import Command, Ready, Resources
 from cai.launchers.settings import Slurm
@@ -156,7 +156,7 @@ def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, c
     return tuple(made)
 
 
-def _node(settings: NemoAlignerSettings, layout: Server, i: int, devices: int) -> int:
+def _node(settings: NemoAlignerSettings, layout: ServerLayout, i: int, devices: int) -> int:
     if layout.nodes > 1:
         return i * layout.nodes
     return i * devices // settings.cluster.gpus_per_node
@@ -204,7 +204,7 @@ def _trainer(settings: NemoAlignerSettings, layout: Layout, precision: Precision
     ]
 
 
-def _spread(layout: Training, config: str) -> list[Override]:
+def _spread(layout: TrainingLayout, config: str) -> list[Override]:
     """Every size, sequence parallelism and recomputation, what is off as well.
 
     Upstream lays the checkpoint's own config beneath the YAML, so what a command leaves unsaid goes on as the model
@@ -292,7 +292,12 @@ def _ending(settings: NemoAlignerSettings, step: Step, known: bool = False) -> l
 
 
 def _train(
-    settings: NemoAlignerSettings, layout: Training, script: str, config: str, step: Step, made: Sequence[Override]
+    settings: NemoAlignerSettings,
+    layout: TrainingLayout,
+    script: str,
+    config: str,
+    step: Step,
+    made: Sequence[Override],
 ) -> Compiled:
     overrides = merged(made, layout.overrides)
     devices = settings.devices(layout)

@@ -14,7 +14,7 @@ from cai.data.nemo import write_prompts as write_prompt_lines
 from cai.data.nemo_tokens import Pieces
 from cai.engines.base import PairText, PromptText, RewardSettings, RlSettings, SftSettings, Trained, TrainText
 from cai.engines.nemo_aligner.labels import hard_labels
-from cai.engines.nemo_aligner.settings import Hard, Labels
+from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import Problem, SpecError
 from cai.identity import uniform
 
@@ -43,7 +43,7 @@ def write_pairs(
     val: Sequence[PairText],
     settings: RewardSettings,
     tokens: Pieces,
-    labels: Labels,
+    labels: LabelSettings,
     seed: int,
 ) -> Trained:
     """``train.jsonl`` and ``val.jsonl`` for train_reward_model.py, soft labels made hard.
@@ -53,7 +53,7 @@ def write_pairs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Validation counts each pair once, as its likelier order: replicas would put a ceiling on its accuracy.
-    measured = Labels(margin=0.0) if labels.how is Hard.REPLICAS else labels
+    measured = LabelSettings(margin=0.0) if labels.how is Hard.REPLICAS else labels
     hard = [hard_labels(train, labels, seed), hard_labels(val, measured, seed)]
     written = [
         write_pair_lines(folder / name, made.pairs, tokens.count, settings.max_length, settings.batch_size)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.memory import BF16, STATE, fetched_shape
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.plan import Step
 
 GB = 1e9
@@ -33,7 +33,7 @@ class Disk:
     temporary: float = 0.0
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """A line for each step that makes a model, and at the largest moment one for the whole plan."""
     kept, peak, at = 0.0, 0.0, ""
     for step in found.plan.steps:
@@ -49,7 +49,7 @@ def check(found: Survey) -> None:
         found.note(at, f"disk of the whole plan: {peak / GB:.0f} GB in the store at most, now; {kept / GB:.0f} GB stay")
 
 
-def disk_of(found: Survey, step: Step) -> Disk | None:
+def disk_of(found: PlanSurvey, step: Step) -> Disk | None:
     """What a step needs; None where it makes no model here, or how large that is is not known."""
     origin = found.origin(step.name) if step.makes == "model" or step.kind in ("reward", "rl") else None
     source = str(origin.spec.get("source", "")) if origin is not None else ""
@@ -66,7 +66,7 @@ def disk_of(found: Survey, step: Step) -> Disk | None:
     return Disk(saved * CHECKPOINT * shape.parameters + 2 * model, model, model + _unpacked(found, step, model))
 
 
-def _unpacked(found: Survey, step: Step, model: float) -> float:
+def _unpacked(found: PlanSurvey, step: Step, model: float) -> float:
     """What the ranks of one node unpack of models that are packed files: of ``nemo:FILE`` artifacts of older stores."""
     ranks = [c.command.resources.gpus_per_node for c in found.compiled[step.name] if _reads_archive(c)]
     return model * sum(ranks)

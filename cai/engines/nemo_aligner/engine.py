@@ -31,7 +31,7 @@ from cai.engines.base import (
     TrainText,
 )
 from cai.engines.nemo_aligner.archive import ARCHIVE, MODEL, model_in, unpack
-from cai.engines.nemo_aligner.checkpoints import Critic, Logs
+from cai.engines.nemo_aligner.checkpoints import CriticRun, Logs
 from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, serve_alone
 from cai.engines.nemo_aligner.datasets import write_pairs, write_prompts, write_sft
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
@@ -298,7 +298,7 @@ class NemoAlignerEngine:
         updates = math.ceil(actor["model.ppo.num_rollout_samples"] / critic["model.global_batch_size"])
         warmup = actor["trainer.ppo.critic_warmup_steps"]
         end = int(self._step.spec["training"]["iterations"])
-        return Logs(log, Critic(work / "critic", lambda step: updates * (step + warmup), end))
+        return Logs(log, CriticRun(work / "critic", lambda step: updates * (step + warmup), end))
 
 
 class _Served:

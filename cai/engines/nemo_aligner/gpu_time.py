@@ -19,8 +19,15 @@ from cai.engines.nemo_aligner.check_layout import data_parallel
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.memory import BF16, Shape, cache, fetched_shape
 from cai.engines.nemo_aligner.schedule import replicas
-from cai.engines.nemo_aligner.settings import Checkpointing, Gpu, Layout, NemoAlignerSettings, Server, Training
-from cai.engines.nemo_aligner.survey import Survey, survey
+from cai.engines.nemo_aligner.settings import (
+    Checkpointing,
+    Gpu,
+    Layout,
+    NemoAlignerSettings,
+    ServerLayout,
+    TrainingLayout,
+)
+from cai.engines.nemo_aligner.survey import PlanSurvey, survey
 from cai.launchers.base import Command
 from cai.plan import Plan, Step
 
@@ -105,7 +112,7 @@ def times(settings: NemoAlignerSettings, plan: Plan) -> GpuTimes:
     return GpuTimes(steps, assumptions(settings))
 
 
-def step_time(found: Survey, step: Step) -> GpuTime:
+def step_time(found: PlanSurvey, step: Step) -> GpuTime:
     """The time of one step of a plan that is being checked."""
     cluster = found.settings.cluster
     return _time(found, Rates(PEAKS[cluster.gpu], cluster.utilisation), step)
@@ -128,7 +135,7 @@ def assumptions(settings: NemoAlignerSettings) -> dict[str, Any]:
     }
 
 
-def _gpus_and_nodes(found: Survey, step: Step) -> tuple[int, int]:
+def _gpus_and_nodes(found: PlanSurvey, step: Step) -> tuple[int, int]:
     """What the commands of a step hold at once: servers of different models run one after the other."""
     placed = [c.command for c in found.compiled[step.name] if c.command.resources.gpus_per_node]
     turns = {command.turn for command in placed}
@@ -146,7 +153,7 @@ def _gpus(command: Command) -> int:
     return command.resources.nodes * command.resources.gpus_per_node
 
 
-def _time(found: Survey, rates: Rates, step: Step) -> GpuTime:
+def _time(found: PlanSurvey, rates: Rates, step: Step) -> GpuTime:
     held = GpuTime(*_gpus_and_nodes(found, step))
     try:
         if step.kind not in _BY_KIND:
@@ -159,7 +166,7 @@ def _time(found: Survey, rates: Rates, step: Step) -> GpuTime:
     return replace(held, seconds=sum(parts.values()), parts=parts, assumes=assumes)
 
 
-def _shape(found: Survey, model: str) -> Shape:
+def _shape(found: PlanSurvey, model: str) -> Shape:
     """The shape of the model that a step makes."""
     origin = found.origin(model)
     shape = fetched_shape(origin) if origin is not None else None
@@ -182,7 +189,7 @@ def _in_bf16(precision: Any) -> None:
 # ---- answers and judgements ------------------------------------------------------------------------------------------
 
 
-def _generating(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _generating(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Servers read the prompts and draw the answers, one model after the other."""
     servers: dict[str, list[Compiled]] = {}
     for compiled in found.compiled[step.name]:
@@ -197,7 +204,7 @@ def _generating(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, floa
     parts = {"reading": 0.0, "drawing": 0.0}
     for model, copies in servers.items():
         shape, layout = _shape(found, model), copies[0].layout
-        assert isinstance(layout, Server)
+        assert isinstance(layout, ServerLayout)
         _in_bf16(layout.precision)
         gpus = len(copies) * layout.tensor_parallel * layout.pipeline_parallel
         parts["reading"] += rates.computing(FORWARD * shape.parameters * prompts, gpus)
@@ -222,11 +229,11 @@ def _batch(step: Step, calls: float, servers: int, most: int) -> int:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def _supervised(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _supervised(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """An epoch reads every training row; at every ``val_check_interval`` the validation rows are read too."""
     compiled = found.role(step, "train")
     assert compiled is not None
-    assert isinstance(compiled.layout, Training)
+    assert isinstance(compiled.layout, TrainingLayout)
     values, shape = found.effective(compiled), _shape(found, _input(step, "model"))
     _in_bf16(values("trainer.precision"))
     trainer, batches = ("trainer.sft", "model.data.train_ds") if step.kind == "sft" else ("trainer.rm", "model")
@@ -266,7 +273,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ppo(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _ppo(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Rollouts on the actor's GPUs while critic and reward model score them on theirs; then both train side by side."""
     actor, critic = found.role(step, "actor"), found.role(step, "critic")
     assert actor is not None
@@ -314,11 +321,11 @@ def _ppo(found: Survey, rates: Rates, step: Step) -> tuple[dict[str, float], str
 
 def _factor(compiled: Compiled) -> int:
     layout = compiled.layout
-    full = isinstance(layout, Training) and layout.activation_checkpointing is Checkpointing.FULL
+    full = isinstance(layout, TrainingLayout) and layout.activation_checkpointing is Checkpointing.FULL
     return RECOMPUTED if full else TRAIN
 
 
-_BY_KIND: Mapping[str, Callable[[Survey, Rates, Step], tuple[dict[str, float], str]]] = {
+_BY_KIND: Mapping[str, Callable[[PlanSurvey, Rates, Step], tuple[dict[str, float], str]]] = {
     **dict.fromkeys(("respond", "revise", "sample", "judge", "evaluate"), _generating),
     "sft": _supervised,
     "reward": _supervised,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cai.data.nemo import HardPair
 from cai.engines.base import PairText
-from cai.engines.nemo_aligner.settings import Hard, Labels
+from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import Problem, SpecError
 from cai.identity import uniform
 
@@ -47,7 +47,7 @@ class HardLabels:
         }
 
 
-def hard_labels(pairs: Iterable[PairText], labels: Labels, seed: int) -> HardLabels:
+def hard_labels(pairs: Iterable[PairText], labels: LabelSettings, seed: int) -> HardLabels:
     """Every soft pair as hard ones, by ``labels.how``.
 
     ``margin`` leaves out pairs whose p is nearer to 0.5 than the margin, and ties; a p at the margin stays, so that

@@ -14,8 +14,8 @@ from typing import Any
 
 from cai.engines.nemo_aligner.check_layout import data_parallel, model_config
 from cai.engines.nemo_aligner.commands import Compiled
-from cai.engines.nemo_aligner.settings import Checkpointing, Layout, Server, Training
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.settings import Checkpointing, Layout, ServerLayout, TrainingLayout
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.plan import Step
 
 GIB = 2**30
@@ -110,7 +110,7 @@ def fetched_shape(origin: Step) -> Shape | None:
     return shape_of(parameters, config) if parameters else None
 
 
-def activations(shape: Shape, layout: Training, micro: int, length: int, of_layers: int | None = None) -> float:
+def activations(shape: Shape, layout: TrainingLayout, micro: int, length: int, of_layers: int | None = None) -> float:
     """Bytes of activations kept for the backward pass, on the first pipeline stage.
 
     A layer keeps s b h (10 + 24/t) without the attention matrix, which flash attention never stores; sequence parallel
@@ -160,7 +160,7 @@ def estimate(
     split = layout.tensor_parallel * layout.pipeline_parallel
     wide = FP32 if fp32 else BF16
     weights = wide * parameters / split
-    if kind == "server" or not isinstance(layout, Training):
+    if kind == "server" or not isinstance(layout, TrainingLayout):
         parts = {"weights": weights, "key/value cache": cache(shape, layout, sequences, length)}
         return Memory(parts, tuple(parts) if shape.known else ("weights",))
     ranks = max(devices // split, 1)
@@ -184,22 +184,22 @@ def estimate(
 # ---- a plan's commands -----------------------------------------------------------------------------------------------
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """A problem where the certain part is larger than a GPU; else a note."""
     seen: set[str] = set()
     for name, every in found.compiled.items():
         step = found.plan.step(name)
         for compiled in every:
-            key = compiled.setting if isinstance(compiled.layout, Server) else f"{name}/{compiled.command.role}"
+            key = compiled.setting if isinstance(compiled.layout, ServerLayout) else f"{name}/{compiled.command.role}"
             if compiled.layout is None or key in seen:
                 continue
             seen.add(key)
             _command(found, step, compiled)
 
 
-def _command(found: Survey, step: Step, compiled: Compiled) -> None:
+def _command(found: PlanSurvey, step: Step, compiled: Compiled) -> None:
     kind = {"train": step.kind}.get(compiled.command.role, compiled.command.role)
-    kind = "server" if isinstance(compiled.layout, Server) else kind
+    kind = "server" if isinstance(compiled.layout, ServerLayout) else kind
     name = compiled.setting.removeprefix("engine.servers.") if kind == "server" else _model(step, kind)
     origin = found.origin(name)
     if origin is None or str(origin.spec.get("source", "")).startswith("api:"):
@@ -230,10 +230,10 @@ def _model(step: Step, kind: str) -> str:
     return name
 
 
-def _estimated(found: Survey, step: Step, compiled: Compiled, kind: str, shape: Shape) -> Memory:
+def _estimated(found: PlanSurvey, step: Step, compiled: Compiled, kind: str, shape: Shape) -> Memory:
     layout, values = compiled.layout, found.effective(compiled)
     assert layout is not None
-    if isinstance(layout, Server):
+    if isinstance(layout, ServerLayout):
         users = [s for s in found.plan.steps if any(c.setting == compiled.setting for c in found.compiled[s.name])]
         budgets = [v["max_tokens"] for user in users for v in user.spec.values() if _is_sampling(v)]
         length = PADDED + max(budgets, default=0)

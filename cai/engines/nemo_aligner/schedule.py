@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cai.engines.base import RewardSettings, RlSettings, SftSettings
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.settings import Hard
-from cai.engines.nemo_aligner.survey import Survey
+from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN, Effective
 from cai.plan import Step
 
@@ -61,7 +61,7 @@ class Curve:
         return f"{self.updates:,} updates, {warm}, mean learning rate {self.mean:.2g} ({ends})"
 
 
-def check(found: Survey) -> None:
+def check(found: PlanSurvey) -> None:
     """A line for each trainer whose updates can be told, and what its schedule leaves unused."""
     for step in found.steps("sft", "reward", "rl"):
         for compiled in found.compiled[step.name]:
@@ -75,7 +75,7 @@ def check(found: Survey) -> None:
                 found.note(step.name, f"{role}: nearly all updates are at min_lr {curve.floor:g}; {hint}")
 
 
-def curve_of(found: Survey, step: Step, compiled: Compiled) -> Curve | None:
+def curve_of(found: PlanSurvey, step: Step, compiled: Compiled) -> Curve | None:
     """The rates of a trainer; None where rows, rates or the kind of schedule are not known here."""
     values = found.effective(compiled)
     updates = updates_of(found, step, compiled)
@@ -87,7 +87,7 @@ def curve_of(found: Survey, step: Step, compiled: Compiled) -> Curve | None:
     return Curve(updates, _total(values, default), peak, floor, warmup, constant)
 
 
-def updates_of(found: Survey, step: Step, compiled: Compiled) -> int:
+def updates_of(found: PlanSurvey, step: Step, compiled: Compiled) -> int:
     """Optimizer steps of a trainer, from the plan's estimate of its rows; 0 where that is not known."""
     if step.kind == "rl":
         method = RlSettings.model_validate(step.spec["training"])
@@ -106,7 +106,7 @@ def updates_of(found: Survey, step: Step, compiled: Compiled) -> int:
     return int(training.epochs) * (samples // training.batch_size)
 
 
-def replicas(found: Survey, step: Step) -> int:
+def replicas(found: PlanSurvey, step: Step) -> int:
     """How often a pair is written for training, where soft labels become hard ones by drawing."""
     labels = found.settings.labels
     return labels.replicas if step.kind == "reward" and labels.how is Hard.REPLICAS else 1

@@ -48,21 +48,21 @@ class Layout(Settings):
         return value
 
 
-class Training(Layout):
+class TrainingLayout(Layout):
     """Layout of a training step."""
 
     sequence_parallel: bool = False
     activation_checkpointing: Checkpointing = Checkpointing.NONE
 
 
-class Critic(Training):
+class CriticLayout(TrainingLayout):
     """Layout of PPO's critic, which is a server of its own."""
 
     port: Annotated[int, Field(ge=1024, le=65535)] = 5567
     ready_timeout: Annotated[float, Field(gt=0, description="seconds")] = 3600.0
 
 
-class Step(Training):
+class StepLayout(TrainingLayout):
     """Layout of a training step; ``critic`` and the micro batches of rollouts are read by ``rl`` alone.
 
     ``val_batches`` is how many validation batches are measured (0: all), ``val_samples`` how many validation prompts
@@ -70,7 +70,7 @@ class Step(Training):
     before it, the last step, validation and checkpoint after it.
     """
 
-    critic: Critic = Critic()
+    critic: CriticLayout = CriticLayout()
     time_margin: Annotated[
         int | None, Field(ge=0, description="seconds; null: a quarter of the limit for each model, at most 15 minutes")
     ] = None
@@ -79,7 +79,7 @@ class Step(Training):
     val_samples: Annotated[int, Field(ge=0)] = 0
 
 
-class Server(Layout):
+class ServerLayout(Layout):
     """Layout of an inference server; ``count`` servers of the same model share the load, on consecutive ports."""
 
     count: Annotated[int, Field(ge=1)] = 1
@@ -117,7 +117,7 @@ class Hard(str, Enum):
     REPLICAS = "replicas"
 
 
-class Labels(Settings):
+class LabelSettings(Settings):
     """NeMo-Aligner's reward trainer takes hard labels only (arXiv 2212.08073 found soft ones better).
 
     ``margin``: a pair counts as its likelier order; pairs with p nearer to 0.5 than ``margin`` are left out, counted.
@@ -130,11 +130,11 @@ class Labels(Settings):
     replicas: Annotated[int, Field(ge=1, le=64)] = 4
 
     @model_validator(mode="after")
-    def _used(self) -> Labels:
+    def _used(self) -> LabelSettings:
         # Against the defaults, not against what was written: a plan file writes every field.
-        if self.how is Hard.REPLICAS and self.margin != Labels.model_fields["margin"].default:
+        if self.how is Hard.REPLICAS and self.margin != LabelSettings.model_fields["margin"].default:
             raise ValueError("margin is read by `how: margin` only")
-        if self.how is Hard.MARGIN and self.replicas != Labels.model_fields["replicas"].default:
+        if self.how is Hard.MARGIN and self.replicas != LabelSettings.model_fields["replicas"].default:
             raise ValueError("replicas is read by `how: replicas` only")
         return self
 
@@ -152,17 +152,17 @@ class NemoAlignerSettings(Settings):
     )
     cluster: Cluster = Cluster()
     launcher: Launcher = Local()
-    steps: dict[str, Step] = Field(default_factory=dict)
-    servers: dict[str, Server] = Field(default_factory=dict)
-    labels: Labels = Labels()
+    steps: dict[str, StepLayout] = Field(default_factory=dict)
+    servers: dict[str, ServerLayout] = Field(default_factory=dict)
+    labels: LabelSettings = LabelSettings()
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str) -> StepLayout:
         """The layout of a training step."""
-        return self.steps.get(name) or self.steps.get("default") or Step()
+        return self.steps.get(name) or self.steps.get("default") or StepLayout()
 
-    def server(self, model: str) -> Server:
+    def server(self, model: str) -> ServerLayout:
         """The layout of the servers of the model that step ``model`` makes."""
-        return self.servers.get(model) or self.servers.get("default") or Server()
+        return self.servers.get(model) or self.servers.get("default") or ServerLayout()
 
     def devices(self, layout: Layout) -> int:
         """GPUs per node of a layout."""

@@ -16,7 +16,7 @@ from cai.plan import Plan, Step
 
 
 @dataclass
-class Survey:
+class PlanSurvey:
     """One check of one plan, while it lasts. ``compiled`` and ``effective`` are by step, in the commands' order."""
 
     settings: NemoAlignerSettings
@@ -92,9 +92,9 @@ def _names(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value.values() if isinstance(value, dict) else value)
 
 
-def survey(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> Survey:
+def survey(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> PlanSurvey:
     """Compile every step's commands, and read the configs that they need."""
     places = Places(cai_home() / "store")
     compiled = {step.name: commands(settings, plan, step, places) for step in plan.steps}
     wanted = {c.config for found in compiled.values() for c in found if c.config}
-    return Survey(settings, plan, where, places, compiled, upstream.find(settings, wanted))
+    return PlanSurvey(settings, plan, where, places, compiled, upstream.find(settings, wanted))

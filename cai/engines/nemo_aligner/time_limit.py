@@ -17,7 +17,7 @@ stopped when the actor has ended.
 
 from __future__ import annotations
 
-from cai.engines.nemo_aligner.settings import NemoAlignerSettings, Step
+from cai.engines.nemo_aligner.settings import NemoAlignerSettings, StepLayout
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_script import seconds_of
 
@@ -36,7 +36,7 @@ def job_seconds(settings: NemoAlignerSettings, name: str, kind: str) -> int:
     return max(map(seconds_of, asked), default=seconds_of(settings.launcher.time))
 
 
-def margin_seconds(layout: Step, kind: str, limit: int) -> int:
+def margin_seconds(layout: StepLayout, kind: str, limit: int) -> int:
     """What of ``limit`` is for loading and saving: as written, else a quarter for each model, at most 15 minutes."""
     if layout.time_margin is not None:
         return layout.time_margin

@@ -28,7 +28,7 @@ from cai.data.rows import Row
 from cai.errors import Incomplete, StepFailed
 from cai.stages.base import Context
 from cai.stages.flow.entries import Entry, Kept, kept
-from cai.stages.flow.input_rows import Numbered, Source
+from cai.stages.flow.input_rows import Numbered, RowSource
 
 if TYPE_CHECKING:
     from cai.clients.cache import RequestCache
@@ -97,7 +97,7 @@ class Flow(Generic[R]):
         self,
         ctx: Context,
         role: str,
-        source: Source[R],
+        source: RowSource[R],
         work: Work[R],
         *,
         size: int,

@@ -16,7 +16,7 @@ from cai.stages.base import IS_A, Artifact, Context, Outcome
 from cai.stages.flow.base import Flow, Work
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import ROWS, Kept, write_entries
-from cai.stages.flow.input_rows import Source
+from cai.stages.flow.input_rows import RowSource
 
 PROMPT_TOKENS = 48
 """Tokens assumed for a prompt whose text is not known while planning."""
@@ -75,16 +75,16 @@ def distinct(rows: Sequence[R]) -> tuple[list[R], int]:
     return list(first.values()), len(rows) - len(first)
 
 
-def source_of(artifact: Artifact, convert: Callable[[Row], R | str], limit: int | None = None) -> Source[R]:
+def source_of(artifact: Artifact, convert: Callable[[Row], R | str], limit: int | None = None) -> RowSource[R]:
     """An artifact's rows, streamed, each as a stage works on it."""
     path = part(artifact, "train")
     assert path is not None
-    return Source(path, row_type(artifact), convert, limit)
+    return RowSource(path, row_type(artifact), convert, limit)
 
 
 def through(
     ctx: Context,
-    source: Source[R],
+    source: RowSource[R],
     work: Work[R],
     spec: Any,
     tokens: int = 0,

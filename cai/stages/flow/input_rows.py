@@ -29,7 +29,7 @@ class Numbered(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Source(Generic[R]):
+class RowSource(Generic[R]):
     """The rows of ``path``, a file of ``kind`` rows; at most the first ``limit``.
 
     ``convert`` makes of each what the stage works on, or says in a few words why it cannot.

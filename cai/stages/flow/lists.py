@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from cai.clients.base import Call, Client, OptionScores, OptionsRequest, Request, Result, ScoreRequest
-from cai.clients.cache import BEAT, Place
+from cai.clients.cache import BEAT, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
@@ -39,7 +39,7 @@ class _Step:
     elsewhere: dict[bytes, list[Call]] = field(default_factory=dict)
 
 
-class _Run:
+class _CohortRun:
     def __init__(self, flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
         self.flow = flow
         self.cache = flow.open_cache(others_only=True)
@@ -91,11 +91,11 @@ class _Run:
                 missing = (i for i, result in enumerate(chain.results) if result is None)
                 step.waiting += [(chain, i, chain.calls[i]) for i in missing]
             keys = [call_key(self.flow.scope, call) for _, _, call in step.waiting]
-            found = self.cache.look(keys) if self.cache is not None else [Place.OURS] * len(keys)
+            found = self.cache.look(keys) if self.cache is not None else [Whereabouts.OURS] * len(keys)
             for key, (_, _, call), place in zip(keys, step.waiting, found, strict=True):
                 if isinstance(place, Mapping):
                     step.known[call.id] = from_plain(call, place)
-                elif place is Place.ELSEWHERE:
+                elif place is Whereabouts.ELSEWHERE:
                     step.elsewhere.setdefault(key, []).append(call)
                 else:
                     step.ours[call.id] = call
@@ -138,7 +138,7 @@ class _Run:
                     calls = step.elsewhere.pop(key)
                     step.known |= {call.id: from_plain(call, place) for call in calls}
                     self.flow.counts["from the cache"] += len(calls)
-                elif place is Place.OURS:
+                elif place is Whereabouts.OURS:
                     free[key] = step.elsewhere.pop(key)
             if free:
                 found = answers(self.flow.client(), [call for calls in free.values() for call in calls])
@@ -175,4 +175,4 @@ def answers(client: Client, calls: Sequence[Call]) -> dict[str, Result]:
 
 def run_lists(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
     """Do the rows of a flow in cohorts."""
-    _Run(flow, rows).run()
+    _CohortRun(flow, rows).run()

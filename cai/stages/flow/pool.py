@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from cai.clients.base import Completion, Finish, Flowing, Pool, Result, Unanswered
-from cai.clients.cache import BEAT, Place
+from cai.clients.cache import BEAT, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
@@ -29,7 +29,7 @@ _POLL = 0.1
 Waiting = tuple[Chain, int]
 
 
-class _Run:
+class _PoolRun:
     def __init__(self, flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
         self.flow, self.rows = flow, rows
         self.cache = flow.open_cache(others_only=False)
@@ -67,7 +67,7 @@ class _Run:
                     same.append((chain, i))
                 else:
                     fresh.setdefault(key, []).append((chain, i))
-            found = self.cache.look(list(fresh)) if self.cache is not None else [Place.OURS] * len(fresh)
+            found = self.cache.look(list(fresh)) if self.cache is not None else [Whereabouts.OURS] * len(fresh)
             for (key, waiting), place in zip(fresh.items(), found, strict=True):
                 room -= self._place(key, waiting, place, known)
         if self.cache is not None:
@@ -83,7 +83,7 @@ class _Run:
             self.asked[key] = waiting
             known.append((key, from_plain(call, place)))
             return 0
-        if place is Place.ELSEWHERE:
+        if place is Whereabouts.ELSEWHERE:
             self.elsewhere[key] = waiting
             return 0
         self.asked[key] = waiting
@@ -129,7 +129,7 @@ class _Run:
         if self.elsewhere and self.cache is not None and not found:
             keys = list(self.elsewhere)
             for key, place in zip(keys, self.cache.look(keys), strict=True):
-                if place is not Place.ELSEWHERE:
+                if place is not Whereabouts.ELSEWHERE:
                     self._place(key, self.elsewhere.pop(key), place, found)
         return found
 
@@ -181,4 +181,4 @@ def _lasting(result: Result) -> bool:
 
 def run_pool(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
     """Do the rows of a flow through its client's pool."""
-    _Run(flow, rows).run()
+    _PoolRun(flow, rows).run()

@@ -54,7 +54,7 @@ class _Read:
     asked: int
 
 
-class Report:
+class JudgeTally:
     """Sums over the entries of a judge; ``margin``: a p this near to 0.5 is a tie.
 
     With ``balanced``, questions are asked in both orders, and only those read in both tell of the place: what the

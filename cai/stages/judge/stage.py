@@ -17,11 +17,11 @@ from cai.stages.flow.base import Flow, Turn, Work
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import source_of, through, usage, write_json
-from cai.stages.flow.input_rows import Source
+from cai.stages.flow.input_rows import RowSource
 from cai.stages.flow.prompting import asking, records
 from cai.stages.judge.calibration import Calibration
 from cai.stages.judge.labels import as_candidates, entry, facts
-from cai.stages.judge.report import FILE, Report, headline
+from cai.stages.judge.report import FILE, JudgeTally, headline
 from cai.stages.judge.spec import WRITTEN, JudgeSpec
 
 
@@ -80,7 +80,7 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     held = _Held()
     if spec.labelled:
         held = _hold(spec, ctx, source_of(ctx.one("labelled"), convert, spec.labelled_limit), beside)
-    report = Report(spec.margin, spec.order is Order.BOTH)
+    report = JudgeTally(spec.margin, spec.order is Order.BOTH)
     source = source_of(ctx.one("candidates"), convert, spec.limit)
     expected = spec.estimate({"candidates": len(source)}).tokens
     outcome = through(ctx, source, work, spec, expected, report.see)
@@ -103,7 +103,7 @@ class _Held:
     late: Incomplete | None = None
 
 
-def _hold(spec: JudgeSpec, ctx: Context, source: Source[Candidates], work: Work[Candidates]) -> _Held:
+def _hold(spec: JudgeSpec, ctx: Context, source: RowSource[Candidates], work: Work[Candidates]) -> _Held:
     """Judge the labelled set, apart from the step's rows and ledger."""
     held = _Held()
     apart = replace(ctx, progress=_Beside(ctx.progress))

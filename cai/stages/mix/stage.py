@@ -23,7 +23,7 @@ from cai.identity import counted, row_id
 from cai.settings import Settings
 from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants, fits
 from cai.stages.flow.generation import part, row_type, rows_of
-from cai.stages.mix.table import RowAt, Table, rows_at
+from cai.stages.mix.table import RowAt, RowTable, rows_at
 
 TRAIN, VAL = "train", "val"
 
@@ -108,7 +108,7 @@ def run(spec: MixSpec, ctx: Context) -> Outcome:
     seen = Seen()
     shares: dict[str, int] = {}
     rows_in = first = 0
-    with Table() as table:
+    with RowTable() as table:
         for i, (setting, artifact) in enumerate(zip(spec.sources, sources, strict=True)):
             begin, good = len(table), 0
             for file, row_at in _lines(artifact, table):
@@ -132,7 +132,7 @@ def run(spec: MixSpec, ctx: Context) -> Outcome:
     return Outcome(ledger, {"rows by source": shares})
 
 
-def _lines(artifact: Artifact, table: Table) -> Iterator[tuple[int, RowAt]]:
+def _lines(artifact: Artifact, table: RowTable) -> Iterator[tuple[int, RowAt]]:
     kind = row_type(artifact)
     for name in (TRAIN, VAL):
         path = part(artifact, name)

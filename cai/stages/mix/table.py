@@ -36,7 +36,7 @@ def rows_at(path: Path, kind: type[Row]) -> Iterator[RowAt]:
             at += len(line)
 
 
-class Table:
+class RowTable:
     """Places of rows and the numbers drawn for them (64 bits each), in flat arrays."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Table:
         self._file, self._length = array("H"), array("I")
         self._at, self._content, self._choice, self._place, self._side = (array("Q") for _ in range(5))
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> RowTable:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cai.engines.base import Critic, Lora, Precision, RewardSettings, RlSettings
+from cai.engines.base import CriticStart, Lora, Precision, RewardSettings, RlSettings
 from cai.engines.embedded.advantages import (
     distinct,
     explained_variance,
@@ -24,7 +24,7 @@ from cai.engines.embedded.models import encode, load_tokenizer
 from cai.engines.embedded.ppo import train_ppo
 from cai.engines.embedded.ppo_update import clipped_policy_loss, clipped_value_loss
 from cai.engines.embedded.reward import train_reward
-from cai.engines.embedded.rollouts import Asked, Ends, sample
+from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, sample
 from cai.engines.embedded.trunk import Trunk
 from cai.errors import SpecError
 from tests.support.training import Interrupted, Watch, comparisons, questions, tiny_folder
@@ -129,16 +129,16 @@ def test_samples_follow_the_models_distribution_and_their_own_draws(model: Path)
     trunk = Trunk(model, Precision.FLOAT32, "cpu")
     trunk.adapt(Lora(rank=2), 0)
     tokenizer = load_tokenizer(model)
-    ends = Ends(tokenizer, (2,), ("thanks",))
+    ends = EndRules(tokenizer, (2,), ("thanks",))
     ids = tuple(encode(tokenizer, ["[user] hello [bot]"])[0])
-    many = [Asked(f"r{i}", ids) for i in range(2000)]
+    many = [RolloutPrompt(f"r{i}", ids) for i in range(2000)]
     answers = sample(trunk, many, ends, 1, 0.8, 7, "t")
     with torch.no_grad():
         states = trunk(pack([Branches((), (ids,))]))[-1:]
         expected = torch.softmax((states @ trunk.head.t())[0] / 0.8, -1)
     counts = torch.bincount(torch.tensor([a.ids[0] for a in answers]), minlength=len(expected)) / len(many)
     assert float((counts - expected).abs().sum()) / 2 < 0.06
-    few = [Asked("r0", ids), Asked("x", ids[:2]), Asked("r5", (*ids, 8, 9))]
+    few = [RolloutPrompt("r0", ids), RolloutPrompt("x", ids[:2]), RolloutPrompt("r5", (*ids, 8, 9))]
     together = sample(trunk, few, ends, 12, 1.0, 7, "t")
     assert [sample(trunk, [a], ends, 12, 1.0, 7, "t")[0] for a in few] == together
     for answer in sample(trunk, many[:64], ends, 12, 1.0, 7, "t"):
@@ -150,7 +150,7 @@ def test_samples_follow_the_models_distribution_and_their_own_draws(model: Path)
 
 def test_a_stop_string_of_several_tokens_ends_an_answer(model: Path) -> None:
     tokenizer = load_tokenizer(model)
-    ends = Ends(tokenizer, (2,), ("cat dog",))
+    ends = EndRules(tokenizer, (2,), ("cat dog",))
     cat, dog, sun = (encode(tokenizer, [w])[0][0] for w in ("cat", "dog", "sun"))
     assert ends.over([sun, cat, dog])
     assert not ends.over([cat, sun])
@@ -216,14 +216,14 @@ def test_the_kl_limit_keeps_the_last_iterate_within_it(model: Path, tmp_path: Pa
 def test_a_critic_from_the_reward_model_runs_and_other_tokens_are_refused(model: Path, tmp_path: Path) -> None:
     settings = RewardSettings(epochs=2, learning_rate=1e-2, batch_size=4, precision=Precision.FLOAT32)
     train_reward(model, comparisons(12), [], settings, 1, tmp_path / "rm", tmp_path / "w", Watch())
-    ppo(model, tmp_path, reward=tmp_path / "rm", critic=Critic.REWARD, iterations=2, critic_warmup=1)
+    ppo(model, tmp_path, reward=tmp_path / "rm", critic=CriticStart.REWARD, iterations=2, critic_warmup=1)
     rows = rows_of(tmp_path)
     assert rows[1]["kl"] == 0.0, "the first iteration trains the critic alone"
     assert rows[1]["value_loss"] < rows[0]["value_loss"] * 2
     tokenizer = tmp_path / "rm/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"rude"', '"rough"'))
     with pytest.raises(SpecError, match="reads other tokens"):
-        ppo(model, tmp_path / "x", reward=tmp_path / "rm", critic=Critic.REWARD)
+        ppo(model, tmp_path / "x", reward=tmp_path / "rm", critic=CriticStart.REWARD)
 
 
 def test_long_prompts_are_dropped_and_counted(model: Path, tmp_path: Path) -> None:

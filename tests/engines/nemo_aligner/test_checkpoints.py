@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.engines.nemo_aligner.checkpoints import Critic, Logs, whole
+from cai.engines.nemo_aligner.checkpoints import CriticRun, Logs, whole
 
 SFT = "megatron_gpt_sft--val_loss={}-step={}-consumed_samples=9-epoch=0"
 ACTOR = "megatron_gpt-step={}-consumed_samples=9-ppo_optimization_step=8-epoch=0-val_rewards=0.1"
@@ -44,7 +44,7 @@ def critic(step: int, end: str = "-last") -> str:
 
 def pair(folder: Path) -> Logs:
     """The critic makes two updates an iteration, and one iteration of warm-up before."""
-    return Logs(folder / "log", Critic(folder / "critic", lambda step: 2 * (step + 1), end=20))
+    return Logs(folder / "log", CriticRun(folder / "critic", lambda step: 2 * (step + 1), end=20))
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_ppo_has_exactly_the_prompts_of_its_iterations(model: Path, tmp_path: Pa
 def test_soft_labels_of_validation_pairs_are_counted_once(plan: Plan, model: Path, tmp_path: Path):
     from cai.data.nemo_tokens import open_tokenizer
     from cai.engines.nemo_aligner.datasets import write_pairs
-    from cai.engines.nemo_aligner.settings import Hard, Labels
+    from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 
     template, asked = chat(), (Message("user", "Q?"),)
     prompt = template.prompt(asked)
@@ -335,7 +335,7 @@ def test_soft_labels_of_validation_pairs_are_counted_once(plan: Plan, model: Pat
         PairText(str(i), prompt, template.answer(asked, f"good {i}"), template.answer(asked, f"bad {i}"), 0.7)
         for i in range(20)
     ]
-    labels = Labels(how=Hard.REPLICAS, replicas=4)
+    labels = LabelSettings(how=Hard.REPLICAS, replicas=4)
     settings = RewardSettings(batch_size=4, max_length=512)
     told = write_pairs(tmp_path / "data", pairs, pairs, settings, open_tokenizer(model), labels, 0)
     assert len((tmp_path / "data" / "train.jsonl").read_text().splitlines()) == 20 * 4 * 2

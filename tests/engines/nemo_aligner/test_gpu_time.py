@@ -17,7 +17,7 @@ from cai.engines.base import GpuTime, Places
 from cai.engines.nemo_aligner import gpu_time
 from cai.engines.nemo_aligner.gpu_time import PEAKS, Rates, drawing, step_bytes
 from cai.engines.nemo_aligner.memory import Shape
-from cai.engines.nemo_aligner.settings import Gpu, Server
+from cai.engines.nemo_aligner.settings import Gpu, ServerLayout
 from cai.files.library import Library, shipped_root
 from cai.plan import Plan
 from cai.planning.rates import with_times
@@ -69,12 +69,12 @@ def test_training_takes_as_long_as_the_papers_say() -> None:
 def test_a_step_of_drawing_reads_weights_and_cache_once() -> None:
     # 14.48 GB of weights, and 128 texts of 560 tokens with 128 KiB each: 9.4 GB.
     size = 2 * 7.24e9 + 128 * 560 * 128 * 1024
-    assert step_bytes(MISTRAL, Server(), 128, 560) == pytest.approx(size)
-    assert step_bytes(MISTRAL, Server(tensor_parallel=4), 128, 560) == pytest.approx(size / 4)
+    assert step_bytes(MISTRAL, ServerLayout(), 128, 560) == pytest.approx(size)
+    assert step_bytes(MISTRAL, ServerLayout(tensor_parallel=4), 128, 560) == pytest.approx(size / 4)
     # Stages of a pipeline wait for each other.
-    assert step_bytes(MISTRAL, Server(pipeline_parallel=4), 128, 560) == pytest.approx(size)
+    assert step_bytes(MISTRAL, ServerLayout(pipeline_parallel=4), 128, 560) == pytest.approx(size)
     # 0.4 of 3.35 TB/s: 17.9 ms a step; 1,024 tokens for 1,024 texts on 8 servers are 1,024 steps.
-    seconds = drawing(H100, MISTRAL, Server(), tokens=1024 * 1024, batch=128, copies=8, length=560)
+    seconds = drawing(H100, MISTRAL, ServerLayout(), tokens=1024 * 1024, batch=128, copies=8, length=560)
     assert seconds == pytest.approx(1024 * size / (0.4 * 3.35e12))
     assert seconds == pytest.approx(18.2, rel=0.01)
 
@@ -131,14 +131,14 @@ def test_answers_are_drawn_by_all_servers_and_prompts_read_before() -> None:
     # 17,532 answers of 1,024 tokens in batches of 128 on 8 servers; the cache is at half of the answers on average.
     shape = gpu_time.fetched_shape(compiled().step("helpful"))
     assert shape is not None
-    size = step_bytes(shape, Server(), 128, 48 + 512)
+    size = step_bytes(shape, ServerLayout(), 128, 48 + 512)
     assert found.parts["drawing"] == pytest.approx(17_532 * 1024 / (128 * 8) * size / (0.4 * 3.35e12))
     half = times("engine.servers.default.count=4")["respond"]
     assert half.gpus == 4
     assert half.parts["drawing"] == pytest.approx(2 * found.parts["drawing"])
     # 256 rows at once are 32 for each of 8 servers.
     fewer = times("stages.respond.chunk=256")["respond"]
-    size = step_bytes(shape, Server(), 32, 48 + 512)
+    size = step_bytes(shape, ServerLayout(), 32, 48 + 512)
     assert fewer.parts["drawing"] == pytest.approx(17_532 * 1024 / (32 * 8) * size / (0.4 * 3.35e12))
 
 
@@ -154,7 +154,7 @@ def test_ppo_draws_scores_and_trains() -> None:
     texts, reached = 512 * (48 + 1024), 0.4 * 989e12 * 4
     shape = gpu_time.fetched_shape(compiled().step("base"))
     assert shape is not None
-    size = step_bytes(shape, Server(tensor_parallel=4), 8, 48 + 512)
+    size = step_bytes(shape, ServerLayout(tensor_parallel=4), 8, 48 + 512)
     read = 2 * 7.24e9 * 512 * 48 / reached
     answers = read + 512 * 1024 / 8 * size / (0.4 * 3.35e12)
     assert found.parts["drawing"] == pytest.approx(100 * answers)

@@ -9,7 +9,7 @@ import pytest
 from cai.data.nemo import HardPair
 from cai.engines.base import PairText
 from cai.engines.nemo_aligner.labels import WITHIN_MARGIN, HardLabels, hard_labels
-from cai.engines.nemo_aligner.settings import Hard, Labels
+from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import SpecError
 from cai.identity import uniform
 
@@ -22,12 +22,12 @@ def many(count: int) -> list[PairText]:
     return soft(*(uniform(5, str(i), "label") for i in range(count)))
 
 
-def replicas(count: int) -> Labels:
-    return Labels(how=Hard.REPLICAS, replicas=count)
+def replicas(count: int) -> LabelSettings:
+    return LabelSettings(how=Hard.REPLICAS, replicas=count)
 
 
-def margin(width: float) -> Labels:
-    return Labels(how=Hard.MARGIN, margin=width)
+def margin(width: float) -> LabelSettings:
+    return LabelSettings(how=Hard.MARGIN, margin=width)
 
 
 def first_is_chosen(pair: HardPair) -> bool:

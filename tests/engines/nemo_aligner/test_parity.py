@@ -1,7 +1,7 @@
 """NVIDIA's guide and the plan differ where docs/nemo_parity.yaml says so and why, and docs/nemo.md shows it.
 
-CAI_WRITE_GOLDEN=1 pytest tests/engines/nemo_aligner/test_parity.py writes the tables anew; read what changed in them. CAI_UPSTREAM
-names upstream's configs, CAI_GUIDE the guide's own text (docs/user-guide/cai.rst of NeMo-Aligner v0.7.0).
+CAI_WRITE_GOLDEN=1 pytest tests/engines/nemo_aligner/test_parity.py writes the tables anew; read what changed in them.
+CAI_UPSTREAM names upstream's configs, CAI_GUIDE the guide's own text (docs/user-guide/cai.rst of NeMo-Aligner v0.7.0).
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def test_the_page_shows_the_table() -> None:
     shown = document(DOC.read_text(encoding="utf-8"), parity().markdown())
     if os.environ.get("CAI_WRITE_GOLDEN"):
         DOC.write_text(shown, encoding="utf-8")
-    assert DOC.read_text(encoding="utf-8") == shown, "run CAI_WRITE_GOLDEN=1 pytest tests/engines/nemo_aligner/test_parity.py"
+    assert DOC.read_text(encoding="utf-8") == shown, (
+        "run CAI_WRITE_GOLDEN=1 pytest tests/engines/nemo_aligner/test_parity.py"
+    )
 
 
 def test_the_guide_has_fifteen_commands_and_each_of_its_flags_a_row() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cai.clients.base import Call, Client, Completion, Finish, Request, Result, Unanswered, Usage
-from cai.clients.cache import Place, RequestCache
+from cai.clients.cache import RequestCache, Whereabouts
 from cai.clients.calls import call_key, to_plain
 from cai.clients.scripted import ScriptedClient, made_up
 from cai.data.rows import Conversation, Prompt
@@ -270,7 +270,7 @@ def test_a_cohort_waits_for_answers_that_another_process_is_getting(tmp_path: Pa
     other = RequestCache(tmp_path / "cache" / f"{ctx.scope('model')[:32]}.sqlite", "another step")
     calls = [Request("", f"shared {i}", seed=3) for i in range(10)]
     keys = [call_key(ctx.scope("model"), call) for call in calls]
-    assert set(other.look(keys[:4])) == {Place.OURS}
+    assert set(other.look(keys[:4])) == {Whereabouts.OURS}
 
     def answer_later() -> None:
         time.sleep(0.5)
