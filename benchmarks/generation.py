@@ -59,7 +59,7 @@ class Ours:
 
         sampling = Sampling(max_tokens=tokens, min_tokens=tokens, temperature=1.0)
         self._requests = [Request(str(i), text, sampling, seed=i) for i, text in enumerate(texts)]
-        self._client = EmbeddedEngine().client(model)
+        self._client = EmbeddedEngine().session(None).client(model)
         self.name = self._client.name
         # The client loads its model when it is first asked.
         list(self._client.generate([Request("load", texts[0], Sampling(max_tokens=1))]))
@@ -109,7 +109,7 @@ def fetch(dest: Path) -> Path:
     from cai.engines.base import ModelSource
     from cai.engines.embedded.engine import EmbeddedEngine
 
-    EmbeddedEngine().fetch(ModelSource(SOURCE, sha256=SHA256), dest, _Silent())
+    EmbeddedEngine().session(None).fetch(ModelSource(SOURCE, sha256=SHA256), dest, _Silent())
     return dest
 
 

@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.training import Silent, benchmark_model
-from cai.engines.base import Lora, PairText, PromptText, RewardSettings, RlSettings
+from cai.engines.base import Attempt
+from cai.engines.methods.base import Lora, PairText, PromptText
+from cai.engines.methods.ppo import PpoData, RlSettings
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.rewards import RewardModel
 
 _SUBJECTS = ("rivers", "lanterns", "harvests", "bridges", "winters", "gardens", "letters", "kitchens")
 
@@ -37,11 +41,12 @@ def questions(count: int) -> list[PromptText]:
 
 def reward_model(model: Path, folder: Path) -> Path:
     """A reward model that was trained for one step: its rewards mean nothing, its cost is the real one."""
-    from cai.engines.embedded.reward import train_reward
+    from cai.engines.embedded.reward import train as train_reward
 
     pairs = [PairText("0", "<|im_start|>user\nHello<|im_end|>\n", "Yes.", "No.", 1.0)]
     settings = RewardSettings(lora=Lora(last_layers=1))
-    train_reward(model, pairs, [], settings, 0, folder / "reward", folder / "reward-work", Silent())
+    attempt = Attempt(0, folder / "reward", folder / "reward-work", Silent())
+    train_reward(RewardData(model, pairs, []), settings, attempt)
     return folder / "reward"
 
 
@@ -55,11 +60,12 @@ def ours(model: Path, reward: Path, settings: RlSettings, folder: Path) -> list[
             """Never: both sides make answers of full length."""
             return False
 
-    kept, ppo.Ends = ppo.Ends, Endless  # type: ignore[misc]
+    kept, ppo.EndRules = ppo.EndRules, Endless  # type: ignore[misc]
     try:
-        ppo.train_ppo(model, reward, questions(64), (), settings, 0, folder / "o", folder / "w", Silent())
+        data = PpoData(model, RewardModel(reward), questions(64))
+        ppo.train(data, settings, Attempt(0, folder / "o", folder / "w", Silent()))
     finally:
-        ppo.Ends = kept  # type: ignore[misc]
+        ppo.EndRules = kept  # type: ignore[misc]
     lines = (folder / "w" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["seconds"] for line in lines]
 

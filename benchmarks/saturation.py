@@ -210,19 +210,19 @@ def serve_model(port: int, folder: Path) -> None:
     from cai.experiment.model import parse
     from cai.files.library import Library
     from cai.run.watch import Silent
-    from cai.serving import make_app
+    from cai.serving.server import make_app
     from cai.terminal.chat import CHAT_SAMPLING, ChatModel
 
     composed = compose(["experiment=quickstart"], Library.here())
     base = parse(composed.data, composed.where).models["base"]
-    engine = EmbeddedEngine()
+    session = EmbeddedEngine().session(None)
     model = folder / "smollm2"
     if not model.exists():
         model.mkdir(parents=True)
-        engine.fetch(ModelSource(base.source, sha256=base.sha256), model, Silent().step_started(None, False))  # type: ignore[arg-type]
+        session.fetch(ModelSource(base.source, sha256=base.sha256), model, Silent().step_started(None, False))  # type: ignore[arg-type]
     template = (REVISIONS / "chatml.jinja").read_text(encoding="utf-8")
     chat = ChatTemplate.from_text("chatml", template)
-    client = engine.client(model)
+    client = session.client(model)
     import uvicorn
 
     app = make_app(ChatModel(client, chat, "small", CHAT_SAMPLING, 0, 2048, lambda text: len(text) // 3), api_key="")

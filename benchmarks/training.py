@@ -22,7 +22,10 @@ from typing import Any
 
 from benchmarks.generation import SHA256, SOURCE
 from cai.chat import Span
-from cai.engines.base import Lora, ModelSource, PairText, RewardSettings, SftSettings, TrainText
+from cai.engines.base import Attempt, ModelSource
+from cai.engines.methods.base import Lora, PairText, TrainText
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.methods.sft import SftData, SftSettings
 
 BATCH, MICRO, LENGTH = 8, 4, 512
 _SUBJECTS = ("rivers", "lanterns", "harvests", "bridges", "winters", "gardens", "letters", "kitchens")
@@ -57,17 +60,17 @@ def dialogues(count: int) -> list[tuple[str, str, str]]:
 
 def ours(kind: str, model: Path, rows: list[tuple[str, str, str]], lora: Lora, folder: Path) -> list[float]:
     """Seconds of each optimizer step of our loop."""
-    from cai.engines.embedded.reward import train_reward
-    from cai.engines.embedded.sft import train_sft
+    from cai.engines.embedded.reward import train as train_reward
+    from cai.engines.embedded.sft import train as train_sft
 
     common: dict[str, Any] = {"batch_size": BATCH, "micro_batch_size": MICRO, "max_length": LENGTH, "lora": lora}
-    where = (0, folder / "out", folder / "work", Silent())
+    attempt = Attempt(0, folder / "out", folder / "work", Silent())
     if kind == "sft":
         texts = [TrainText(str(i), (Span(p, False), Span(a, True))) for i, (p, a, _) in enumerate(rows)]
-        train_sft(model, texts, [], SftSettings(**common), *where)
+        train_sft(SftData(model, texts, []), SftSettings(**common), attempt)
     else:
         pairs = [PairText(str(i), *row, 1.0) for i, row in enumerate(rows)]
-        train_reward(model, pairs, [], RewardSettings(**common), *where)
+        train_reward(RewardData(model, pairs, []), RewardSettings(**common), attempt)
     lines = (folder / "work" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["seconds"] for row in map(json.loads, lines) if "seconds" in row]
 
@@ -160,7 +163,7 @@ def benchmark_model(folder: Path) -> Path:
     """SmolLM2-135M-Instruct in ``folder``, fetched when it is not there."""
     from cai.engines.embedded.engine import EmbeddedEngine
 
-    EmbeddedEngine().fetch(ModelSource(SOURCE, sha256=SHA256), folder, Silent())
+    EmbeddedEngine().session(None).fetch(ModelSource(SOURCE, sha256=SHA256), folder, Silent())
     return folder
 
 

@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
 def usage() -> str:
     """The help text."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {description}" for verb, (_, description) in VERBS.items()]
     return "\n".join(
         [
             "usage: python -m cai [VERB] [experiment=NAME] [field=value ...] [-m]",
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     gc.disable()
     verb = args.pop(0) if args and not _is_override(args[0]) else "run"
     try:
-        if asked := _asked(argv):
-            print(asked, flush=True)
+        if text := _help_or_version(argv):
+            print(text, flush=True)
             return 0
         if verb not in VERBS:
             from cai.errors import Problem, did_you_mean
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
 
-def _asked(argv: Sequence[str]) -> str:
+def _help_or_version(argv: Sequence[str]) -> str:
     """What is printed for a command line that only asks about the program; empty for all others."""
     if argv and argv[0] in ("-h", "--help", "help"):
         return usage()

@@ -12,14 +12,14 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: ``where`` (file, line, field), ``what``, and what to do ``next``."""
+    """One thing that is wrong: ``where`` (file, line, field), ``message``, and what to do ``next``."""
 
     where: str
-    what: str
+    message: str
     next: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.next}" if self.next else "")
+        return f"{self.where}: {self.message}" + (f"; {self.next}" if self.next else "")
 
 
 class CaiError(Exception):
@@ -64,11 +64,11 @@ class OutOfTime(Incomplete):
     """Work that knows its time limit saved and ended shortly before it; a job goes back into the queue."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``did you mean 'reward'?`` for the known word nearest to ``word``; what is known where nothing is near."""
-    known = sorted(set(known))
-    close = get_close_matches(word, known, n=1, cutoff=0.55)
+    candidates = sorted(set(candidates))
+    close = get_close_matches(word, candidates, n=1, cutoff=0.55)
     if close:
         return f"did you mean '{close[0]}'?"
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"known: {shown}" if known else ""
+    listed = ", ".join(candidates[:12]) + (", ..." if len(candidates) > 12 else "")
+    return f"known: {listed}" if candidates else ""

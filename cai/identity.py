@@ -145,9 +145,9 @@ def rendezvous_order(seed: int, row: str, purpose: str, weights: Iterable[tuple[
 
 def unit(seed: int, row: str, purpose: str, parts: Mapping[str, float]) -> str:
     """Assign a row to one of the named parts with the given shares (they need not sum to one)."""
-    at, total = uniform(seed, row, purpose) * sum(parts.values()), 0.0
+    draw, total = uniform(seed, row, purpose) * sum(parts.values()), 0.0
     for name, share in parts.items():
         total += share
-        if at < total:
+        if draw < total:
             return name
     return list(parts)[-1]  # Rounding may leave the sum a hair below the draw.

@@ -33,12 +33,12 @@ def counts(info: FieldInfo, value: Any) -> bool:
 def semantic(settings: Settings) -> dict[str, Any]:
     """What of settings counts for an identity, as plain data; nested settings likewise."""
     plain = settings.model_dump(mode="json", by_alias=True)
-    kept: dict[str, Any] = dict(settings.FORMER)
+    identity: dict[str, Any] = dict(settings.FORMER)
     for name, info in type(settings).model_fields.items():
-        value, shown = getattr(settings, name), info.alias or name
+        value, key = getattr(settings, name), info.alias or name
         if counts(info, value):
-            kept[shown] = semantic_value(value, plain[shown])
-    return kept
+            identity[key] = semantic_value(value, plain[key])
+    return identity
 
 
 def semantic_value(value: Any, plain: Any) -> Any:
@@ -48,5 +48,5 @@ def semantic_value(value: Any, plain: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(plain, Mapping):
         return {key: semantic_value(item, plain[str(key)]) for key, item in value.items()}
     if isinstance(value, Sequence) and isinstance(plain, list):
-        return [semantic_value(item, at) for item, at in zip(value, plain, strict=True)]
+        return [semantic_value(item, plain_item) for item, plain_item in zip(value, plain, strict=True)]
     return plain

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from cai.engines.methods import METHODS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -171,17 +173,19 @@ def test_without_the_extra_the_quickstart_says_what_to_install(tmp_path):
 def test_without_the_extra_everything_that_the_engine_does_says_what_to_install(tmp_path):
     code = """
 from pathlib import Path
+from functools import partial
+from cai.engines.methods import METHODS
+from cai.engines.methods import METHODS
 from cai.engines import make_engine
+from cai.engines.methods import METHODS
 from cai.errors import PrerequisiteError
 
-engine, folder = make_engine({"kind": "embedded"}), Path("model")
+session, folder = make_engine({"kind": "embedded"}).session(None), Path("model")
 for what in (
-    lambda: engine.fetch(None, folder, None),
-    lambda: engine.client(folder),
-    lambda: engine.sft(folder, [], [], None, None),
-    lambda: engine.reward(folder, [], [], None, None),
-    lambda: engine.reward_scorer(folder),
-    lambda: engine.rl(folder, folder, [], (), None, None),
+    lambda: session.fetch(None, folder, None),
+    lambda: session.client(folder),
+    lambda: session.reward_scorer(folder),
+    *(partial(session.train, method, None, None, None) for method in METHODS.values()),
 ):
     try:
         what()
@@ -189,7 +193,7 @@ for what in (
         print("constitution-as-code[embedded]" in str(error))
 """
     done = without_extras(code, tmp_path)
-    assert done.stdout.split() == ["True"] * 6, done.stderr
+    assert done.stdout.split() == ["True"] * (3 + len(METHODS)), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Guard:
         ends, starts = self._ends, self._starts
         return any(content[-n:] in ends or content[:n] in starts for n in range(1, self._longest))
 
-    def found(self, text: str) -> list[str]:
+    def occurrences(self, text: str) -> list[str]:
         """Every control string in ``text`` in order, overlapping ones included."""
         return self._every.findall(text)
 
@@ -86,6 +86,7 @@ class Guard:
         contents: Contents,
         each: Callable[[Contents, Callable[[str], str]], Contents],
         render: Callable[[Contents], str],
+        *,
         always: bool,
         where: str,
     ) -> tuple[Contents, str]:
@@ -109,12 +110,12 @@ class Guard:
         text = render(contents)
         if not suspicious:
             return contents, text
-        honest = self.found(render(each(contents, _blanked)))
-        if self.found(text) == honest:
+        honest = self.occurrences(render(each(contents, _blanked)))
+        if self.occurrences(text) == honest:
             return contents, text
         contents = each(contents, self._split)
         text = render(contents)
-        if self.found(text) != honest:
+        if self.occurrences(text) != honest:
             raise SpecError(
                 Problem(
                     where,
@@ -128,8 +129,8 @@ class Guard:
 def _broken(match: re.Match[str]) -> str:
     # Markers that open with blank lines are broken before their last character: '\n\nHuman:' reads 'Human' + ':'.
     text = match.group()
-    at = len(text) - 1 if text[0].isspace() else 1
-    return f"{text[:at]}{BREAK}{text[at:]}"
+    cut = len(text) - 1 if text[0].isspace() else 1
+    return f"{text[:cut]}{BREAK}{text[cut:]}"
 
 
 def _blanked(content: str) -> str:

@@ -84,12 +84,12 @@ class PromptTemplate:
         if missing:
             raise SpecError([Problem(self.where, f"no value for {n!r}", did_you_mean(n, values)) for n in missing])
         header = self.header
-        named = {name: self._plain(value, name) for name, value in values.items()}
+        plain_values = {name: self._plain(value, name) for name, value in values.items()}
 
-        def render(named: dict[str, Any]) -> str:
-            return self._body.render({"bos_token": header.bos_token, "eos_token": header.eos_token, **named})[0]
+        def render(variables: dict[str, Any]) -> str:
+            return self._body.render({"bos_token": header.bos_token, "eos_token": header.eos_token, **variables})[0]
 
-        return self._guard.apply(named, _each, render, self._body.alters, self.where)[1]
+        return self._guard.apply(plain_values, _each, render, always=self._body.alters, where=self.where)[1]
 
     def _plain(self, value: Any, name: str) -> Any:
         if isinstance(value, Message):

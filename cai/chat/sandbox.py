@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -43,15 +44,20 @@ class Budget:
     def __init__(self, source: int) -> None:
         # A turn or a call can run the whole body, so a longer source costs more a step.
         self.weight = 1 + source // SHORT
-        self.steps, self.written, self.blocks = 0, 0, list[tuple[int, str]]()
-        self.look, self.since = 500, 0.0
+        self.steps = 0
+        self.written = 0  # characters
+        self.blocks: list[tuple[int, str]] = []
+        # The clock is read every 500 steps: reading it at each would cost more than most of them.
+        self.look = 500
+        self.since = 0.0
 
     def charge(self, steps: int) -> None:
         """Count work; raises SecurityError past the limit of steps or of processor time."""
         self.steps += self.weight * steps
         if self.steps > self.look:
             now = time.thread_time()  # of this thread: a busy machine does not count against the template
-            self.look, self.since = self.steps + 500, self.since or now
+            self.look = self.steps + 500
+            self.since = self.since or now
             if self.steps > MAX_STEPS or now - self.since > MAX_SECONDS:
                 raise SecurityError("takes too long; the template loops too often over too much")
 
@@ -81,16 +87,16 @@ def _room(size: int) -> None:
 
 def _small(value: Any) -> Any:
     """``value``, unless it is nested data too large to walk (shared parts count each time they occur)."""
-    left, queue = MAX_ITEMS, [value]
+    budget, queue = MAX_ITEMS, [value]
     while queue:
         item = queue.pop()
         if isinstance(item, list | tuple | dict):
-            left -= len(item) + 1
-            if left < 0:
+            budget -= len(item) + 1
+            if budget < 0:
                 raise SecurityError(f"nested data of more than {MAX_ITEMS:,} items")
             queue.extend([*item, *item.values()] if isinstance(item, dict) else item)
         elif isinstance(item, str) and item is not value:
-            left -= len(item) // SHORT
+            budget -= len(item) // SHORT
     return value
 
 
@@ -131,21 +137,26 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     return str(_charge(text.replace(old, new, count)))
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
+@dataclass(frozen=True, slots=True)
+class _JsonStyle:
+    """What a template may hand to ``tojson``, by name or by place, as Hugging Face's takes it."""
+
+    ensure_ascii: bool = False
+    indent: int | None = None
+    separators: tuple[str, str] | None = None
+    sort_keys: bool = False
+
+
+def _tojson(value: Any, *by_place: Any, **by_name: Any) -> str:
+    style = _JsonStyle(*by_place, **by_name)
+    if style.indent is not None and not (isinstance(style.indent, int) and 0 <= style.indent <= 16):
         raise jinja2.TemplateRuntimeError("tojson: indent must be 0 to 16")
-    if separators is not None and any(len(s) > 16 for s in separators):
+    if style.separators is not None and any(len(s) > 16 for s in style.separators):
         raise jinja2.TemplateRuntimeError("tojson: separators are at most 16 characters")
-    chunks = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    ).iterencode(_small(value))
-    return _join(chunks)
+    encoder = json.JSONEncoder(
+        ensure_ascii=style.ensure_ascii, indent=style.indent, separators=style.separators, sort_keys=style.sort_keys
+    )
+    return _join(encoder.iterencode(_small(value)))
 
 
 def _raise_exception(message: str) -> None:
@@ -153,10 +164,10 @@ def _raise_exception(message: str) -> None:
 
 
 def _range(*args: int) -> range:
-    made = range(*args)
-    if len(made) > MAX_RANGE:
+    numbers = range(*args)
+    if len(numbers) > MAX_RANGE:
         raise SecurityError(f"range of more than {MAX_RANGE:,}")
-    return made
+    return numbers
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -229,8 +240,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         own = {"join": _join, "replace": _replace, "tojson": _tojson, "string": _join_one}
-        kept = {name: _metered(self.filters[name]) for name in _FILTERS}
-        self.filters = {**kept, **own, "_text": _text, "_concat": _concat, "_turns": _turns, "_small": _folded(_small)}
+        builtin_filters = {name: _metered(self.filters[name]) for name in _FILTERS}
+        self.filters = {
+            **builtin_filters,
+            **own,
+            "_text": _text,
+            "_concat": _concat,
+            "_turns": _turns,
+            "_small": _folded(_small),
+        }
         self.tests = {name: self.tests[name] for name in _TESTS}
         self.tests |= dict.fromkeys(("eq", "equalto", "=="), lambda a, b: _small(a) == _small(b))
         self.tests |= dict.fromkeys(("ne", "!="), lambda a, b: _small(a) != _small(b))
@@ -264,20 +282,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return _replace(owner, *args, **kwargs) if name == "replace" else _join(args[0], owner)
         return _charge(super().call(__context, __obj, *args, **kwargs))
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left_operand: Any, right_operand: Any) -> Any:
         """Operators that can grow a value, measured before they are applied."""
-        if operator == "+" and type(left) is type(right) is str and len(left) + len(right) <= SHORT:
-            return left + right
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if (
+            operator == "+"
+            and type(left_operand) is type(right_operand) is str
+            and len(left_operand) + len(right_operand) <= SHORT
+        ):
+            return left_operand + right_operand
+        numbers = isinstance(left_operand, int | float) and isinstance(right_operand, int | float)
         if operator == "%" and not numbers:
             raise SecurityError("% formats text; write the parts instead")
-        if operator == "**" and not (numbers and abs(left) < 2**32 and abs(right) <= 8):
+        if operator == "**" and not (numbers and abs(left_operand) < 2**32 and abs(right_operand) <= 8):
             raise SecurityError("** of such large numbers")
         if operator == "*" and not numbers:
-            seq, times = (right, left) if isinstance(left, int) else (left, right)
+            seq, times = (
+                (right_operand, left_operand) if isinstance(left_operand, int) else (left_operand, right_operand)
+            )
             if isinstance(seq, str | list | tuple) and isinstance(times, int):
                 _room(len(seq) * times * (1 if isinstance(seq, str) else MAX_TEXT // MAX_ITEMS))
-        result = _charge(super().call_binop(context, operator, left, right))
+        result = _charge(super().call_binop(context, operator, left_operand, right_operand))
         if isinstance(result, int) and result.bit_length() > 1024:
             raise SecurityError("a number of more than 1,024 bits")
         return result
@@ -307,8 +331,8 @@ def _folded(function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     return jinja2.pass_context(lambda _, value: function(value))
 
 
-def _stop(node: nodes.Node, what: str) -> None:
-    raise jinja2.TemplateSyntaxError(what, node.lineno)
+def _stop(node: nodes.Node, message: str) -> None:
+    raise jinja2.TemplateSyntaxError(message, node.lineno)
 
 
 def _refuse(tree: nodes.Template) -> None:
@@ -327,14 +351,14 @@ def _refuse(tree: nodes.Template) -> None:
             _stop(used, f"no filter {used.name!r} here; there are {', '.join(sorted(allowed))}")
 
 
-def _meter(node: nodes.Node, held: bool = False) -> None:
+def _meter(node: nodes.Node, collected: bool = False) -> None:
     """Put the meters in: around loops, ``~``, comparisons of data, and text that is collected before it is written."""
-    held = held or isinstance(node, nodes.Macro | nodes.CallBlock | nodes.AssignBlock | nodes.FilterBlock)
+    collected = collected or isinstance(node, nodes.Macro | nodes.CallBlock | nodes.AssignBlock | nodes.FilterBlock)
     for child in list(node.iter_child_nodes()):
-        _meter(child, held)
+        _meter(child, collected)
     if isinstance(node, nodes.For):
         node.iter = _through("_turns", node.iter)
-    elif isinstance(node, nodes.Output) and held:
+    elif isinstance(node, nodes.Output) and collected:
         node.nodes = [
             _through("_text", nodes.Const(n.data, lineno=n.lineno)) if isinstance(n, nodes.TemplateData) else n
             for n in node.nodes

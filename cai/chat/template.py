@@ -132,28 +132,28 @@ class ChatTemplate:
             SpecError: the template writes earlier turns differently once later ones follow, and marks no answers.
         """
         turns, whole = self._safe(messages, False)
-        asked = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+        answer_turns = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
         blocks = self._raw(turns, False)[1] if "endgeneration" in self.text else []
         if blocks:
-            found = [self._block(whole, start, end) for start, end in blocks]
-            found = [(s, e) for s, e in found if s < e]
+            answer_ranges = [self._block(whole, start, end) for start, end in blocks]
+            answer_ranges = [(s, e) for s, e in answer_ranges if s < e]
             if loss == "last":
-                found = found[-1:]
+                answer_ranges = answer_ranges[-1:]
         else:
-            chosen = asked[-1:] if loss == "last" else asked
-            found = []
+            chosen = answer_turns[-1:] if loss == "last" else answer_turns
+            answer_ranges = []
             for i in chosen:
                 prompt = self._raw(turns[:i], True)[0]
-                found.append((len(prompt), self._end(turns, i, whole, prompt)))
-        spans, at = list[Span](), 0
-        for start, end in found:
-            if start < at:
+                answer_ranges.append((len(prompt), self._end(turns, i, whole, prompt)))
+        spans, position = list[Span](), 0
+        for start, end in answer_ranges:
+            if start < position:
                 raise SpecError(
                     Problem(self.where, "answers overlap in the rendered text", "nest no generation blocks")
                 )
-            spans += [Span(whole[at:start], False), Span(whole[start:end], True)]
-            at = end
-        spans.append(Span(whole[at:], False))
+            spans += [Span(whole[position:start], False), Span(whole[start:end], True)]
+            position = end
+        spans.append(Span(whole[position:], False))
         return tuple(span for span in spans if span.text)
 
     def _block(self, whole: str, start: int, end: int) -> tuple[int, int]:
@@ -172,13 +172,13 @@ class ChatTemplate:
             alone = self._raw(turns[: i + 1], False)[0]
             if cut >= 0 and whole.startswith(alone) and cut + len(closing) <= len(alone):
                 return cut + len(closing)
-            what = f"the answer in turn {i + 1} is not closed by answer_end {closing!r}"
+            message = f"the answer in turn {i + 1} is not closed by answer_end {closing!r}"
         else:
-            what = f"the text before turn {i + 1} changes once the answer follows"
+            message = f"the text before turn {i + 1} changes once the answer follows"
         raise SpecError(
             Problem(
                 self.where,
-                what,
+                message,
                 "mark answers with {% generation %}...{% endgeneration %}, or make "
                 "the template write each turn the same whatever follows",
             )
@@ -198,8 +198,8 @@ class ChatTemplate:
             tuple((m.role, m.content) for m in messages),
             _each,
             lambda turns: self._raw(turns, add_generation_prompt)[0],
-            self._body.alters,
-            self.where,
+            always=self._body.alters,
+            where=self.where,
         )
 
     def _raw(self, turns: Turns, add_generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:

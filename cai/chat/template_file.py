@@ -93,7 +93,9 @@ class TemplateBody:
     """
 
     def __init__(self, text: str, where: str) -> None:
-        self.where, self._text, self._size = where, text, len(text)
+        self.where = where
+        self._text = text
+        self._size = len(text)
         if len(text) > MAX_SOURCE:
             raise SpecError(Problem(where, f"template of {len(text):,} characters; at most {MAX_SOURCE:,}"))
         try:
@@ -137,13 +139,13 @@ class TemplateBody:
                 raise jinja2.TemplateRuntimeError("a generation block inside a macro, set or call cannot be placed")
             return text, [(start, start + len(block)) for start, block in budget.blocks]
         except Refusal as error:
-            raise TurnError(Problem(self._at(error), error.message or "refused")) from error
+            raise TurnError(Problem(self._place_of(error), error.message or "refused")) from error
         except Exception as error:
-            raise SpecError(Problem(self._at(error), f"{error or type(error).__name__}")) from error
+            raise SpecError(Problem(self._place_of(error), f"{error or type(error).__name__}")) from error
         finally:
             BUDGET.reset(token)
 
-    def _at(self, error: BaseException) -> str:
+    def _place_of(self, error: BaseException) -> str:
         line, trace = 0, error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == _FILENAME:
@@ -178,10 +180,10 @@ def _alters(tree: nodes.Template) -> bool:
     if any(f.name != "trim" or f.args or f.kwargs for f in tree.find_all(nodes.Filter)):
         return True
     for call in tree.find_all(nodes.Call):
-        known = isinstance(call.node, nodes.Name) and call.node.name in ("raise_exception", "namespace")
+        helper = isinstance(call.node, nodes.Name) and call.node.name in ("raise_exception", "namespace")
         strips = isinstance(call.node, nodes.Getattr) and call.node.attr == "strip" and not call.args
         generation = isinstance(call.node, nodes.ExtensionAttribute)
-        if not (known or strips or generation):
+        if not (helper or strips or generation):
             return True
     for item in tree.find_all(nodes.Getitem):
         text = isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str)
@@ -214,19 +216,19 @@ def read_header(text: str, where: str) -> Header:
         ) from error
     if not isinstance(raw, dict):
         raise SpecError(Problem(f"{where}:{offset + 1}", "front matter is not a mapping of fields"))
-    known = {f.name for f in fields(Header)}
+    field_names = {f.name for f in fields(Header)}
     lines = match.group(1).splitlines()
     problems: list[Problem] = []
 
-    def wrong(name: str, what: str, todo: str = "") -> None:
-        at = next((n for n, line in enumerate(lines) if re.match(rf"{re.escape(name)}\s*:", line)), 0)
-        problems.append(Problem(f"{where}:{offset + at + 1}", f"{name}: {what}", todo))
+    def wrong(name: str, message: str, todo: str = "") -> None:
+        line_index = next((n for n, line in enumerate(lines) if re.match(rf"{re.escape(name)}\s*:", line)), 0)
+        problems.append(Problem(f"{where}:{offset + line_index + 1}", f"{name}: {message}", todo))
 
     values: dict[str, Any] = {}
     for key, value in raw.items():
         name = str(key)
-        if name not in known:
-            wrong(name, "unknown field", did_you_mean(name, known))
+        if name not in field_names:
+            wrong(name, "unknown field", did_you_mean(name, field_names))
         elif name in ("control", "stop"):
             if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
                 wrong(name, "must be a list of texts that are not empty")

@@ -11,18 +11,18 @@ from urllib.parse import quote
 class ApiKey:
     """An API key that cannot be printed, pickled or copied by accident."""
 
-    __slots__ = ("_hint", "_shown", "_value")
+    __slots__ = ("_hint", "_pattern", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         forms = {value, value.replace("/", "\\/"), json.dumps(value)[1:-1], quote(value, safe="")} - {""}
-        found = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
+        patterns = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
         begins = list(forms)
         if len(value) >= 16:
             # Servers echo a key in part as well: what begins like it goes.
             begins.append(value[: min(len(value) // 2, 12)])
-            found.append(re.escape(begins[-1]) + r"[^\s\"'<>,;)]*")
-        self._shown = re.compile("|".join(found) or "(?!)")
+            patterns.append(re.escape(begins[-1]) + r"[^\s\"'<>,;)]*")
+        self._pattern = re.compile("|".join(patterns) or "(?!)")
         # What all forms begin with: a text without it needs no second look, and that is nearly every text.
         first, last = min(begins, default=""), max(begins, default="")
         same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
@@ -34,7 +34,7 @@ class ApiKey:
 
     def hide(self, text: str) -> str:
         """``text`` without the key."""
-        return self._shown.sub("***", text) if self._hint in text else text
+        return self._pattern.sub("***", text) if self._hint in text else text
 
     def __repr__(self) -> str:
         return "<key>" if self._value else "<no key>"

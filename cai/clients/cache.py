@@ -51,7 +51,7 @@ class Whereabouts(Enum):
     """Another process is asking it; look again."""
 
 
-Found = Mapping[str, Any] | Whereabouts
+Lookup = Mapping[str, Any] | Whereabouts
 
 
 @dataclass
@@ -89,10 +89,10 @@ class RequestCache:
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
-    def look(self, keys: Sequence[bytes]) -> list[Found]:
+    def look(self, keys: Sequence[bytes]) -> list[Lookup]:
         """For each key its result, or who is to get it. What nobody has or asks is ours from now on."""
-        found: list[Found] = self._do(lambda db: self._look(db, keys), [Whereabouts.OURS] * len(keys))
-        return found
+        lookups: list[Lookup] = self._do(lambda db: self._look(db, keys), [Whereabouts.OURS] * len(keys))
+        return lookups
 
     def put(self, results: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
         """Keep results and give up the claims on them."""
@@ -136,13 +136,13 @@ class RequestCache:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                found = work(self._db)
+                transaction_result = work(self._db)
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-            return found
+            return transaction_result
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
             return otherwise
@@ -154,29 +154,29 @@ class RequestCache:
             self._db.close()
         self._db = None
 
-    def _look(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> list[Found]:
+    def _look(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> list[Lookup]:
         results: dict[bytes, Any] = {}
         claims: dict[bytes, str] = {}
         for start in range(0, len(keys), _MANY):
             part = keys[start : start + _MANY]
             marks = ",".join("?" * len(part))
             own = "AND step != ?" if self.others_only else ""
-            asked = [*part, *([self.step] if own else [])]
-            results |= dict(db.execute(f"SELECT key, result FROM results WHERE key IN ({marks}) {own}", asked))
+            sql_parameters = [*part, *([self.step] if own else [])]
+            results |= dict(db.execute(f"SELECT key, result FROM results WHERE key IN ({marks}) {own}", sql_parameters))
             claims |= dict(db.execute(f"SELECT key, owner FROM claims WHERE key IN ({marks})", part))
         alive = {owner: owner == self._owner or self._alive(db, owner) for owner in set(claims.values())}
-        found: list[Found] = []
+        lookups: list[Lookup] = []
         ours = []
         for key in keys:
             if key in results:
-                found.append(json.loads(results[key]))
+                lookups.append(json.loads(results[key]))
             elif key in claims and claims[key] != self._owner and alive[claims[key]]:
-                found.append(Whereabouts.ELSEWHERE)
+                lookups.append(Whereabouts.ELSEWHERE)
             else:
                 ours.append((key, self._owner))
-                found.append(Whereabouts.OURS)
+                lookups.append(Whereabouts.OURS)
         db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ours)
-        return found
+        return lookups
 
     def _put(self, db: sqlite3.Connection, results: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
         # ASCII, so that half a character from a model can be kept.
@@ -222,10 +222,10 @@ def _on_network(folder: Path) -> bool:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    at, kind = "", ""
+    nearest_mount, kind = "", ""
     for mount in mounts:
-        _, where, what, *_ = mount.split(" ")
+        _, where, fs_type, *_ = mount.split(" ")
         where = where.replace("\\040", " ")
-        if folder.resolve().is_relative_to(where) and len(where) >= len(at):
-            at, kind = where, what
+        if folder.resolve().is_relative_to(where) and len(where) >= len(nearest_mount):
+            nearest_mount, kind = where, fs_type
     return kind in _SHARED

@@ -30,12 +30,12 @@ def call_key(scope: str, call: Call) -> bytes:
     The call's id does not count, and of a greedy request neither does the seed. Where there are turns, the server
     renders them, so the rendered prompt does not count.
     """
-    said: Any = [(m.role, m.content) for m in call.messages] if not isinstance(call, ScoreRequest) else None
-    asked: list[Any] = [scope, _KINDS[type(call)], said or call.prompt]
+    messages: Any = [(m.role, m.content) for m in call.messages] if not isinstance(call, ScoreRequest) else None
+    key_parts: list[Any] = [scope, _KINDS[type(call)], messages or call.prompt]
     if isinstance(call, Request):
         drawn = call.sampling
         seed = call.seed if drawn.temperature > 0 else 0
-        asked += [
+        key_parts += [
             drawn.max_tokens,
             drawn.temperature,
             drawn.top_p,
@@ -47,10 +47,10 @@ def call_key(scope: str, call: Call) -> bytes:
             call.choices,
         ]
     elif isinstance(call, ScoreRequest):
-        asked.append(call.continuation)
+        key_parts.append(call.continuation)
     else:
-        asked.append(call.options)
-    return blake2b(_encode(asked).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key_parts.append(call.options)
+    return blake2b(_encode(key_parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def to_plain(result: Result) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Nothing here reads a clock: all times are passed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 START = 8
 """Calls in flight before anything is known."""
@@ -34,6 +35,17 @@ CHANCES = 3
 
 LONGEST_HOLD = 32
 """Windows between two tries for more, at most."""
+
+
+class LimitPhase(Enum):
+    """What the limit is doing."""
+
+    RISING = "rising"
+    """Doubling, in the fast rise at the beginning."""
+    HOLDING = "holding"
+    """Staying where it is, at the knee or after a cut."""
+    TRYING = "trying"
+    """Letting a little more through than where it held, for one window."""
 
 
 @dataclass
@@ -59,67 +71,88 @@ class Limit:
     def __init__(self, most: int, start: int = START) -> None:
         self._most = most
         self.value = min(start, most)
-        self.rising = True
-        """Is it still in the fast rise at the beginning?"""
-        self._round_trip, self._last = 0.0, float("-inf")
+        self.phase = LimitPhase.RISING
+        self._round_trip = 0.0
+        self._last_answer = float("-inf")
+        # The rates where it is, where it came from, and at the limit that is tried or was tried last.
         self._here = _Rate(self.value)
         self._below: _Rate | None = None
         self._above: _Rate | None = None
-        self._trying, self._chances = False, CHANCES
-        self._wait, self._hold, self._step = 2, 2, 0
-        self._cut_at, self._cut_until, self._floor, self._ceiling = float("-inf"), float("-inf"), 1, 0
-        self._window(0.0)
+        # Windows in which the doubling that is under way may still show that it pays.
+        self._chances = CHANCES
+        # Windows between two tries, windows left until the next, and by how much it tries (0: by the default).
+        self._wait = 2
+        self._hold = 2
+        self._step = 0
+        # The last cut counts for all calls sent before it and for one round trip; refusals cut no lower than the floor.
+        self._cut_at = float("-inf")
+        self._cut_until = float("-inf")
+        self._floor = 1
+        # The limit at which calls were refused; 0: none is known.
+        self._ceiling = 0
+        self._begin_window(0.0)
 
     def started(self, now: float, in_flight: int) -> None:
         """A call is sent while ``in_flight`` others are on their way."""
-        if in_flight == 0 and now - self._last > 0.1 * self._round_trip:
-            self._window(now)  # There was nothing to ask: what has been counted so far says nothing.
+        if in_flight == 0 and now - self._last_answer > 0.1 * self._round_trip:
+            self._begin_window(now)  # There was nothing to ask: what has been counted so far says nothing.
 
-    def answered(self, now: float, sent: float, in_flight: int) -> None:
-        """A call that was sent at ``sent`` is answered while ``in_flight`` others are on their way."""
-        took, self._last = now - sent, now
-        self._round_trip += (took - self._round_trip) * (0.1 if self._round_trip else 1.0)
+    def answered(self, now: float, sent_at: float, in_flight: int) -> None:
+        """A call that was sent at ``sent_at`` is answered while ``in_flight`` others are on their way."""
+        latency = now - sent_at
+        self._last_answer = now
+        self._round_trip += (latency - self._round_trip) * (0.1 if self._round_trip else 1.0)
         self._answers += 1
         # The next call goes out after this: at the limit, one place is free just now.
-        self._full += in_flight + 1 >= 0.9 * self.value
-        rounds = 1 if self.rising else 2
+        self._full_answers += in_flight + 1 >= 0.9 * self.value
+        rounds = 1 if self.phase is LimitPhase.RISING else 2
         if self._answers < self.value * max(rounds, -(-LEAST_WINDOW // self.value)):
             return  # Whole rounds only: answers come in bursts, and half a burst says nothing.
-        rate = self._answers / max(now - self._since, 1e-9)
-        meant = self._full >= FULL * self._answers
-        self._window(now)
-        if not meant:
+        rate = self._answers / max(now - self._window_start, 1e-9)
+        limited = self._full_answers >= FULL * self._answers
+        self._begin_window(now)
+        if not limited:
             return
-        if self.rising:
-            self._rise(rate)
-        else:
-            self._climb(rate)
+        match self.phase:
+            case LimitPhase.RISING:
+                self._rise(rate)
+            case LimitPhase.HOLDING:
+                self._climb(rate)
+            case LimitPhase.TRYING:
+                self._judge_try(rate)
 
-    def refused(self, now: float, sent: float) -> None:
+    def refused(self, now: float, sent_at: float) -> None:
         """The server says that a call is too much."""
-        if now >= self._cut_until and sent >= self._cut_at:
+        if now >= self._cut_until and sent_at >= self._cut_at:
             self._floor = max(1, self.value // 2)
-            self._cut_at, self._cut_until = now, now + self._round_trip
+            self._begin_cut(now)
             # A try that is refused is repeated ever more seldom; a storm says nothing about the time after it.
-            self._wait = min(self._wait * 2, LONGEST_HOLD) if self._trying else 2
+            self._wait = min(self._wait * 2, LONGEST_HOLD) if self.phase is LimitPhase.TRYING else 2
             self._ceiling = self.value
         if self.value > self._floor:
             self._ceiling = min(self._ceiling, self.value)
             self._settle(now, self.value - 1)
 
-    def timed_out(self, now: float, sent: float) -> None:
+    def timed_out(self, now: float, sent_at: float) -> None:
         """A call got no answer in its time."""
-        if sent >= self._cut_at and now >= self._cut_until:
-            self._cut_at, self._cut_until = now, now + self._round_trip
+        if sent_at >= self._cut_at and now >= self._cut_until:
+            self._begin_cut(now)
             self._settle(now, max(1, int(self.value * 0.7)))
 
     def restart(self, now: float) -> None:
         """The server was away: begin small, and rise fast again."""
         self._settle(now, min(self.value, START, self._most))
-        self.rising, self._below, self._chances = True, None, CHANCES
+        self.phase = LimitPhase.RISING
+        self._chances = CHANCES
 
-    def _window(self, now: float) -> None:
-        self._since, self._answers, self._full = now, 0, 0
+    def _begin_window(self, now: float) -> None:
+        self._window_start = now
+        self._answers = 0
+        self._full_answers = 0
+
+    def _begin_cut(self, now: float) -> None:
+        self._cut_at = now
+        self._cut_until = now + self._round_trip
 
     def _go(self, limit: int) -> None:
         self.value = max(1, min(limit, self._most))
@@ -127,10 +160,13 @@ class Limit:
 
     def _settle(self, now: float, limit: int) -> None:
         """Stay at ``limit``; what was measured before a cut says nothing about the time after it."""
-        self.rising, self._trying, self._below, self._above = False, False, None, None
-        self._hold, self._step = self._wait, 0
+        self.phase = LimitPhase.HOLDING
+        self._below = None
+        self._above = None
+        self._hold = self._wait
+        self._step = 0
         self._go(limit)
-        self._window(now)
+        self._begin_window(now)
 
     def _rise(self, rate: float) -> None:
         """One window of the fast rise: double, or find the knee."""
@@ -140,7 +176,7 @@ class Limit:
         if below is None or self._here.paid(below):
             self._chances = CHANCES
             if self.value >= self._most:
-                self.rising = False
+                self.phase = LimitPhase.HOLDING
                 return
             self._below = self._here
             self._go(self.value * 2)
@@ -149,20 +185,22 @@ class Limit:
         if self._chances == 0:
             # Below the knee throughput is proportional to the calls in flight.
             knee = below.limit * max(1.0, self._here.rate / below.rate)
-            self.rising, self._below = False, None
+            self.phase = LimitPhase.HOLDING
+            self._below = None
             self._go(min(self.value, int(knee * MARGIN) + 1))
 
     def _climb(self, rate: float) -> None:
-        """One window at the knee: wait, try a little more, keep what pays."""
-        if self._trying:
-            self._tried(rate)
-            return
+        """One window at the knee: wait, then try a little more."""
         self._here.add(rate)
         below = self._below
         if below and self._here.windows in (2, 4, 8) and not self._here.paid(below):
             # Noise had made it look better than it is.
-            self._above, self._here, self.value = self._here, below, below.limit
-            self._below, self._hold, self._step = None, self._wait, 0
+            self._above = self._here
+            self._here = below
+            self.value = below.limit
+            self._below = None
+            self._hold = self._wait
+            self._step = 0
             return
         if self._here.windows > 8:
             self._below = None  # Too old to compare with.
@@ -173,19 +211,26 @@ class Limit:
             more = min(self.value + step, self._most)
             if self._above is None or self._above.limit != more:
                 self._above = _Rate(more)
-            self._trying, self.value = True, more
+            self.phase = LimitPhase.TRYING
+            self.value = more
 
-    def _tried(self, rate: float) -> None:
+    def _judge_try(self, rate: float) -> None:
+        """One window with a little more: keep it if it pays."""
         above = self._above
         assert above is not None, "what is tried is kept in _above"
         above.add(rate)
-        self._trying = False
+        self.phase = LimitPhase.HOLDING
         if above.paid(self._here):
             # Each step that pays is followed by one twice as wide: after a storm the way back is short.
             self._step = min(2 * (above.limit - self._here.limit), max(1, above.limit // 2))
-            self._below, self._here, self._above = self._here, above, None
-            self._wait, self._hold, self._ceiling = 2, 1, 0
+            self._below = self._here
+            self._here = above
+            self._above = None
+            self._wait = 2
+            self._hold = 1
+            self._ceiling = 0
         else:
-            self.value, self._step = self._here.limit, 0
+            self.value = self._here.limit
+            self._step = 0
             self._wait = min(self._wait * 2, LONGEST_HOLD)
             self._hold = self._wait

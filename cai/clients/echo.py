@@ -51,16 +51,18 @@ class EchoNotFound(ValueError):
         super().__init__(f"the prompt goes on with {prompt[:60]!r} where the answer has {answer[:60]!r}")
 
 
-def made(
-    answer: ServerRow, prompt: str, budget: int, pieces: Pieces | None, stops: Collection[str] = ()
+def strip_prompt(
+    answer: ServerRow, prompt: str, *, budget: int, pieces: Pieces | None, stops: Collection[str] = ()
 ) -> Continuation:
     """What was written after the prompt, at most ``budget`` tokens; stop strings that are tokens end it too.
 
     Raises:
         EchoNotFound: when the prompt is not found at the beginning of the answer.
     """
-    found = _made_by_ids(answer, prompt, budget, pieces, stops) if pieces is not None else None
-    return found if found is not None else _made_by_letters(answer, prompt, budget, stops)
+    continuation: Continuation | None = None
+    if pieces is not None:
+        continuation = _strip_by_ids(answer, prompt, budget=budget, pieces=pieces, stops=stops)
+    return continuation or _strip_by_letters(answer, prompt, budget=budget, stops=stops)
 
 
 def span(answer: ServerRow, prompt: str, continuation: str, pieces: Pieces | None) -> range:
@@ -73,97 +75,97 @@ def span(answer: ServerRow, prompt: str, continuation: str, pieces: Pieces | Non
     """
     if pieces is not None:
         whole = pieces.ids(prompt + continuation)
-        at = _offset(answer.ids, whole, pieces)
-        if at is not None:
+        offset = _offset(answer.ids, whole, pieces)
+        if offset is not None:
             alone = pieces.ids(prompt)
             same = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
-            return range(at + min(same, len(whole)), at + len(whole))
-    shown = _Shown(answer.tokens)
-    start, end = (_find(text, shown.text, whole=True) for text in (prompt, prompt + continuation))
-    return range(shown.holding(start), shown.after(end))
+            return range(offset + min(same, len(whole)), offset + len(whole))
+    piece_text = _PieceText(answer.tokens)
+    start, end = (_find(text, piece_text.text, whole=True) for text in (prompt, prompt + continuation))
+    return range(piece_text.holding(start), piece_text.after(end))
 
 
 def _offset(ids: Sequence[int], head: Sequence[int], pieces: Pieces) -> int | None:
     """0 or, when the server put a BOS before it, 1, if ``ids`` begin with ``head``; else None."""
     starts = (0, 1) if pieces.begin is not None and ids and ids[0] == pieces.begin else (0,)
-    return next((at for at in starts if head and tuple(ids[at : at + len(head)]) == tuple(head)), None)
+    return next((offset for offset in starts if head and tuple(ids[offset : offset + len(head)]) == tuple(head)), None)
 
 
-def _made_by_ids(
-    answer: ServerRow, prompt: str, budget: int, pieces: Pieces, stops: Collection[str]
+def _strip_by_ids(
+    answer: ServerRow, prompt: str, *, budget: int, pieces: Pieces, stops: Collection[str]
 ) -> Continuation | None:
     head = pieces.ids(prompt)
-    at = _offset(answer.ids, head, pieces)
-    if at is None or any(not 0 <= token < pieces.vocab for token in answer.ids):
+    offset = _offset(answer.ids, head, pieces)
+    if offset is None or any(not 0 <= token < pieces.vocab for token in answer.ids):
         return None
-    start = at + len(head)
+    start = offset + len(head)
     new = answer.ids[start : start + budget]
-    known = {pieces.end} if pieces.end is not None else {pieces.token(name) for name in ENDS}
-    ends = known.union(pieces.token(stop) for stop in stops) - {None}
+    end_ids = {pieces.end} if pieces.end is not None else {pieces.token(name) for name in ENDS}
+    ends = end_ids.union(pieces.token(stop) for stop in stops) - {None}
     last = next((n for n, token in enumerate(new) if token in ends), None)
-    kept = len(new) if last is None else last
+    kept_count = len(new) if last is None else last
     # Together with the prompt: alone, SentencePiece would drop the first token's space.
-    before, text = pieces.text(answer.ids[:start]), pieces.text(answer.ids[: start + kept])
+    before, text = pieces.text(answer.ids[:start]), pieces.text(answer.ids[: start + kept_count])
     if not text.startswith(before):
         return None
     text = text[len(before) :]
     if last is None:
-        return Continuation(text.rstrip("\ufffd"), kept, False, start)  # the budget may end within a character
-    return Continuation(text, kept + 1, True, start)
+        return Continuation(text.rstrip("\ufffd"), kept_count, False, start)  # the budget may end within a character
+    return Continuation(text, kept_count + 1, True, start)
 
 
-def _made_by_letters(answer: ServerRow, prompt: str, budget: int, stops: Collection[str]) -> Continuation:
-    shown = _Shown(answer.tokens)
+def _strip_by_letters(answer: ServerRow, prompt: str, *, budget: int, stops: Collection[str]) -> Continuation:
+    piece_text = _PieceText(answer.tokens)
     begin = _find(prompt, answer.sentence)
-    start = shown.after(_find(prompt, shown.text, whole=True))
+    start = piece_text.after(_find(prompt, piece_text.text, whole=True))
     new = answer.tokens[start : start + budget]
     ends = ENDS.union(stops)
     last = next((n for n, token in enumerate(new) if token in ends), None)
-    kept = len(new) if last is None else last
+    kept_count = len(new) if last is None else last
     end = len(answer.sentence)
-    if start + kept < len(answer.tokens):
-        end = max(begin, _find(shown.text[: shown.starts[start + kept]], answer.sentence))
+    if start + kept_count < len(answer.tokens):
+        end = max(begin, _find(piece_text.text[: piece_text.starts[start + kept_count]], answer.sentence))
     text = answer.sentence[begin:end]
-    return Continuation(text, kept if last is None else kept + 1, last is not None, start)
+    return Continuation(text, kept_count if last is None else kept_count + 1, last is not None, start)
 
 
-class _Shown:
+class _PieceText:
     """Pieces as text: ``starts[k]`` is where piece k begins in ``text``, and ``starts[-1]`` where the last one ends."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        shown: list[str] = []
+        piece_texts: list[str] = []
         byte_level = any(mark in token for token in tokens for mark in "ĠĊ") and not any("▁" in t for t in tokens)
         for token in tokens:
             byte = _BYTE.fullmatch(token)
             if byte is not None:
-                shown.append(decoder.decode(bytes([int(byte[1], 16)])))
+                piece_texts.append(decoder.decode(bytes([int(byte[1], 16)])))
             elif byte_level and not _CONTROL.fullmatch(token):
-                shown.append(decoder.decode(bytes(_gpt2_bytes().get(c, 0x3F) for c in token)))
+                piece_texts.append(decoder.decode(bytes(_gpt2_bytes().get(c, 0x3F) for c in token)))
             else:
                 decoder.reset()
-                shown.append(token.replace("▁", " "))
-        self.text = "".join(shown)
+                piece_texts.append(token.replace("▁", " "))
+        self.text = "".join(piece_texts)
         self.starts = [0]
-        for part in shown:
+        for part in piece_texts:
             self.starts.append(self.starts[-1] + len(part))
 
-    def after(self, at: int) -> int:
+    def after(self, position: int) -> int:
         """The first piece that begins at ``at`` or later."""
-        return next((k for k, start in enumerate(self.starts) if start >= at), len(self.starts) - 1)
+        return next((k for k, start in enumerate(self.starts) if start >= position), len(self.starts) - 1)
 
-    def holding(self, at: int) -> int:
+    def holding(self, position: int) -> int:
         """The piece that has the character at ``at``, or the first that begins there."""
-        k = self.after(at)
-        return k if self.starts[k] == at else k - 1
+        k = self.after(position)
+        return k if self.starts[k] == position else k - 1
 
 
 @lru_cache(maxsize=1)
 def _gpt2_bytes() -> dict[str, int]:
     """Byte-level BPE writes a byte as itself where it can be seen, and as the next free character from U+0100 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(seen)]
-    return {**{chr(b): b for b in seen}, **{chr(0x100 + n): b for n, b in enumerate(hidden)}}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    return {**{chr(b): b for b in printable}, **{chr(0x100 + n): b for n, b in enumerate(hidden)}}
 
 
 def _find(prompt: str, text: str, whole: bool = False) -> int:
@@ -176,49 +178,49 @@ def _find(prompt: str, text: str, whole: bool = False) -> int:
             return len(lead + prompt)
     parted: tuple[int, int] | None = None
     for control in (False, True):
-        wanted, there = _units(prompt, control), _units(text, control)
+        prompt_units, text_units = _units(prompt, control), _units(text, control)
         i = j = 0
-        while i < len(wanted):
-            want, have = wanted[i][0], there[j][0] if j < len(there) else ""
+        while i < len(prompt_units):
+            want, have = prompt_units[i][0], text_units[j][0] if j < len(text_units) else ""
             if want == have:
                 i, j = i + 1, j + 1
-            elif have in BEGINS and all(len(unit) > 1 for unit, _, _ in there[:j]):
+            elif have in BEGINS and all(len(unit) > 1 for unit, _, _ in text_units[:j]):
                 j += 1  # printed before the prompt
-            elif not whole and len(want) > 1 and (len(have) < 2 or have in _controls(wanted, i)):
+            elif not whole and len(want) > 1 and (len(have) < 2 or have in _controls(prompt_units, i)):
                 i += 1  # left out; another one in its place would be a change
             else:
                 break
-        if i == len(wanted):
-            return _past_spaces(prompt, text, there[j - 1][2] if j else 0)
-        parted = parted or (wanted[i][1], there[j][1] if j < len(there) else len(text))
+        if i == len(prompt_units):
+            return _past_spaces(prompt, text, text_units[j - 1][2] if j else 0)
+        parted = parted or (prompt_units[i][1], text_units[j][1] if j < len(text_units) else len(text))
     assert parted is not None
     raise EchoNotFound(prompt[parted[0] :], text[parted[1] :])
 
 
-def _controls(units: list[tuple[str, int, int]], at: int) -> list[str]:
+def _controls(units: list[tuple[str, int, int]], start: int) -> list[str]:
     """The control strings that follow one another from ``at`` on."""
-    return [unit for unit, _, _ in takewhile(lambda unit: len(unit[0]) > 1, units[at:])]
+    return [unit for unit, _, _ in takewhile(lambda unit: len(unit[0]) > 1, units[start:])]
 
 
-def _past_spaces(prompt: str, text: str, at: int) -> int:
+def _past_spaces(prompt: str, text: str, position: int) -> int:
     """Past as much white space, visible or not, as the prompt ends with; what more there is the model wrote."""
     for _ in takewhile(lambda char: not _letters(char), reversed(prompt)):
-        if at < len(text) and not _letters(text[at]):
-            at += 1
-    return at
+        if position < len(text) and not _letters(text[position]):
+            position += 1
+    return position
 
 
 def _units(text: str, control: bool) -> list[tuple[str, int, int]]:
     """Letters, each with its place, as they compare: decomposed, no case, nothing invisible; control strings whole."""
     units: list[tuple[str, int, int]] = []
-    at = 0
+    position = 0
     for match in [*(_CONTROL.finditer(text) if control else ()), None]:
         upto = match.start() if match else len(text)
-        for n in range(at, upto):
+        for n in range(position, upto):
             units += [(letter, n, n + 1) for letter in _letters(text[n])]
         if match:
             units.append((match[0], match.start(), match.end()))
-            at = match.end()
+            position = match.end()
     return units
 
 

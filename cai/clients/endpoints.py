@@ -35,13 +35,13 @@ class TroubleKind(str, Enum):
 class Trouble:
     """An attempt that may go better another time.
 
-    ``why`` in a few words, the same for all calls; ``said`` with the server's own; ``wait`` is how long the server
+    ``why`` in a few words, the same for all calls; ``detail`` with the server's own; ``wait`` is how long the server
     asks to be left alone, in seconds.
     """
 
     kind: TroubleKind
     why: str
-    said: str
+    detail: str
     wait: float | None = None
 
 
@@ -54,22 +54,30 @@ class Endpoint:
     """The state of one server; ``url`` ends before ``/chat/completions``."""
 
     def __init__(self, url: str, most: int) -> None:
-        self.url, self.limit, self.in_flight = url, Limit(most), 0
-        self.said = ""
+        self.url = url
+        self.limit = Limit(most)
+        self.in_flight = 0
+        self.last_trouble = ""
         """What went wrong last."""
         self.rests = 0
         """Pauses since the last answer because it failed."""
-        self._failed, self._refused, self._waves = 0, 0, 0
-        self._held, self._away = float("-inf"), float("-inf")
+        # Failures and refusals since the last answer, and pauses since then because it refused.
+        self._failed = 0
+        self._refused = 0
+        self._waves = 0
+        # Until when the server wants to be left alone, and until when it rests because it failed.
+        self._held_until = float("-inf")
+        self._rests_until = float("-inf")
+        # When the one call went out that finds out whether the server is back.
         self._probe: float | None = None
 
     def wakes(self) -> float:
         """When it may be asked again."""
-        return max(self._held, self._away)
+        return max(self._held_until, self._rests_until)
 
     def free(self, now: float) -> int:
         """How many more calls it may have now."""
-        if now < self._held or now < self._away:
+        if now < self._held_until or now < self._rests_until:
             return 0
         if self.rests:
             return 1 if self._probe is None else 0
@@ -82,39 +90,41 @@ class Endpoint:
         if self.rests:
             self._probe = now
 
-    def ended(self, sent: float) -> None:
+    def ended(self, sent_at: float) -> None:
         """A call is over, however it went."""
         self.in_flight -= 1
-        if sent == self._probe:
+        if sent_at == self._probe:
             self._probe = None
 
-    def answered(self, now: float, sent: float) -> None:
+    def answered(self, now: float, sent_at: float) -> None:
         """A call was answered; ``ended`` has been told."""
         self._failed = self._refused = self._waves = 0
         if self.rests:
-            self.rests, self._away = 0, float("-inf")
+            self.rests = 0
+            self._rests_until = float("-inf")
             self.limit.restart(now)
-        self.limit.answered(now, sent, self.in_flight)
+        self.limit.answered(now, sent_at, self.in_flight)
 
-    def went_wrong(self, trouble: Trouble, now: float, sent: float) -> None:
+    def went_wrong(self, trouble: Trouble, now: float, sent_at: float) -> None:
         """A call came to nothing; ``ended`` has been told."""
-        self.said = trouble.said
+        self.last_trouble = trouble.detail
         if trouble.wait is not None:
-            self._held = max(self._held, now + trouble.wait)
+            self._held_until = max(self._held_until, now + trouble.wait)
         if trouble.kind in (TroubleKind.LIMIT, TroubleKind.OVERLOAD):
-            self.limit.refused(now, sent)
+            self.limit.refused(now, sent_at)
         elif trouble.kind is TroubleKind.TIMEOUT:
-            self.limit.timed_out(now, sent)
+            self.limit.timed_out(now, sent_at)
         if trouble.kind is TroubleKind.LIMIT:
             self._refused += 1
             # Refusals beside answers take places away; refusals alone mean that the server wants a pause.
-            if self._refused >= self.limit.value and now >= self._held:
-                self._refused, self._waves = 0, self._waves + 1
-                self._held = now + pause(self._waves) * random.uniform(0.5, 1.0)
+            if self._refused >= self.limit.value and now >= self._held_until:
+                self._refused = 0
+                self._waves += 1
+                self._held_until = now + pause(self._waves) * random.uniform(0.5, 1.0)
             return
         self._failed += 1
         enough = 1 if self.rests or trouble.kind is TroubleKind.UNREACHABLE else max(IN_A_ROW, self.limit.value // 4)
         # What was sent before the pause began says nothing new.
-        if self._failed >= enough and now >= self._away and sent >= self._away:
+        if self._failed >= enough and now >= self._rests_until and sent_at >= self._rests_until:
             self.rests += 1
-            self._away = now + pause(self.rests) * random.uniform(0.75, 1.25)
+            self._rests_until = now + pause(self.rests) * random.uniform(0.75, 1.25)

@@ -74,15 +74,15 @@ class DaemonResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """The addresses of a host."""
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Any]] = loop.create_future()
+        resolved: asyncio.Future[list[Any]] = loop.create_future()
 
         def settle(addresses: list[Any], error: OSError | None) -> None:
-            if found.done():
+            if resolved.done():
                 return
             if error is None:
-                found.set_result(addresses)
+                resolved.set_result(addresses)
             else:
-                found.set_exception(error)
+                resolved.set_exception(error)
 
         def look() -> None:
             addresses, error = [], None
@@ -99,7 +99,7 @@ class DaemonResolver(AbstractResolver):
             ResolveResult(
                 hostname=host, host=address[0], port=address[1], family=kind, proto=protocol, flags=int(numeric)
             )
-            for kind, _, protocol, _, address in await found
+            for kind, _, protocol, _, address in await resolved
         ]
 
     async def close(self) -> None:
@@ -109,8 +109,8 @@ class DaemonResolver(AbstractResolver):
 def proxy_of(scheme: str, host: str) -> str | None:
     """The proxy that the environment names for an address; looked up once, not for every call."""
     proxies = getproxies()
-    found = proxies.get(scheme) or proxies.get("all")
-    return None if not found or proxy_bypass(host) else found
+    proxy = proxies.get(scheme) or proxies.get("all")
+    return None if not proxy or proxy_bypass(host) else proxy
 
 
 def trust() -> ssl.SSLContext:

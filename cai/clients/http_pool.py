@@ -30,7 +30,7 @@ class Carrier(Protocol):
         """Is anybody at work?"""
         ...
 
-    def wanted(self) -> int:
+    def target_calls(self) -> int:
         """How many calls there should be in all, on their way or waiting."""
         ...
 
@@ -46,11 +46,14 @@ class Carrier(Protocol):
 class PendingCall:
     """A call as it was submitted."""
 
-    __slots__ = ("call", "left", "over", "pool", "results", "tag")
+    __slots__ = ("call", "open_parts", "over", "pool", "results", "tag")
 
     def __init__(self, pool: HttpPool, tag: Hashable, call: Call, parts: int) -> None:
-        self.pool, self.tag, self.call = pool, tag, call
-        self.left, self.over = parts, False
+        self.pool = pool
+        self.tag = tag
+        self.call = call
+        self.open_parts = parts
+        self.over = False
         self.results: list[Result | None] = [None] * parts
 
 
@@ -60,8 +63,11 @@ class CallPart:
     __slots__ = ("avoid", "began", "call", "failures", "index", "job", "last", "refusals", "since", "wrong")
 
     def __init__(self, job: PendingCall, call: Call, index: int) -> None:
-        self.job, self.call, self.index = job, call, index
-        self.failures, self.refusals = 0, 0
+        self.job = job
+        self.call = call
+        self.index = index
+        self.failures = 0
+        self.refusals = 0
         self.began: float | None = None
         # When it went wrong the last time, and the time before.
         self.wrong: float | None = None
@@ -78,7 +84,13 @@ class HttpPool:
         self.inbox = deque[CallPart]()
         self.tasks = set[asyncio.Task[None]]()
         self.over = False
-        self.attempts = self.calls = self.prompt_tokens = self.tokens = self.in_flight = self.peak = self.settled = 0
+        self.attempts = 0
+        self.calls = 0
+        self.prompt_tokens = 0
+        self.tokens = 0
+        self.in_flight = 0
+        self.peak = 0
+        self.settled = 0
         self.faults = Counter[str]()
         self.ending: CaiError | None = None
         """Why nothing more is sent; answers on their way still come."""
@@ -91,7 +103,7 @@ class HttpPool:
     def room(self) -> int:
         """How many more calls are wanted."""
         there = sum(pool._submitted - pool.settled for pool in list(self._traffic.pools) if not pool.over)
-        return 0 if self.over or self.ending is not None else self._traffic.wanted() - there
+        return 0 if self.over or self.ending is not None else self._traffic.target_calls() - there
 
     def submit(self, tag: Hashable, call: Call) -> None:
         """Send a call.
@@ -122,9 +134,10 @@ class HttpPool:
                     return []
                 if not self.over and not self._traffic.runs and not self._out:
                     raise StepFailed(f"{self._traffic.speaker.name}: the thread that asks has ended")
-            out, self._out = self._out, []
-            self._open_tags -= len(out)
-            return out
+            answers = self._out
+            self._out = []
+            self._open_tags -= len(answers)
+            return answers
 
     @property
     def usage(self) -> Usage:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
-from cai.clients.echo import BEGINS, EchoNotFound, ServerRow, made, span
+from cai.clients.echo import BEGINS, EchoNotFound, ServerRow, span, strip_prompt
 from cai.data.nemo_tokens import Pieces
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import counted
@@ -73,8 +73,10 @@ class NemoGenerateClient:
         if not 1 <= batch <= LARGEST:
             raise SpecError(Problem("batch", f"is {batch}; a NeMo server takes 1 to {LARGEST} prompts in a call"))
         self.name = name
-        self._pieces, self._batch, self._add_bos = tokenizer, batch, add_bos
-        self._callers = _Callers(name, urls, timeout, retries, backoff)
+        self._pieces = tokenizer
+        self._batch = batch
+        self._add_bos = add_bos
+        self._callers = _Callers(name, urls, timeout=timeout, retries=retries, backoff=backoff)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete every request, the longest prompts first.
@@ -94,7 +96,7 @@ class NemoGenerateClient:
         ):
             groups.setdefault((requests[n].sampling, opened[n][1]), []).append(n)
         calls = [
-            self._drawing(sampling, rows, requests, lengths, bos)
+            self._drawing(sampling, rows, requests=requests, lengths=lengths, bos=bos)
             for (sampling, bos), group in sorted(groups.items(), key=lambda i: (json.dumps(asdict(i[0][0])), i[0][1]))
             for rows in self._batches(group, lengths, len(requests), _penalised(sampling))
         ]
@@ -119,9 +121,15 @@ class NemoGenerateClient:
         texts = [request.prompt + request.continuation for request in requests]
         lengths = self._lengths(texts)
         order = sorted(range(len(requests)), key=lambda n: (-lengths[n], texts[n], requests[n].id))
-        body = {"tokens_to_generate": 1, "greedy": True, "temperature": 1.0, "compute_logprob": True}
+        body = {
+            "tokens_to_generate": 1,
+            "greedy": True,
+            "temperature": 1.0,
+            "compute_logprob": True,
+            "end_strings": [END_OF_TEXT],
+        }
         calls = [
-            self._call(rows, [texts[n] for n in rows], lengths, {**body, "end_strings": [END_OF_TEXT]}, bos)
+            self._call(rows, [texts[n] for n in rows], lengths=lengths, body=body, bos=bos)
             for bos in (False, True)
             for rows in self._batches([n for n in order if opened[n][1] is bos], lengths, len(requests), True)
         ]
@@ -141,14 +149,14 @@ class NemoGenerateClient:
     def _batches(self, order: list[int], lengths: list[int], total: int, logprobs: bool) -> Iterator[list[int]]:
         """Rows of like length; so many that every server has work, and no more than a call's memory can hold."""
         size = min(self._batch, max(_SMALLEST, math.ceil(total / len(self._callers.urls))))
-        at = 0
-        while at < len(order):
+        start = 0
+        while start < len(order):
             take = size
             if logprobs:
                 vocab = self._pieces.vocab if self._pieces else _VOCAB
-                take = max(1, min(size, _LOGPROBS // (vocab * max(1, lengths[order[at]]))))
-            yield order[at : at + take]
-            at += take
+                take = max(1, min(size, _LOGPROBS // (vocab * max(1, lengths[order[start]]))))
+            yield order[start : start + take]
+            start += take
 
     def _opened(self, prompt: str) -> tuple[str, bool]:
         """A prompt without the token that opens a text, and whether it had one: written out it is mere letters."""
@@ -158,7 +166,7 @@ class NemoGenerateClient:
         return prompt, self._add_bos
 
     def _drawing(
-        self, sampling: Sampling, rows: list[int], requests: Sequence[Request], lengths: list[int], bos: bool
+        self, sampling: Sampling, rows: list[int], *, requests: Sequence[Request], lengths: list[int], bos: bool
     ) -> _Call:
         greedy = sampling.temperature == 0
         penalty = _penalised(sampling)
@@ -174,7 +182,7 @@ class NemoGenerateClient:
             "end_strings": [END_OF_TEXT, *(stop for stop in sampling.stop if stop and not self._is_end(stop))],
             "random_seed": counted(0, json.dumps([requests[n].seed for n in rows]), "nemo/call") % _SEEDS,
         }
-        return self._call(rows, [requests[n].prompt for n in rows], lengths, body, bos)
+        return self._call(rows, [requests[n].prompt for n in rows], lengths=lengths, body=body, bos=bos)
 
     def _is_end(self, text: str) -> bool:
         if text == END_OF_TEXT:
@@ -184,30 +192,32 @@ class NemoGenerateClient:
         )
 
     def _call(
-        self, rows: list[int], sentences: list[str], lengths: list[int], body: dict[str, Any], bos: bool
+        self, rows: list[int], sentences: list[str], *, lengths: list[int], body: dict[str, Any], bos: bool
     ) -> _Call:
-        read = [lengths[n] for n in rows]
+        row_lengths = [lengths[n] for n in rows]
         # Far more than any GPU needs: half a second for each step, 500 tokens of the prompts in a second.
-        seconds = 0.5 * (body["tokens_to_generate"] + max(read) - min(read)) + sum(read) / 500
+        steps = body["tokens_to_generate"] + max(row_lengths) - min(row_lengths)
+        seconds = 0.5 * steps + sum(row_lengths) / 500
         return _Call(tuple(rows), {"sentences": sentences, "add_BOS": bos, **body}, seconds)
 
     def _completions(self, requests: list[Request], reply: Any) -> list[Completion]:
-        found, lost = [], []
+        completions, lost = [], []
         for request, answer in zip(requests, self._answers(len(requests), reply), strict=True):
             stops = request.sampling.stop
             try:
-                new = made(answer, request.prompt, request.sampling.max_tokens, self._pieces, stops)
+                budget = request.sampling.max_tokens
+                new = strip_prompt(answer, request.prompt, budget=budget, pieces=self._pieces, stops=stops)
             except EchoNotFound as error:
                 lost.append((request.id, error))
                 continue
-            at = min((at for at in (new.text.find(stop) for stop in stops if stop) if at >= 0), default=None)
-            finish = Finish.LENGTH if at is None and not new.ended else Finish.STOP
-            found.append(Completion(request.id, new.text[:at], new.prompt_tokens, new.tokens, finish))
+            cut = min((new.text.find(stop) for stop in stops if stop and stop in new.text), default=None)
+            finish = Finish.LENGTH if cut is None and not new.ended else Finish.STOP
+            completions.append(Completion(request.id, new.text[:cut], new.prompt_tokens, new.tokens, finish))
         self._refuse(lost, len(requests))
-        return found
+        return completions
 
     def _scores(self, requests: list[ScoreRequest], reply: Any) -> list[Score]:
-        found, lost = [], []
+        scores, lost = [], []
         answers = self._answers(len(requests), reply)
         logprobs = reply.get("logprob")
         if not isinstance(logprobs, list) or len(logprobs) != len(requests):
@@ -221,15 +231,17 @@ class NemoGenerateClient:
             terms = row[tokens.start - 1 : tokens.stop - 1]  # the first token of a text has none
             if tokens.start == 0 or len(terms) < len(tokens) or not all(map(math.isfinite, terms)):
                 raise StepFailed(f"{self.name}: {request.id}: the server sent no log-probability for each token of it")
-            found.append(Score(request.id, math.fsum(terms), len(terms)))
+            scores.append(Score(request.id, math.fsum(terms), len(terms)))
         self._refuse(lost, len(requests))
-        return found
+        return scores
 
     def _answers(self, rows: int, reply: Any) -> list[ServerRow]:
         parts = [reply.get(key) for key in ("sentences", "tokens", "token_ids")] if isinstance(reply, dict) else [None]
         if not all(isinstance(part, list) and len(part) == rows for part in parts):
-            told = json.dumps(reply, ensure_ascii=False)[:200]
-            raise StepFailed(f"{self.name}: asked {rows} prompts and was not answered with as many sentences: {told}")
+            excerpt = json.dumps(reply, ensure_ascii=False)[:200]
+            raise StepFailed(
+                f"{self.name}: asked {rows} prompts and was not answered with as many sentences: {excerpt}"
+            )
         return [ServerRow(s, tuple(map(str, t)), tuple(i)) for s, t, i in zip(*parts, strict=True)]
 
     def _refuse(self, lost: list[tuple[str, EchoNotFound]], rows: int) -> None:
@@ -269,11 +281,14 @@ class _Callers:
     Each ``run`` has a thread of its own, in which asyncio waits for all servers at once; the thread ends with the run.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], timeout: float, retries: int, backoff: float) -> None:
+    def __init__(self, name: str, urls: Sequence[str], *, timeout: float, retries: int, backoff: float) -> None:
         self.urls = tuple(dict.fromkeys(_endpoint(url) for url in urls))
         if not self.urls:
             raise SpecError(Problem("servers", "none is given", "give the address of at least one, http://HOST:PORT"))
-        self._name, self._timeout, self._retries, self._backoff = name, timeout, retries, backoff
+        self._name = name
+        self._timeout = timeout
+        self._retries = retries
+        self._backoff = backoff
         self._lost_at: dict[str, float] = {}
         self._running: set[_CoroutineThread] = set()
         self._closed = False
@@ -345,9 +360,9 @@ class _Callers:
                 if open_calls:
                     await _all([serve(url) for url in urls])
         if open_calls:
-            told = "\n".join(f"  {url}: {words}" for url, words in why.items())
+            reasons = "\n".join(f"  {url}: {words}" for url, words in why.items())
             raise StepFailed(
-                f"{self._name}: no server is left, {open_calls} of {len(calls)} calls were not answered\n{told}"
+                f"{self._name}: no server is left, {open_calls} of {len(calls)} calls were not answered\n{reasons}"
             )
 
     async def _ask(self, http: httpx.AsyncClient, url: str, call: _Call) -> Any:
@@ -400,7 +415,8 @@ class _CoroutineThread(threading.Thread):
         super().__init__(name="nemo-generate", daemon=True)
         self.calls = {id(call) for call in calls}
         self.longest = max(call.seconds for call in calls)
-        self._work, self._replies = work, replies
+        self._work = work
+        self._replies = replies
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(work)
 
@@ -445,9 +461,9 @@ def _json(response: httpx.Response) -> Any:
 
 def _words(response: httpx.Response) -> str:
     """What a server says, without JSON around it, on one line and not too long."""
-    told = _json(response)
-    if isinstance(told, dict) and isinstance(told.get("message"), str):
-        told = told["message"]
-    text = told if isinstance(told, str) else response.text
+    message = _json(response)
+    if isinstance(message, dict) and isinstance(message.get("message"), str):
+        message = message["message"]
+    text = message if isinstance(message, str) else response.text
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text[:500] or "(nothing)"

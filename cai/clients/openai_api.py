@@ -68,12 +68,15 @@ class OpenAiClient:
         api_key_env: str = "",
     ) -> None:
         urls = list(dict.fromkeys(each.rstrip("/") for each in (url, *replicas)))
-        self._model, self._name, self._key_env = model, name or f"{model} at {urls[0]}", api_key_env
+        self._model = model
+        self._name = name or f"{model} at {urls[0]}"
+        self._key_env = api_key_env
         if logprobs not in LOGPROBS:
             raise SpecError(Problem(self._name, f"logprobs {logprobs!r} is unknown", f"use one of {LOGPROBS[1:]}"))
         for each in urls:
             _check(self._name, each)
-        self._logprobs, self._key = logprobs, ApiKey(api_key)
+        self._logprobs = logprobs
+        self._key = ApiKey(api_key)
         self._left_out: frozenset[str] = frozenset()
         self._noted: set[str] = set()
         self._traffic = Traffic(self, urls, limits or ApiLimits())
@@ -135,13 +138,13 @@ class OpenAiClient:
         try:
             for tag, call in enumerate(calls):
                 pool.submit(tag, call)
-            left = len(calls)
-            while left:
-                for _, found in pool.take():
-                    left -= 1
-                    if isinstance(found, Unanswered):
-                        raise StepFailed(f"{self._name}: gives no answer to {found.id!r} ({found.why})")
-                    yield cast(_R, found)
+            open_calls = len(calls)
+            while open_calls:
+                for _, answer in pool.take():
+                    open_calls -= 1
+                    if isinstance(answer, Unanswered):
+                        raise StepFailed(f"{self._name}: gives no answer to {answer.id!r} ({answer.why})")
+                    yield cast(_R, answer)
         finally:
             pool.close()
 
@@ -152,14 +155,14 @@ class OpenAiClient:
         if isinstance(call, Request):
             return (call,)
         if not self._logprobs:
-            what, hint = "the model's `logprobs` is not set", "set it to what the server offers (`prompt` or `top`)"
+            problem, hint = "the model's `logprobs` is not set", "set it to what the server offers (`prompt` or `top`)"
             raise SpecError(
-                Problem(self._name, f"{what}, so it gives no likelihoods", f"{hint}, or use `scoring: choice`")
+                Problem(self._name, f"{problem}, so it gives no likelihoods", f"{hint}, or use `scoring: choice`")
             )
         if isinstance(call, ScoreRequest) and self._logprobs == "top":
-            what = "lists only the likeliest next tokens (`logprobs: top`), which gives no likelihood of a text"
+            problem = "lists only the likeliest next tokens (`logprobs: top`), which gives no likelihood of a text"
             raise SpecError(
-                Problem(self._name, what, "use `scoring: choice`, or `logprobs: prompt` where it is offered")
+                Problem(self._name, problem, "use `scoring: choice`, or `logprobs: prompt` where it is offered")
             )
         return bodies.parts(call, self._logprobs)
 
@@ -186,7 +189,7 @@ class OpenAiClient:
         text = " ".join("".join(c if c.isprintable() else " " for c in self._key.hide(text)).split())
         return text if len(text) <= 300 else f"{text[:297]}..."
 
-    def read(self, call: Call, sent: Sent, reply: Reply) -> Answered | Anew | Trouble:
+    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Anew | Trouble:
         """What a reply means.
 
         Raises:
@@ -196,72 +199,72 @@ class OpenAiClient:
             return self._answer(call, reply)
         text = reply.payload.decode("utf-8", "replace")
         if reply.status in (400, 422):
-            new = bodies.named(bodies.body(call, self._model, sent.left_out), text)
+            new = bodies.refused_fields(bodies.body(call, self._model, request.left_out), text)
             if new:
                 if new - self._left_out:
                     fields = ", ".join(sorted(new - self._left_out))
                     _log.warning("%s: does not take %s; asked without", self._name, fields)
                 self._left_out |= new
                 return Anew()
-        return self._refused(call, sent.path, reply, text)
+        return self._refused(call, request.path, reply, text)
 
     def _answer(self, call: Call, reply: Reply) -> Answered | Trouble:
         try:
             return Answered(*bodies.answer(call, reply.payload, self._key.hide))
         except NoLogprobs as error:
-            other = "`top`" if self._logprobs == "prompt" else "`prompt`"
-            hint = f"set the model's `logprobs` to {other} if the server offers that, or use `scoring: choice`"
-            what = f"answers without the log-probabilities that `logprobs: {self._logprobs}` needs ({error})"
-            raise PrerequisiteError(f"{self._name}: {what}; {hint}") from None
+            alternative = "`top`" if self._logprobs == "prompt" else "`prompt`"
+            hint = f"set the model's `logprobs` to {alternative} if the server offers that, or use `scoring: choice`"
+            problem = f"answers without the log-probabilities that `logprobs: {self._logprobs}` needs ({error})"
+            raise PrerequisiteError(f"{self._name}: {problem}; {hint}") from None
         except ValueError:
-            said = self._said(reply, reply.payload.decode("utf-8", "replace"))
-            what = "answers something that is no completion"
-            return Trouble(TroubleKind.FAULT, what, f"{what} ({said})")
+            server_message = self._server_message(reply, reply.payload.decode("utf-8", "replace"))
+            problem = "answers something that is no completion"
+            return Trouble(TroubleKind.FAULT, problem, f"{problem} ({server_message})")
 
     def _refused(self, call: Call, path: str, reply: Reply, text: str) -> Answered | Trouble:
-        status, said = reply.status, self._said(reply, text)
+        status, server_message = reply.status, self._server_message(reply, text)
         if status in PASSING or status >= 500:
-            return self._passing(reply, said, text)
+            return self._passing(reply, server_message, text)
         if status in (401, 403):
             setting = (
                 f"set the environment variable {self._key_env} to a key that may use this model"
                 if self._key_env
                 else "give the model `api_key_env`, the name of the environment variable that holds the key"
             )
-            raise PrerequisiteError(f"{self._name}: refuses the key ({status}: {said}); {setting}")
+            raise PrerequisiteError(f"{self._name}: refuses the key ({status}: {server_message}); {setting}")
         if status == 404:
             setting = "check the model's `source`, and its `url`, which ends before /chat/completions, often with /v1"
             if path == "/completions":
                 setting += "; a server without /completions needs a prompt template with `format: chat`"
-            raise PrerequisiteError(f"{self._name}: has no such model or no {path} (404: {said}); {setting}")
+            raise PrerequisiteError(f"{self._name}: has no such model or no {path} (404: {server_message}); {setting}")
         if 300 <= status < 400:
             to = self.hide(reply.headers.get("Location", "elsewhere"))
             raise PrerequisiteError(f"{self._name}: redirects to {to}; give the model that `url`")
         if why := bodies.refusal(status, text):
-            self._note("refuses a prompt", f"refuses a prompt ({said}); such prompts count as unanswered")
+            self._note("refuses a prompt", f"refuses a prompt ({server_message}); such prompts count as unanswered")
             return Answered(bodies.unread(call, why))
-        raise StepFailed(f"{self._name}: refuses the request {call.id!r} ({status}: {said})")
+        raise StepFailed(f"{self._name}: refuses the request {call.id!r} ({status}: {server_message})")
 
-    def _passing(self, reply: Reply, said: str, text: str) -> Trouble:
+    def _passing(self, reply: Reply, server_message: str, text: str) -> Trouble:
         status = reply.status
         wait = bodies.retry_after(reply.headers.get("Retry-After", ""))
         if status == 429 and "insufficient_quota" in text:
             # OpenAI's word for an account without credit: no waiting helps.
-            raise PrerequisiteError(f"{self._name}: has no credit left for this key ({said})")
+            raise PrerequisiteError(f"{self._name}: has no credit left for this key ({server_message})")
         if status == 429 or wait is not None:
             kind = TroubleKind.LIMIT
-            self._note("limit", f"is asked as much as it allows ({status}: {said}); asked more slowly")
+            self._note("limit", f"is asked as much as it allows ({status}: {server_message}); asked more slowly")
         else:
             kind = TroubleKind.OVERLOAD if status == 503 else TroubleKind.FAULT
-        return Trouble(kind, f"answers {status}", f"answers {status} ({said})", wait)
+        return Trouble(kind, f"answers {status}", f"answers {status} ({server_message})", wait)
 
-    def _note(self, kind: str, what: str) -> None:
+    def _note(self, kind: str, message: str) -> None:
         """Say it once."""
         if kind not in self._noted:
             self._noted.add(kind)
-            _log.warning("%s: %s", self._name, what)
+            _log.warning("%s: %s", self._name, message)
 
-    def _said(self, reply: Reply, text: str) -> str:
+    def _server_message(self, reply: Reply, text: str) -> str:
         """What the server says about an error, on one line."""
         return self.hide(bodies.message(text)) or self.hide(reply.reason) or "nothing more is said"
 

@@ -65,13 +65,13 @@ def body(call: Call, model: str, left_out: frozenset[str] = frozenset()) -> dict
         text = call.prompt + call.continuation
         return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
     if isinstance(call, OptionsRequest):
-        made: dict[str, Any] = {"model": model, "max_tokens": LOOKED_AT, "temperature": 0}
-        made |= {"logprobs": True, "top_logprobs": LIKELY} if call.messages else {"logprobs": LIKELY_RAW}
+        payload: dict[str, Any] = {"model": model, "max_tokens": LOOKED_AT, "temperature": 0}
+        payload |= {"logprobs": True, "top_logprobs": LIKELY} if call.messages else {"logprobs": LIKELY_RAW}
     else:
-        made = _drawn(call, model)
+        payload = _drawn(call, model)
         for name in left_out:
-            made.pop(name, None)
-    return {**made, "messages": _turns(call.messages)} if call.messages else {**made, "prompt": call.prompt}
+            payload.pop(name, None)
+    return {**payload, "messages": _turns(call.messages)} if call.messages else {**payload, "prompt": call.prompt}
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -80,7 +80,7 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 def _drawn(call: Request, model: str) -> dict[str, Any]:
     drawn = call.sampling
-    made: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "model": model,
         "max_tokens": drawn.max_tokens,
         "temperature": drawn.temperature,
@@ -88,21 +88,21 @@ def _drawn(call: Request, model: str) -> dict[str, Any]:
         "seed": call.seed,
     }
     if stops := [stop for stop in drawn.stop if stop]:
-        made["stop"] = stops[:STOPS]
+        payload["stop"] = stops[:STOPS]
     if drawn.top_k:
-        made["top_k"] = drawn.top_k
+        payload["top_k"] = drawn.top_k
     if drawn.repetition_penalty != 1.0:
-        made["repetition_penalty"] = drawn.repetition_penalty
+        payload["repetition_penalty"] = drawn.repetition_penalty
     if drawn.min_tokens:
-        made["min_tokens"] = drawn.min_tokens
+        payload["min_tokens"] = drawn.min_tokens
     if call.choices:
         choice = {"type": "object", "properties": {"choice": {"type": "string", "enum": list(call.choices)}}}
         schema = {**choice, "required": ["choice"], "additionalProperties": False}
-        made["response_format"] = {
+        payload["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "choice", "strict": True, "schema": schema},
         }
-    return made
+    return payload
 
 
 def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Result, int, int]:
@@ -124,24 +124,24 @@ def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Resu
     except (TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError("no completion") from None
     if isinstance(call, ScoreRequest):
-        asked = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
+        prompt_tokens = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
         generated = 0 if usage.get("completion_tokens") == 0 else 1
         logprob, tokens = continuation(choice, call.prompt, call.continuation, generated)
-        return Score(call.id, logprob, tokens), asked, generated
+        return Score(call.id, logprob, tokens), prompt_tokens, generated
     # A server that does not count is counted for, roughly, in words.
-    asked, tokens = whole(usage.get("prompt_tokens"), call.prompt), whole(usage.get("completion_tokens"), text)
+    prompt_tokens, tokens = whole(usage.get("prompt_tokens"), call.prompt), whole(usage.get("completion_tokens"), text)
     if isinstance(call, OptionsRequest):
-        return OptionScores(call.id, options(positions(choice), call.options), tokens), asked, tokens
+        return OptionScores(call.id, options(positions(choice), call.options), tokens), prompt_tokens, tokens
     ended = choice.get("finish_reason")
     if ended == "content_filter":
-        return Completion(call.id, "", asked, tokens, Finish.REFUSED, "filtered"), asked, tokens
+        return Completion(call.id, "", prompt_tokens, tokens, Finish.REFUSED, "filtered"), prompt_tokens, tokens
     finish = Finish.LENGTH if ended == "length" else Finish.STOP
     # The key cannot be in an answer, unless the server is made to echo it; rows are kept and shared.
     text = hide(text)
-    cut = min((at for stop in call.sampling.stop if stop and (at := text.find(stop)) >= 0), default=-1)
+    cut = min((text.find(stop) for stop in call.sampling.stop if stop and stop in text), default=-1)
     if cut >= 0:
         text, finish = text[:cut], Finish.STOP
-    return Completion(call.id, text, asked, tokens, finish), asked, tokens
+    return Completion(call.id, text, prompt_tokens, tokens, finish), prompt_tokens, tokens
 
 
 def parts(call: Call, logprobs: str) -> tuple[Call, ...]:
@@ -178,19 +178,20 @@ def refusal(status: int, text: str) -> str:
     return "prompt too long" if status == 413 or _TOO_LONG.search(text) else ""
 
 
-def named(sent: Mapping[str, Any], text: str) -> set[str]:
-    """The extensions in ``sent`` that a refusal names."""
+def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
+    """The extensions in ``request_body`` that a refusal names."""
     # The message and the place of the error, not what the server repeats of the request: that names every field.
     try:
         raw = json.loads(text)
         details = raw.get("detail")
         if isinstance(details, list):
-            told = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
+            error_text = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
         else:
-            told = message(text) + " " + str((raw.get("error") or {}).get("param", ""))
+            error_text = message(text) + " " + str((raw.get("error") or {}).get("param", ""))
     except (ValueError, AttributeError, RecursionError):
-        told = text
-    return {name for name, said in EXTENSIONS.items() if name in sent and re.search(rf"\b({said})\b", told)}
+        error_text = text
+    offered = {name: pattern for name, pattern in EXTENSIONS.items() if name in request_body}
+    return {name for name, pattern in offered.items() if re.search(rf"\b({pattern})\b", error_text)}
 
 
 def message(text: str) -> str:
@@ -211,10 +212,12 @@ def retry_after(value: str) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            at = parsedate_to_datetime(value)
+            retry_date = parsedate_to_datetime(value)
         except (ValueError, TypeError):
             return None
-        seconds = ((at if at.tzinfo else at.replace(tzinfo=timezone.utc)) - datetime.now(timezone.utc)).total_seconds()
+        if not retry_date.tzinfo:
+            retry_date = retry_date.replace(tzinfo=timezone.utc)
+        seconds = (retry_date - datetime.now(timezone.utc)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None
 
 

@@ -37,11 +37,11 @@ def continuation(choice: Mapping[str, Any], prompt: str, text: str, generated: i
     Raises:
         NoLogprobs: when the choice does not hold what is needed.
     """
-    found = choice.get("logprobs")
-    if isinstance(found, Mapping) and isinstance(found.get("token_logprobs"), list):
-        logprobs = found["token_logprobs"]
+    raw_logprobs = choice.get("logprobs")
+    if isinstance(raw_logprobs, Mapping) and isinstance(raw_logprobs.get("token_logprobs"), list):
+        logprobs = raw_logprobs["token_logprobs"]
         last = len(logprobs) - generated
-        tokens, offsets = found.get("tokens"), found.get("text_offset")
+        tokens, offsets = raw_logprobs.get("tokens"), raw_logprobs.get("text_offset")
     else:
         tokens, logprobs = _vllm(choice.get("prompt_logprobs"))
         last, offsets = len(logprobs), None
@@ -57,15 +57,15 @@ def continuation(choice: Mapping[str, Any], prompt: str, text: str, generated: i
     else:
         raise NoLogprobs("it does not say where in the text its tokens are")
     # Nothing is said about the very first token of a text, which follows nothing.
-    wanted = [p for p in logprobs[max(first, 0) : last] if p is not None]
-    if not all(isinstance(p, int | float) for p in wanted):
+    text_logprobs = [p for p in logprobs[max(first, 0) : last] if p is not None]
+    if not all(isinstance(p, int | float) for p in text_logprobs):
         raise NoLogprobs("its log-probabilities are no numbers")
-    return float(sum(wanted)), len(wanted)
+    return float(sum(text_logprobs)), len(text_logprobs)
 
 
 def _fit(offsets: Sequence[Any], last: int, end: int, joined: str | None) -> bool:
     """Are the places those of the text as it was sent?"""
-    if len(offsets) < last or not all(isinstance(at, int) for at in offsets) or offsets[0] != 0:
+    if len(offsets) < last or not all(isinstance(offset, int) for offset in offsets) or offsets[0] != 0:
         return False
     if sorted(offsets) != list(offsets) or (len(offsets) > last and offsets[last] != end):
         return False
@@ -74,17 +74,19 @@ def _fit(offsets: Sequence[Any], last: int, end: int, joined: str | None) -> boo
 
 def _lay(tokens: Sequence[str], text: str, begin: int) -> int:
     """The first token that ends after ``begin``, the tokens laid along the text from its end."""
-    at, i, unread = len(text), len(tokens), 0
-    while at > begin:
+    position, i, unread = len(text), len(tokens), 0
+    while position > begin:
         if i == 0:
             raise NoLogprobs("its tokens are not those of the text")
         token = tokens[i - 1]
-        blank = len(text[:at]) - len(text[:at].rstrip())
-        if not text[begin:at].strip() and not (token and text.endswith(token, 0, at)):
+        blank = len(text[:position]) - len(text[:position].rstrip())
+        if not text[begin:position].strip() and not (token and text.endswith(token, 0, position)):
             break  # Blanks that the token after them has swallowed.
-        found = text.rfind(token, max(0, at - len(token) - blank - PIECES * unread), at) if token else at
-        if found >= 0:
-            at, unread = found, 0
+        start = (
+            text.rfind(token, max(0, position - len(token) - blank - PIECES * unread), position) if token else position
+        )
+        if start >= 0:
+            position, unread = start, 0
         else:
             unread += 1
         i -= 1
@@ -112,33 +114,33 @@ def positions(choice: Mapping[str, Any]) -> list[Position]:
     Raises:
         NoLogprobs: when the choice does not hold what is needed.
     """
-    found = choice.get("logprobs")
-    if not isinstance(found, Mapping):
+    raw_logprobs = choice.get("logprobs")
+    if not isinstance(raw_logprobs, Mapping):
         raise NoLogprobs("it has none")
     try:
-        if isinstance(found.get("content"), list):
-            made = [
+        if isinstance(raw_logprobs.get("content"), list):
+            places = [
                 Position(place["token"], {t["token"]: float(t["logprob"]) for t in [*place["top_logprobs"], place]})
-                for place in found["content"]
+                for place in raw_logprobs["content"]
             ]
         else:
-            own = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-            made = [Position(token, {**(likely or {}), token: float(p)}) for token, p, likely in own]
+            own = zip(raw_logprobs["tokens"], raw_logprobs["token_logprobs"], raw_logprobs["top_logprobs"], strict=True)
+            places = [Position(token, {**(likely or {}), token: float(p)}) for token, p, likely in own]
     except (KeyError, TypeError, ValueError):
         raise NoLogprobs("they cannot be read") from None
-    if not made:
+    if not places:
         raise NoLogprobs("it lists no tokens")
-    return made
+    return places
 
 
-def options(places: Sequence[Position], wanted: Sequence[str]) -> tuple[float | None, ...]:
+def options(places: Sequence[Position], option_texts: Sequence[str]) -> tuple[float | None, ...]:
     """Natural log-probabilities of ``wanted``, summed over the ways in which the answer could begin with each.
 
     A way is the text generated so far and one of the tokens likely after it. It decides when it is the beginning of
     one option alone: an option counts with and without its brackets, blanks in front do not. None: not listed.
     """
-    forms = [{option, option.strip("()[] ")} for option in wanted]
-    total = [0.0] * len(wanted)
+    forms = [{option, option.strip("()[] ")} for option in option_texts]
+    total = [0.0] * len(option_texts)
     before, path = "", 0.0
     for place in places:
         for token, logprob in place.likely.items():

@@ -42,7 +42,7 @@ class ScriptedClient:
     ``replies``: a function of the request, or texts by a part of the prompt (the first that occurs in it wins); where
     it says nothing, words are drawn from (prompt, seed). ``scores``: log-probabilities of continuations by text.
     ``fail_after``: raise ``StepFailed`` once this many requests have been answered. ``latency``: seconds a request.
-    ``asked`` and ``scored`` record every request answered, in order, unless ``record`` is off.
+    ``completed`` and ``scored`` record every request answered, in order, unless ``record`` is off.
     """
 
     replies: Replies = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ScriptedClient:
     fail_after: int | None = None
     latency: float = 0.0
     backwards: bool = False
-    asked: list[Request] = field(default_factory=list)
+    completed: list[Request] = field(default_factory=list)
     scored: list[ScoreRequest] = field(default_factory=list)
     closed: bool = False
     record: bool = True
@@ -66,7 +66,7 @@ class ScriptedClient:
         for request in reversed(requests) if self.backwards else requests:
             self._count()
             if self.record:
-                self.asked.append(request)
+                self.completed.append(request)
             yield self._complete(request)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
@@ -83,8 +83,8 @@ class ScriptedClient:
         """Score every option as a continuation of its prompt."""
         for request in requests:
             parts = [ScoreRequest(f"{request.id}/{i}", request.prompt, o) for i, o in enumerate(request.options)]
-            found = {score.id: score for score in self.score(parts)}
-            scores = [found[part.id] for part in parts]
+            scores_by_id = {score.id: score for score in self.score(parts)}
+            scores = [scores_by_id[part.id] for part in parts]
             yield OptionScores(request.id, tuple(s.logprob for s in scores), sum(s.tokens for s in scores))
 
     def open_pool(self) -> ScriptedPool:
@@ -105,9 +105,9 @@ class ScriptedClient:
     def _complete(self, request: Request) -> Completion:
         text = self._reply(request)
         finish = Finish.STOP
-        at = min((text.find(stop) for stop in request.sampling.stop if stop and stop in text), default=-1)
-        if at >= 0:
-            text = text[:at]
+        cut = min((text.find(stop) for stop in request.sampling.stop if stop and stop in text), default=-1)
+        if cut >= 0:
+            text = text[:cut]
         words = text.split(" ")
         if len(words) > request.sampling.max_tokens:
             words, finish = words[: request.sampling.max_tokens], Finish.LENGTH
@@ -115,21 +115,23 @@ class ScriptedClient:
         return Completion(request.id, text, len(request.prompt.split()), len(words), finish)
 
     def _reply(self, request: Request) -> str:
-        found: str | None
+        reply: str | None
         if callable(self.replies):
-            found = self.replies(request)
+            reply = self.replies(request)
         else:
-            found = next((text for part, text in self.replies.items() if part in request.prompt), None)
-        return made_up(request.prompt, request.seed) if found is None else found
+            reply = next((text for part, text in self.replies.items() if part in request.prompt), None)
+        return made_up(request.prompt, request.seed) if reply is None else reply
 
 
 class ScriptedPool:
     """A pool (``cai.clients.base.Pool``) that answers in this thread, up to ``width`` calls at a time."""
 
     def __init__(self, client: ScriptedClient, width: int = 256) -> None:
-        self._client, self._width = client, width
+        self._client = client
+        self._width = width
         self._waiting: list[tuple[Hashable, Call]] = []
-        self._calls = self._most = 0
+        self._calls = 0
+        self._most = 0
 
     def room(self) -> int:
         """How many more calls there is room for."""
@@ -146,7 +148,8 @@ class ScriptedPool:
             if timeout:
                 time.sleep(timeout)
             return []
-        ready, self._waiting = self._waiting[::-2], self._waiting[-2::-2][::-1]
+        ready = self._waiting[::-2]
+        self._waiting = self._waiting[-2::-2][::-1]
         self._calls += len(ready)
         return [(tag, self._answer(call)) for tag, call in ready]
 

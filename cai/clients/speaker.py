@@ -74,7 +74,7 @@ class Speaker(Protocol):
         """With which headers."""
         ...
 
-    def read(self, call: Call, sent: Sent, reply: Reply) -> Answered | Anew | Trouble:
+    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Anew | Trouble:
         """What a reply means."""
         ...
 

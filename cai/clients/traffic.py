@@ -18,6 +18,7 @@ import aiohttp
 from yarl import URL
 
 from cai.clients.base import Unanswered
+from cai.clients.concurrency import LimitPhase
 from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
 from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
 from cai.clients.http_pool import CallPart, HttpPool
@@ -43,18 +44,21 @@ class Traffic:
     """All calls of one client, on their way to its servers. Its private half runs in the loop alone."""
 
     def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits) -> None:
-        self.speaker, self.limits = speaker, limits
+        self.speaker = speaker
+        self.limits = limits
         self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
         self._session: aiohttp.ClientSession | None = None
         self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
-        self._fresh, self._again = deque[CallPart](), deque[CallPart]()
+        self._fresh = deque[CallPart]()
+        self._again = deque[CallPart]()
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
         self._failing = set[CallPart]()
-        self._woken = self._closed = False
+        self._woken = False
+        self._closed = False
 
     def open(self) -> HttpPool:
         """A pool of its own."""
@@ -66,10 +70,10 @@ class Traffic:
         self.pools.append(pool)
         return pool
 
-    def wanted(self) -> int:
+    def target_calls(self) -> int:
         """How many calls there should be here, on their way or waiting, so that no server idles."""
         # While a limit doubles, the next doubling must find its calls here.
-        values = [(e.limit.value, e.limit.rising) for e in self.endpoints]
+        values = [(e.limit.value, e.limit.phase is LimitPhase.RISING) for e in self.endpoints]
         most = self.limits.concurrency
         return min(sum(2 * v if rising else v + max(8, v // 2) for v, rising in values), most + max(8, most // 2))
 
@@ -130,9 +134,9 @@ class Traffic:
         self._failing = {part for part in self._failing if part.job.pool is not pool}
         for queue in (self._again, self._fresh):
             # In place: whoever goes through a queue may be the one who finds that the pool has failed.
-            kept = [part for part in queue if part.job.pool is not pool]
+            remaining = [part for part in queue if part.job.pool is not pool]
             queue.clear()
-            queue.extend(kept)
+            queue.extend(remaining)
 
     def _collect(self) -> None:
         self._woken = False  # First: what is submitted from here on wakes the loop again.
@@ -177,16 +181,16 @@ class Traffic:
 
     def _look_again(self, now: float) -> None:
         """Wake up when a server may be asked again, and now and then for the calls whose time is up."""
-        times = [at for e in self.endpoints if (at := e.wakes()) > now]
+        times = [wakes_at for wakes_at in (e.wakes() for e in self.endpoints) if wakes_at > now]
         if not times:
             return
-        at = min(min(times) + 0.001, now + 1.0)
+        wakes_at = min(min(times) + 0.001, now + 1.0)
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer.when() <= wakes_at:
                 return
             self._timer.cancel()
         assert self._thread is not None, "the loop is what calls this"
-        self._timer = self._thread.loop.call_at(at, self._tick)
+        self._timer = self._thread.loop.call_at(wakes_at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -216,43 +220,43 @@ class Traffic:
         pool.tasks.add(task)
         task.add_done_callback(pool.tasks.discard)
 
-    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent: float) -> None:
+    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        found: Answered | Trouble | CaiError
+        outcome: Answered | Trouble | CaiError
         try:
-            found = await self._exchange(part, endpoint, sent)
+            outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
             where = f" ({endpoint.url})" if len(self.endpoints) > 1 else ""
-            found = type(error)(f"{error}{where}") if isinstance(error, PrerequisiteError | StepFailed) else error
+            outcome = type(error)(f"{error}{where}") if isinstance(error, PrerequisiteError | StepFailed) else error
         except asyncio.CancelledError:
             asyncio.get_running_loop().call_soon(self._pump)  # Its place is free for the calls of others.
             raise
         except Exception as error:  # Whoever waits for this call must hear of it, whatever it is.
-            what = self.speaker.hide(str(error))
-            found = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({what})")
+            error_text = self.speaker.hide(str(error))
+            outcome = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
         finally:
-            endpoint.ended(sent)
+            endpoint.ended(sent_at)
             self._in_flight -= 1
             part.job.pool.in_flight -= 1
         now = self._now()
-        if isinstance(found, CaiError):
-            self._fail(part.job.pool, found)
-        elif isinstance(found, Answered):
-            endpoint.answered(now, sent)
+        if isinstance(outcome, CaiError):
+            self._fail(part.job.pool, outcome)
+        elif isinstance(outcome, Answered):
+            endpoint.answered(now, sent_at)
             self._answered = now
             self._failing.clear()
-            self._done(part, found)
+            self._finish(part, outcome)
         else:
-            endpoint.went_wrong(found, now, sent)
-            self._went_wrong(part, endpoint, found, now)
+            endpoint.went_wrong(outcome, now, sent_at)
+            self._went_wrong(part, endpoint, outcome, now)
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
 
-    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent: float) -> Answered | Trouble:
+    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Trouble:
         session = self._session or self._open_session()
-        left = self.limits.deadline - (sent - (part.began or sent))
-        total = max(min(self.limits.timeout, left), 0.001)
+        seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
+        total = max(min(self.limits.timeout, seconds_left), 0.001)
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=self.limits.connect)
         try:
             while True:
@@ -263,10 +267,10 @@ class Traffic:
                 data = form.payload if len(form.payload) < 1 << 20 else BytesIO(form.payload)
                 async with session.post(
                     to, data=data, headers=headers, allow_redirects=False, proxy=proxy, timeout=timeout
-                ) as got:
-                    payload = await _body(got)
-                    reply = Reply(got.status, got.reason or "", got.headers, payload)
-                meaning = self.speaker.read(part.call, form, reply)
+                ) as response:
+                    payload = await _body(response)
+                    reply = Reply(response.status, response.reason or "", response.headers, payload)
+                meaning = self.speaker.interpret(part.call, form, reply)
                 if not isinstance(meaning, Anew):
                     return meaning
                 part.job.pool.attempts += 1
@@ -276,8 +280,8 @@ class Traffic:
             return Trouble(TroubleKind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
         except (aiohttp.ClientError, OSError) as error:
             kind = TroubleKind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else TroubleKind.FAULT
-            what = self.speaker.hide(str(error)) or type(error).__name__
-            return Trouble(kind, "the connection failed", f"the connection failed ({what})")
+            error_text = self.speaker.hide(str(error)) or type(error).__name__
+            return Trouble(kind, "the connection failed", f"the connection failed ({error_text})")
 
     def _open_session(self) -> aiohttp.ClientSession:
         # Connections are bounded by the calls in flight; a bound of its own would only queue them a second time.
@@ -293,11 +297,11 @@ class Traffic:
 
     def _address(self, url: str, path: str) -> tuple[URL, str | None]:
         to = URL(url + path)
-        found = (to, proxy_of(to.scheme, f"{to.host}:{to.port}"))
-        self._to[url, path] = found
-        return found
+        address = (to, proxy_of(to.scheme, f"{to.host}:{to.port}"))
+        self._to[url, path] = address
+        return address
 
-    def _done(self, part: CallPart, answer: Answered) -> None:
+    def _finish(self, part: CallPart, answer: Answered) -> None:
         job = part.job
         job.pool.settled += 1
         job.pool.prompt_tokens += answer.prompt_tokens
@@ -305,8 +309,8 @@ class Traffic:
         if job.over:
             return
         job.results[part.index] = answer.result
-        job.left -= 1
-        if job.left == 0:
+        job.open_parts -= 1
+        if job.open_parts == 0:
             job.over = True
             job.pool.calls += 1
             job.pool.put(
@@ -316,7 +320,10 @@ class Traffic:
     def _went_wrong(self, part: CallPart, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
-        part.avoid, part.last, part.since, part.wrong = endpoint, trouble, part.wrong, now
+        part.avoid = endpoint
+        part.last = trouble
+        part.since = part.wrong
+        part.wrong = now
         if part.job.over:
             part.job.pool.settled += 1
             return
@@ -369,20 +376,20 @@ class Traffic:
     def _dead(self, part: CallPart) -> StepFailed:
         if len(self.endpoints) == 1:
             times = part.failures + part.refusals
-            return StepFailed(f"{self.speaker.name}: {self.endpoints[0].said}, {times} times in a row")
-        told = "; ".join(f"{e.url}: {e.said or 'nothing yet'}" for e in self.endpoints)
-        return StepFailed(f"{self.speaker.name}: no server answers any more ({told})")
+            return StepFailed(f"{self.speaker.name}: {self.endpoints[0].last_trouble}, {times} times in a row")
+        reasons = "; ".join(f"{e.url}: {e.last_trouble or 'nothing yet'}" for e in self.endpoints)
+        return StepFailed(f"{self.speaker.name}: no server answers any more ({reasons})")
 
     def _now(self) -> float:
         assert self._thread is not None, "the loop is what calls this"
         return self._thread.loop.time()
 
 
-async def _body(got: aiohttp.ClientResponse) -> bytes:
-    if got.content_length is not None and got.content_length <= LARGEST:
-        return await got.read()
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    if response.content_length is not None and response.content_length <= LARGEST:
+        return await response.read()
     whole = bytearray()
-    while chunk := await got.content.readany():
+    while chunk := await response.content.readany():
         whole += chunk
         if len(whole) > LARGEST:
             raise aiohttp.ClientPayloadError(f"the answer has more than {LARGEST} bytes")

@@ -49,8 +49,8 @@ def find_run(name: str | None) -> Path:
                 return path.resolve()
             if (path / "sweep.json").is_file():
                 raise SpecError(Problem(name, "is a sweep of many runs", f"name one of its cells, e.g. {path}/0"))
-        known = [p.parent.parent.name for p in RUNS.glob("*/latest/plan.json")]
-        hint = did_you_mean(name, known) if known else "start one with `python -m cai`"
+        run_names = [p.parent.parent.name for p in RUNS.glob("*/latest/plan.json")]
+        hint = did_you_mean(name, run_names) if run_names else "start one with `python -m cai`"
         raise SpecError(Problem(name, f"no run of that name under {RUNS}/", hint))
     plans = [p for p in RUNS.glob("*/latest/plan.json") if p.is_file()]
     if not plans:
@@ -78,9 +78,9 @@ def named_constitution(library: Library, name: str) -> Constitution:
         SpecError: with every problem.
     """
 
-    def find(wanted: str) -> Mapping[str, Any]:
-        path = library.find("constitutions", wanted)
-        return load_mapping(path, library.shown(path))
+    def find(base_name: str) -> Mapping[str, Any]:
+        path = library.find("constitutions", base_name)
+        return load_mapping(path, library.display_path(path))
 
     path = library.find("constitutions", name)
-    return load_constitution(path, find, library.shown(path))
+    return load_constitution(path, find, library.display_path(path))

@@ -87,7 +87,7 @@ def _text(parsed: argparse.Namespace) -> TextOptions:
 
     library = Library.here()
     path = library.find("prompt_templates", parsed.template, "--template")
-    template = ChatTemplate.from_text(parsed.template, path.read_text(encoding="utf-8"), library.shown(path))
+    template = ChatTemplate.from_text(parsed.template, path.read_text(encoding="utf-8"), library.display_path(path))
     if parsed.tokenizer is None:
         return TextOptions(template)
     from cai.data.nemo_tokens import open_tokenizer
@@ -119,17 +119,21 @@ def _source_rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Ro
 
     if parsed.part:
         raise SpecError(Problem("--part", "is of a step", "a public set's other part is public:NAME/test"))
-    said = {name: getattr(parsed, name) for name in ("reader", "revision") if getattr(parsed, name) is not None}
+    explicit_fields = {
+        name: getattr(parsed, name) for name in ("reader", "revision") if getattr(parsed, name) is not None
+    }
     reading = {n: yaml.safe_load(v) for n, _, v in (option.partition("=") for option in parsed.option)}
     try:
-        fields = dict(expanded({"path": parsed.data, "moving": parsed.moving, "options": reading, **said}))
-        known = READERS[fields.get("reader", "jsonl")].makes if fields.get("reader", "jsonl") in READERS else ()
-        wanted = FORMATS[parsed.format].takes or ("prompts",)
-        makes = parsed.makes or next((kind for kind in wanted if kind in known), None)
+        fields = dict(expanded({"path": parsed.data, "moving": parsed.moving, "options": reading, **explicit_fields}))
+        readable_kinds = (
+            READERS[fields.get("reader", "jsonl")].makes if fields.get("reader", "jsonl") in READERS else ()
+        )
+        accepted_kinds = FORMATS[parsed.format].takes or ("prompts",)
+        makes = parsed.makes or next((kind for kind in accepted_kinds if kind in readable_kinds), None)
         source = DataSource.model_validate({**fields, "makes": makes})
     except ValidationError as error:
-        told = [Problem(parsed.data, e["msg"].removeprefix("Value error, ")) for e in error.errors()]
-        raise SpecError(told) from error
+        problems = [Problem(parsed.data, e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        raise SpecError(problems) from error
     except ValueError as error:
         raise SpecError(Problem(parsed.data, str(error))) from error
     _check_kind(parsed.data, parsed.format, part_makes(source))
@@ -145,10 +149,10 @@ def _step_rows(parsed: argparse.Namespace, run: str, name: str) -> Iterator[Row]
     if name not in names:
         raise SpecError(Problem(name, f"no such step in {folder}", did_you_mean(name, names)))
     step = plan.step(name)
-    found = default_store().find(step.kind, step.key)
-    if found is None:
+    artifact = default_store().find(step.kind, step.key)
+    if artifact is None:
         raise SpecError(Problem(name, "has not been made yet", "run the experiment first"))
-    return step_rows(found, name, parsed.format, parsed.part)
+    return step_rows(artifact, name, parsed.format, parsed.part)
 
 
 def step_rows(artifact: HasRows, name: str, form: str, part: str | None) -> Iterator[Row]:
@@ -170,6 +174,8 @@ def step_rows(artifact: HasRows, name: str, form: str, part: str | None) -> Iter
 def _check_kind(where: str, name: str, kind: str) -> None:
     form = FORMATS[name]
     if kind not in (form.takes or ROW_TYPES):
-        fitting = [other for other, its in FORMATS.items() if kind in (its.takes or ROW_TYPES)]
-        what = f"{name} holds {' or '.join(form.takes) or 'rows'}, but this makes {kind}"
-        raise SpecError(Problem(where, what, f"formats for {kind}: {', '.join(fitting)}" if kind in ROW_TYPES else ""))
+        fitting = [format_name for format_name, its in FORMATS.items() if kind in (its.takes or ROW_TYPES)]
+        message = f"{name} holds {' or '.join(form.takes) or 'rows'}, but this makes {kind}"
+        raise SpecError(
+            Problem(where, message, f"formats for {kind}: {', '.join(fitting)}" if kind in ROW_TYPES else "")
+        )

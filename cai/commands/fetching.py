@@ -22,10 +22,10 @@ def download_verb(args: Sequence[str]) -> int:
         "--to", type=Path, metavar="FOLDER", help="where a model goes; data files go to the hub's cache"
     )
     parsed = parser.parse_args(list(args))
-    if found := _MODEL.fullmatch(parsed.source):
+    if match := _MODEL.fullmatch(parsed.source):
         if parsed.to is None:
             raise SpecError(Problem("--to", "a model needs a folder", "give --to FOLDER"))
-        print(_model(found["name"], found["revision"], parsed.to))
+        print(_model(match["name"], match["revision"], parsed.to))
         return 0
     from cai.data.locate import download, hub_file
 

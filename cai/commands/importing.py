@@ -32,5 +32,5 @@ def import_verb(args: Sequence[str]) -> int:
         write_durably(parsed.out, text)
         print(f"{len(constitution.principles)} principles written to {parsed.out}", file=sys.stderr)
     for finding in lint(constitution):
-        print(f"{finding.level}: {finding.where}: {finding.what}; {finding.next}".rstrip("; "), file=sys.stderr)
+        print(f"{finding.level}: {finding.where}: {finding.message}; {finding.next}".rstrip("; "), file=sys.stderr)
     return 0

@@ -82,10 +82,10 @@ def step_verb(args: Sequence[str]) -> int:
 def _is_done(plan: Plan, name: str) -> int:
     from cai.run.executor import default_store
 
-    known = {step.name: step for step in plan.steps}
-    if name not in known:
-        raise SpecError(Problem(name, f"the plan of {plan.experiment} has no such step", did_you_mean(name, known)))
-    return 0 if default_store().find(known[name].kind, known[name].key) else 1
+    steps = {step.name: step for step in plan.steps}
+    if name not in steps:
+        raise SpecError(Problem(name, f"the plan of {plan.experiment} has no such step", did_you_mean(name, steps)))
+    return 0 if default_store().find(steps[name].kind, steps[name].key) else 1
 
 
 def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> Mapping[str, Any]:
@@ -187,8 +187,8 @@ def code_of(state: str) -> int:
 
 def status_verb(args: Sequence[str]) -> int:
     """Every step of a run as it is now; the exit code is that of the run's state."""
-    what = "How far a run is: each step done, running, queued, failed or cancelled, and why."
-    parser = options("status", f"{what} {STATUS_CODES}")
+    description = "How far a run is: each step done, running, queued, failed or cancelled, and why."
+    parser = options("status", f"{description} {STATUS_CODES}")
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parsed = parser.parse_args(list(args))
@@ -196,8 +196,8 @@ def status_verb(args: Sequence[str]) -> int:
 
     run_dir = find_run(parsed.run)
     plan = read_plan(run_dir / "plan.json")
-    told = _cluster_status(run_dir) if is_submitted(run_dir) else _local_status(run_dir, plan)
-    data = {"format": 1, "run": str(run_dir), "experiment": plan.experiment, "seed": plan.seed, **told}
+    status = _cluster_status(run_dir) if is_submitted(run_dir) else _local_status(run_dir, plan)
+    data = {"format": 1, "run": str(run_dir), "experiment": plan.experiment, "seed": plan.seed, **status}
     data["exit_code"] = code_of(data["state"])
     if parsed.format == "json":
         print(json.dumps(data, indent=1, ensure_ascii=False))
@@ -224,9 +224,9 @@ def _cluster_status(run_dir: Path) -> dict[str, Any]:
         }
         for view in states(run_dir)
     ]
-    found = {step["state"] for step in steps}
+    step_states = {step["state"] for step in steps}
     for state in ("running", "queued", "failed", "cancelled", "not submitted"):
-        if state in found:
+        if state in step_states:
             return {"launcher": "slurm", "state": state, "error": "", "steps": steps}
     return {"launcher": "slurm", "state": "done", "error": "", "steps": steps}
 
@@ -248,8 +248,8 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
                 failed[event["step"]] = event["error"]
     steps = []
     for status in statuses(plan, default_store(), plan):
-        done = status.reason == "in the store" or status.reason.startswith("the same work as")
-        word, reason = words.get(status.action) or ("done" if done else "running"), status.reason
+        in_store = status.reason == "in the store" or status.reason.startswith("the same work as")
+        word, reason = words.get(status.action) or ("done" if in_store else "running"), status.reason
         if status.action is not Action.REUSE and status.step.name in failed:
             word, reason = "failed", failed[status.step.name]
         steps.append({"name": status.step.name, "kind": status.step.kind, "state": word, "reason": reason})

@@ -28,8 +28,8 @@ def list_verb(args: Sequence[str]) -> int:
         from cai.data.public import public_sets
 
         print("data (path: public:NAME)")
-        for name, what in public_sets():
-            print(f"  {name:<34} {what}")
+        for name, about in public_sets():
+            print(f"  {name:<34} {about}")
     return 0
 
 
@@ -73,13 +73,15 @@ def show_verb(args: Sequence[str]) -> int:
 
 
 def _group_of(library: Library, name: str) -> str:
-    known: list[str] = []
+    all_names: list[str] = []
     for group, folder in GROUPS.items():
         names = [n for n, _ in library.names(folder)]
         if name in names:
             return group
-        known += names
-    raise SpecError(Problem(name, "no experiment, constitution or template of that name", did_you_mean(name, known)))
+        all_names += names
+    raise SpecError(
+        Problem(name, "no experiment, constitution or template of that name", did_you_mean(name, all_names))
+    )
 
 
 def _show_template(library: Library, name: str) -> None:
@@ -87,9 +89,9 @@ def _show_template(library: Library, name: str) -> None:
 
     path = library.find("prompt_templates", name)
     text = path.read_text(encoding="utf-8")
-    print(f"# {library.shown(path)}")
+    print(f"# {library.display_path(path)}")
     try:
-        template = ChatTemplate.from_text(name, text, library.shown(path))
+        template = ChatTemplate.from_text(name, text, library.display_path(path))
     except SpecError:
         sys.stdout.write(text)  # a prompt template or a few-shot file: its text is what there is to see
         return
@@ -107,13 +109,18 @@ def schema_verb(args: Sequence[str]) -> int:
     from cai.constitution import constitution_schema
     from cai.experiment.schema import experiment_schema
 
-    made = {"experiment": experiment_schema, "constitution": constitution_schema}
+    schemas = {"experiment": experiment_schema, "constitution": constitution_schema}
     if parsed.out is None:
-        print(json.dumps(made[parsed.what](), indent=1))
+        print(json.dumps(schemas[parsed.what](), indent=1))
         return 0
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    for name, make in made.items():
-        (parsed.out / f"{name}.schema.json").write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+    try:
+        parsed.out.mkdir(parents=True, exist_ok=True)
+        for name, make in schemas.items():
+            (parsed.out / f"{name}.schema.json").write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        reason = "it is a file" if parsed.out.is_file() else error.strerror
+        message = f"{parsed.out} cannot be written into ({reason})"
+        raise SpecError(Problem("--out", message, "name a folder: both schemas go into it")) from error
     return 0
 
 
@@ -144,12 +151,12 @@ def rows_verb(args: Sequence[str]) -> int:
         print_ledger([line for line in table if line.step == parsed.step], True)
         return 0
     step = plan.step(parsed.step)
-    found = default_store().find(step.kind, step.key)
-    if found is None:
+    artifact = default_store().find(step.kind, step.key)
+    if artifact is None:
         raise SpecError(Problem(parsed.step, "has not been made yet", "run the experiment first"))
-    for count, row in enumerate(iter_rows(found, parsed.part)):
+    for count, row in enumerate(iter_rows(artifact, parsed.part)):
         if parsed.limit and count >= parsed.limit:
-            print(f"... more; --limit 0 prints all ({found.path})", file=sys.stderr)
+            print(f"... more; --limit 0 prints all ({artifact.path})", file=sys.stderr)
             break
         print(json.dumps(row, ensure_ascii=False))
     return 0

@@ -13,7 +13,8 @@ from cai.experiment.compose import Composed, compose
 from cai.experiment.model import parse
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked, load_texts, resolve
+from cai.planning.resolver import Looked, resolve
+from cai.planning.texts import load_texts
 
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
@@ -75,7 +76,7 @@ def plan_verb(args: Sequence[str]) -> int:
 
     commands = step_commands(plan, Places(store.root, str(parsed.out.absolute()) if parsed.out else "plan.json"))
     plan = with_times(plan, store)
-    print_plan(plan, statuses(plan, store), parsed.format, commands=commands)
+    print_plan(plan, statuses(plan, store), format=parsed.format, commands=commands)
     return 0
 
 
@@ -106,7 +107,9 @@ def validate_verb(args: Sequence[str]) -> int:
         return 0
     failed = 0
     for name, path in library.names("experiments"):
-        failed += _check(f"experiment {name}", library.shown(path), [f"experiment={name}", *parsed.overrides], library)
+        failed += _check(
+            f"experiment {name}", library.display_path(path), [f"experiment={name}", *parsed.overrides], library
+        )
     failed += _check_constitutions(library)
     return 2 if failed else 0
 
@@ -134,16 +137,16 @@ def _check_locks(parsed: argparse.Namespace, library: Library) -> None:
     print(f"locked: {', '.join(names)}")
 
 
-def _check(what: str, shown: str, overrides: Sequence[str], library: Library) -> int:
+def _check(subject: str, display_path: str, overrides: Sequence[str], library: Library) -> int:
     try:
         compile_plan(overrides, library)
     except CaiError as error:
         problems = error.problems if isinstance(error, SpecError) else (error,)
-        print(f"{what} ({shown}): {len(problems)} problem{'s' * (len(problems) > 1)}")
+        print(f"{subject} ({display_path}): {len(problems)} problem{'s' * (len(problems) > 1)}")
         for problem in problems:
             print(f"  {problem}")
         return 1
-    print(f"{what} ({shown}): valid")
+    print(f"{subject} ({display_path}): valid")
     return 0
 
 
@@ -156,14 +159,14 @@ def _check_constitutions(library: Library) -> int:
         try:
             findings = lint(named_constitution(library, name))
         except SpecError as error:
-            print(f"constitution {name} ({library.shown(path)}): {len(error.problems)} problems")
+            print(f"constitution {name} ({library.display_path(path)}): {len(error.problems)} problems")
             for problem in error.problems:
                 print(f"  {problem}")
             failed += 1
             continue
         errors = [f for f in findings if f.level == "error"]
-        print(f"constitution {name} ({library.shown(path)}): {'valid' if not errors else 'has errors'}")
+        print(f"constitution {name} ({library.display_path(path)}): {'valid' if not errors else 'has errors'}")
         for finding in findings:
-            print(f"  {finding.level}: {finding.where}: {finding.what}; {finding.next}".rstrip("; "))
+            print(f"  {finding.level}: {finding.where}: {finding.message}; {finding.next}".rstrip("; "))
         failed += bool(errors)
     return failed

@@ -33,17 +33,18 @@ def report_verb(args: Sequence[str]) -> int:
     folders: dict[Path, str] = {}
     for name in dict.fromkeys(parsed.runs or [None]):
         if (sweep := _sweep(name)) is not None:
-            section, told, cells = _sweep_part(sweep)
+            section, sweep_title, cells = _sweep_part(sweep)
             sections.append(section)
             folders |= cells
-            title = title or told
+            title = title or sweep_title
             first = first or sweep
         else:
             run = find_run(name)
             folders.setdefault(run, "")
             first = first or run
-    found = [read_finished(folder, default_store(), called) for folder, called in folders.items()]
-    print(write_report(found, parsed.out or (first or Path()) / "report.html", parsed.rows, sections, title))
+    finished_runs = [read_finished(folder, default_store(), called) for folder, called in folders.items()]
+    out = parsed.out or (first or Path()) / "report.html"
+    print(write_report(finished_runs, out, rows=parsed.rows, more=sections, title=title))
     return 0
 
 

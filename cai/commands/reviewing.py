@@ -29,20 +29,22 @@ _WIDTH = 100
 def diff_verb(args: Sequence[str]) -> int:
     """Show what is different between two sides; 1 where a gate holds back, or with ``--exit-code`` anything differs."""
     parsed = split_overrides(args, _diff_options())
-    asked = gates(parsed.fail_on) if parsed.fail_on is not None else ()
+    active_gates = gates(parsed.fail_on) if parsed.fail_on is not None else ()
     with opener(plan_of, default_store()) as opened:
         if parsed.since is not None:
             reviews = list(_since(opened, parsed.since, parsed.given))
         else:
             reviews = [_two(opened, parsed.given)]
-    verdicts = [judged(asked, found) for found in reviews]
+    verdicts = [judged(active_gates, r) for r in reviews]
     _show(reviews, verdicts, parsed)
-    failed = [(r.subject, v) for r, said in zip(reviews, verdicts, strict=True) for v in said if v.failed]
+    failed = [
+        (r.subject, v) for r, gate_verdicts in zip(reviews, verdicts, strict=True) for v in gate_verdicts if v.failed
+    ]
     for subject, verdict in failed:
         print(f"held back by {verdict.gate}: {subject}: {verdict.why}", file=sys.stderr)
-    if any(found.problems for found in reviews):
+    if any(r.problems for r in reviews):
         return 2
-    differ = parsed.exit_code and any(not found.same for found in reviews)
+    differ = parsed.exit_code and any(not r.same for r in reviews)
     return 1 if failed or differ else 0
 
 
@@ -58,20 +60,20 @@ def _diff_options() -> Options:
     return parser
 
 
-def _two(opened: Opener, given: Sequence[str]) -> Review:
-    sides = [word for word in given if is_side(word)]
-    overrides = [word for word in given if not is_side(word)]
+def _two(opened: Opener, words: Sequence[str]) -> Review:
+    sides = [word for word in words if is_side(word)]
+    overrides = [word for word in words if not is_side(word)]
     if not 1 <= len(sides) <= 2:
-        what = "wants two sides, or one to hold against HEAD" if not sides else f"has {len(sides)} sides"
-        raise SpecError(Problem("diff", what, "e.g. diff main:quickstart quickstart; see `python -m cai diff -h`"))
+        message = "wants two sides, or one to hold against HEAD" if not sides else f"has {len(sides)} sides"
+        raise SpecError(Problem("diff", message, "e.g. diff main:quickstart quickstart; see `python -m cai diff -h`"))
     if len(sides) == 1:
         # First what was named: where that is nothing, HEAD need not be asked.
-        other = against(sides[0])
+        base_side = against(sides[0])
         after = opened.open(sides[0], overrides)
-        before = opened.open(other, overrides)
+        before = opened.open(base_side, overrides)
     else:
         before, after = (opened.open(side, overrides) for side in sides)
-    fixed = [side.label for side in (before, after) if side.what in ("plan", "run", "lock")]
+    fixed = [side.label for side in (before, after) if side.kind in ("plan", "run", "lock")]
     if overrides and len(fixed) == 2:
         raise SpecError(Problem(overrides[0], f"nothing to override: {fixed[0]} and {fixed[1]} stand as they are"))
     return review(before, after, opened.store)
@@ -94,26 +96,28 @@ def _since(opened: Opener, revision: str, overrides: Sequence[str]) -> Iterator[
             if is_wrong != was_wrong:
                 yield Review(name, *sides, problems=is_wrong)
         elif before is not None or after is not None:
-            found = _held(opened, name, before, after, sides)
+            compared = _compared(opened, name, before=before, after=after, sides=sides)
             if before is None or after is None:
-                told = _whole(name, revision, before or after, name in there, name in here, was_wrong)
-                found = replace(found, changes=(told,))
-            if not found.same:
-                yield found
+                whole_change = _whole(
+                    name, revision, before or after, was=name in there, is_now=name in here, wrong=was_wrong
+                )
+                compared = replace(compared, changes=(whole_change,))
+            if not compared.same:
+                yield compared
 
 
 Labels = tuple[tuple[str, str], tuple[str, str]]
 
 
-def _held(opened: Opener, name: str, before: Plan | None, after: Plan | None, sides: Labels) -> Review:
+def _compared(opened: Opener, name: str, *, before: Plan | None, after: Plan | None, sides: Labels) -> Review:
     """Two plans held against each other; one that is not there is a plan without steps."""
-    known = after or before
-    nothing = Plan(name, known.seed if known else 0, dict(known.engine) if known else {}, ())
-    (old, what), (new, kind) = sides
-    return review(Side(old, what, before or nothing), Side(new, kind, after or nothing), opened.store, name)
+    existing = after or before
+    nothing = Plan(name, existing.seed if existing else 0, dict(existing.engine) if existing else {}, ())
+    (old, old_kind), (new, new_kind) = sides
+    return review(Side(old, old_kind, before or nothing), Side(new, new_kind, after or nothing), opened.store, name)
 
 
-def _whole(name: str, revision: str, plan: Plan | None, was: bool, is_now: bool, wrong: Sequence[str]) -> Change:
+def _whole(name: str, revision: str, plan: Plan | None, *, was: bool, is_now: bool, wrong: Sequence[str]) -> Change:
     """An experiment that only one side has: said once, since every line of it is new, or gone."""
     where = f"experiments/{name}"
     if was and is_now:
@@ -132,7 +136,7 @@ def _compiled(
     try:
         if revision is None:
             return opened.working(name, overrides), ()
-        return opened.at(revision, name, overrides), ()
+        return opened.at_revision(revision, name, overrides), ()
     except SpecError as error:
         return None, tuple(str(p).removeprefix(f"{revision}: ") for p in error.problems)
     except CaiError as error:
@@ -146,11 +150,11 @@ def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], 
         from cai.review.text import ReviewText
         from cai.text import make_console
 
-        shown = ReviewText(reviews, verdicts, parsed.since)
-        make_console().print(shown)
+        text_view = ReviewText(reviews, verdicts, parsed.since)
+        make_console().print(text_view)
         if parsed.out:
             file = io.StringIO()
-            Console(file=file, width=_WIDTH, highlight=False, markup=False, emoji=False).print(shown)
+            Console(file=file, width=_WIDTH, highlight=False, markup=False, emoji=False).print(text_view)
             _write(parsed.out, file.getvalue())
         return
     if parsed.format == "md":
@@ -172,8 +176,8 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text)
     except OSError as error:
-        what = f"{path} cannot be written ({error.strerror})"
-        raise SpecError(Problem("--out", what, "give another path")) from error
+        message = f"{path} cannot be written ({error.strerror})"
+        raise SpecError(Problem("--out", message, "give another path")) from error
 
 
 def lock_verb(args: Sequence[str]) -> int:

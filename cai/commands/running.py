@@ -56,7 +56,7 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
     from cai.store.events import new_run_folder
 
     if launcher_of(plan) is None:
-        return run_here(plan, None, runs, detach, group)
+        return run_here(plan, None, runs=runs, detach=detach, group=group)
     from cai.planning.rates import with_times
     from cai.run.executor import default_store, statuses
     from cai.run.status import previous_plan
@@ -66,16 +66,16 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
 
     check_trackers(plan)
     store = default_store()
-    found = statuses(plan, store, previous_plan(runs, plan.experiment))
-    if any(status.action != "reuse" for status in found):
-        print_plan(with_times(plan, store), found)
+    step_statuses = statuses(plan, store, previous_plan(runs, plan.experiment))
+    if any(status.action != "reuse" for status in step_statuses):
+        print_plan(with_times(plan, store), step_statuses)
         print(flush=True)
     folder = new_run_folder(runs, plan.experiment)
     submit(plan, store, folder)
     return see_through(folder, detach, group)
 
 
-def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
+def run_here(plan: Plan, folder: Path | None, *, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
     """Run a plan in this process; in ``folder``, or in a new one under ``runs``."""
     from cai.engines import make_engine
     from cai.run.executor import default_store, run
@@ -92,11 +92,11 @@ def run_here(plan: Plan, folder: Path | None, runs: Path = RUNS, detach: bool = 
     check_trackers(plan)
     gc.enable()
     previous = previous_plan(runs, plan.experiment)
-    at = folder or new_run_folder(runs, plan.experiment)
-    engine = partial(make_engine, plan=plan, run_dir=at)
+    run_dir = folder or new_run_folder(runs, plan.experiment)
+    engine = partial(make_engine, plan=plan, run_dir=run_dir)
     store = default_store()
-    with ConsoleWatcher() as watcher, tracked(plan, at, store.home, partial(_say, watcher.console), group=group):
-        result = run(plan, store=store, run_dir=at, make_engine=engine, watch=watcher, previous=previous)
+    with ConsoleWatcher() as watcher, tracked(plan, run_dir, store.home, partial(_say, watcher.console), group=group):
+        result = run(plan, store=store, run_dir=run_dir, make_engine=engine, watch=watcher, previous=previous)
     print_summary(result)
     return 0
 
@@ -118,8 +118,9 @@ def see_through(folder: Path, detach: bool = False, group: str = "") -> int:
     from cai.trackers.watching import tracked
 
     if detach:
-        shown = shown_run(folder)
-        print(f"the jobs of {shown} are submitted\n  python -m cai status {shown}\n  python -m cai resume {shown}")
+        run_name = shown_run(folder)
+        print(f"the jobs of {run_name} are submitted")
+        print(f"  python -m cai status {run_name}\n  python -m cai resume {run_name}")
         return 0
     sub, console = open_submission(folder), make_console()
     say = partial(_say, console)

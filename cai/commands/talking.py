@@ -38,20 +38,20 @@ def chat_verb(args: Sequence[str]) -> int:
     plan, step = _run_with_model(parsed.run, parsed.step)
     if parsed.compare and parsed.server:
         raise SpecError(Problem("--compare", "one --server has one model", "leave out one of the two"))
-    with _speaker(plan, step, sampling, parsed.seed, parsed.server) as speaker:
+    with _speaker(plan, step, sampling=sampling, seed=parsed.seed, server=parsed.server) as speaker:
         if not parsed.compare:
             _talk(speaker, None, parsed.message, parsed.system)
             return 0
-        with _speaker(plan, _base_step(plan, step), sampling, parsed.seed) as beside:
+        with _speaker(plan, _base_step(plan, step), sampling=sampling, seed=parsed.seed) as beside:
             _talk(speaker, beside, parsed.message, parsed.system)
     return 0
 
 
 def _talk(speaker: ChatModel, beside: ChatModel | None, questions: Sequence[str], system: str) -> None:
     if questions:
-        ask(speaker, questions, beside, system)
+        ask(speaker, questions, beside=beside, system=system)
     else:
-        chat(speaker, beside, system)
+        chat(speaker, beside=beside, system=system)
 
 
 def serve_verb(args: Sequence[str]) -> int:
@@ -61,12 +61,12 @@ def serve_verb(args: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key-env", help="name of the environment variable with the key that callers must send")
     parsed = parser.parse_args(list(args))
-    from cai.serving import api_key_from, make_app, serve
+    from cai.serving.server import api_key_from, make_app, serve
 
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
     plan, step = _run_with_model(parsed.run, parsed.step)
-    with _speaker(plan, step, sampling, 0, parsed.server) as speaker:
+    with _speaker(plan, step, sampling=sampling, seed=0, server=parsed.server) as speaker:
         app = make_app(replace(speaker, name=plan.experiment), api_key=key)
         serve(app, parsed.host, parsed.port)
     return 0
@@ -81,20 +81,20 @@ def _run_with_model(run: str | None, step: str | None) -> tuple[Plan, Step]:
     from cai.run.executor import default_store
     from cai.run.submission import shown_run
 
-    named = find_run(run)
-    found = [(plan := read_plan(named / "plan.json"), _model_step(plan, step))]
+    run_dir = find_run(run)
+    candidates = [(plan := read_plan(run_dir / "plan.json"), _model_step(plan, step))]
     if run is None or not Path(run).is_dir():
-        for folder in sorted((p for p in named.parent.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True):
-            if folder != named and (folder / "plan.json").is_file():
+        for folder in sorted((p for p in run_dir.parent.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True):
+            if folder != run_dir and (folder / "plan.json").is_file():
                 older = read_plan(folder / "plan.json")
                 with suppress(SpecError):  # an older run may have been of another shape, without such a step
-                    found.append((older, _model_step(older, step)))
+                    candidates.append((older, _model_step(older, step)))
     store = default_store()
-    for plan, maker in found:
+    for plan, maker in candidates:
         if store.find(maker.kind, maker.key) is not None:
             return plan, maker
-    plan, maker = found[0]
-    again = f"`python -m cai resume {shown_run(named)}` makes it"
+    plan, maker = candidates[0]
+    again = f"`python -m cai resume {shown_run(run_dir)}` makes it"
     raise SpecError(Problem(f"{plan.experiment}: {maker.name}", "the model has not been made yet", again))
 
 
@@ -112,21 +112,23 @@ def _model_step(plan: Plan, name: str | None) -> Step:
 def _base_step(plan: Plan, step: Step) -> Step:
     """The fetched model that a model was trained from."""
     while step.kind != "fetch":
-        source = step.inputs["model"]
-        assert isinstance(source, str)
+        source = step.source("model")
+        assert source is not None
         step = plan.step(source)
     return step
 
 
 def _template(plan: Plan, step: Step) -> tuple[str, str]:
-    for other in (step, *reversed(plan.steps)):
-        if "template" in other.resources:
-            return other.resources["template"]["name"], other.resources["template"]["text"]
+    for candidate in (step, *reversed(plan.steps)):
+        if "template" in candidate.resources:
+            return candidate.resources["template"]["name"], candidate.resources["template"]["text"]
     raise SpecError(Problem(plan.experiment, "has no chat template", "give `template=NAME` in the experiment"))
 
 
 @contextmanager
-def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str | None = None) -> Iterator[ChatModel]:
+def _speaker(
+    plan: Plan, step: Step, *, sampling: Sampling, seed: int, server: str | None = None
+) -> Iterator[ChatModel]:
     from cai.chat import ChatTemplate
     from cai.data.nemo_tokens import context_length, open_tokenizer
     from cai.run.executor import default_store
@@ -134,12 +136,12 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str 
     gc.enable()
     stored = default_store().find(step.kind, step.key)
     if stored is None:  # the base model of a comparison
-        what, again = "is not in the store any more", "leave out --compare, or run the experiment again"
-        raise SpecError(Problem(f"{plan.experiment}: {step.name}", what, again))
+        message, again = "is not in the store any more", "leave out --compare, or run the experiment again"
+        raise SpecError(Problem(f"{plan.experiment}: {step.name}", message, again))
     name, text = _template(plan, step)
     template = ChatTemplate.from_text(name, text, name)
     print(f"loading {step.name} ({stored.path.name}) ...", file=sys.stderr)
-    with _client(plan, stored.path, server) as client:
+    with _client(plan, step, stored.path, server) as client:
         try:
             count: Callable[[str], int] = open_tokenizer(stored.path).count
         except PrerequisiteError:
@@ -148,7 +150,7 @@ def _speaker(plan: Plan, step: Step, sampling: Sampling, seed: int, server: str 
 
 
 @contextmanager
-def _client(plan: Plan, model: Path, server: str | None) -> Iterator[Client]:
+def _client(plan: Plan, step: Step, model: Path, server: str | None) -> Iterator[Client]:
     from cai.engines import make_engine
     from cai.stages.base import serving
 
@@ -159,15 +161,13 @@ def _client(plan: Plan, model: Path, server: str | None) -> Iterator[Client]:
         with closing(NemoGenerateClient([server.rstrip("/")], open_tokenizer(model))) as client:
             yield client
         return
-    settings = dict(plan.engine)
+    settings = dict(plan.engine_of(step))
     if settings["kind"] == "embedded":
         # For one answer at a time transformers starts sooner than openvino-genai, and can show it word by word.
         settings["generator"] = "transformers"
     engine = make_engine(settings, plan)
     try:
-        with serving(engine, model) as client:
+        with serving(engine.session(None), model) as client:
             yield client
     finally:
-        close = getattr(engine, "close", None)
-        if close is not None:
-            close()
+        engine.close()

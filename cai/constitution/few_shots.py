@@ -92,20 +92,20 @@ def _from_messages(sample: list[dict[str, Any]], place: str) -> dict[str, str]:
     turns = [m for m in sample if m["role"] != "system"]
     roles = [m["role"] for m in turns]
     if len(turns) < 6 or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
-        what = f"has {len(turns)} messages; user and assistant must alternate, with six or more in all"
+        message = f"has {len(turns)} messages; user and assistant must alternate, with six or more in all"
         raise SpecError(
-            Problem(place, what, "prompt, response, critique request, critique, revision request, revision")
+            Problem(place, message, "prompt, response, critique request, critique, revision request, revision")
         )
-    said = [("Human" if m["role"] == "user" else "Assistant", m["content"]) for m in turns[:-5]]
-    if not all(isinstance(text, str) for _, text in said):
+    dialogue = [("Human" if m["role"] == "user" else "Assistant", m["content"]) for m in turns[:-5]]
+    if not all(isinstance(text, str) for _, text in dialogue):
         raise SpecError(Problem(f"{place}.prompt", "must be text"))
-    return _whole([_opening(said), *(m["content"] for m in turns[-5:])], place)
+    return _whole([_opening(dialogue), *(m["content"] for m in turns[-5:])], place)
 
 
-def _opening(said: list[tuple[str, str]]) -> str:
-    if len(said) == 1:
-        return said[0][1]
-    return "\n\n".join(f"{who}: {text.strip()}" for who, text in said)
+def _opening(dialogue: list[tuple[str, str]]) -> str:
+    if len(dialogue) == 1:
+        return dialogue[0][1]
+    return "\n\n".join(f"{who}: {text.strip()}" for who, text in dialogue)
 
 
 def _from_transcript(text: str, place: str) -> list[dict[str, str]]:
@@ -113,22 +113,22 @@ def _from_transcript(text: str, place: str) -> list[dict[str, str]]:
     ends = [m.start() for m in marks[1:]] + [len(text)]
     pieces = [(m[1].lower().replace(" ", ""), text[m.end() : end].strip()) for m, end in zip(marks, ends, strict=True)]
     rows: list[dict[str, str]] = []
-    said: list[tuple[str, str]] = []
+    dialogue: list[tuple[str, str]] = []
     parts: dict[str, str] = {}
     for kind, body in pieces:
         if kind in ("human", "assistant"):
             if parts:
                 raise SpecError(_broken(place, parts))
-            said.append((kind.capitalize(), body))
+            dialogue.append((kind.capitalize(), body))
             continue
         parts[kind] = body
         if kind == "revision":
-            rows.append(_example(said, parts, f"{place}"))
-            said, parts = [], {}
+            rows.append(_example(dialogue, parts, f"{place}"))
+            dialogue, parts = [], {}
     if parts:
         raise SpecError(_broken(place, parts))
     # What follows the last revision is the opening of the next example: usually a bare "Human:".
-    if not rows or any(body for _, body in said):
+    if not rows or any(body for _, body in dialogue):
         raise SpecError(Problem(place, "has no Revision: at its end", _WANTED))
     return rows
 
@@ -139,10 +139,10 @@ def _broken(place: str, parts: dict[str, str]) -> Problem:
     return Problem(place, f"an example lacks {', '.join(missing)}", _WANTED)
 
 
-def _example(said: list[tuple[str, str]], parts: dict[str, str], place: str) -> dict[str, str]:
-    wanted = ("critiquerequest", "critique", "revisionrequest", "revision")
-    if any(name not in parts for name in wanted):
+def _example(dialogue: list[tuple[str, str]], parts: dict[str, str], place: str) -> dict[str, str]:
+    part_names = ("critiquerequest", "critique", "revisionrequest", "revision")
+    if any(name not in parts for name in part_names):
         raise SpecError(_broken(place, parts))
-    if len(said) < 2 or said[-1][0] != "Assistant":
+    if len(dialogue) < 2 or dialogue[-1][0] != "Assistant":
         raise SpecError(Problem(place, "the critique must follow a Human: and an Assistant: turn", _WANTED))
-    return _whole([_opening(said[:-1]), said[-1][1], *(parts[name] for name in wanted)], place)
+    return _whole([_opening(dialogue[:-1]), dialogue[-1][1], *(parts[name] for name in part_names)], place)

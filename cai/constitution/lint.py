@@ -33,35 +33,35 @@ class Finding:
 
     level: Level
     where: str
-    what: str
+    message: str
     next: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level.value}: {self.where}: {self.what}" + (f"; {self.next}" if self.next else "")
+        return f"{self.level.value}: {self.where}: {self.message}" + (f"; {self.next}" if self.next else "")
 
 
 def lint(constitution: Constitution, needs: tuple[str, ...] = ()) -> list[Finding]:
     """Everything found, errors first. ``needs`` are the texts that the stages read, such as ``("critique",)``."""
-    found = [
+    findings = [
         *_weights(constitution),
         *_ids(constitution),
         *_repeated(constitution),
     ]
     for principle in constitution.principles:
         where = f"{constitution.name}: {principle.id}"
-        found += _missing(principle, where, needs)
+        findings += _missing(principle, where, needs)
         for field in TEXTS:
-            found += _leftovers(getattr(principle, field), f"{where}.{field}")
-    found += _leftovers(constitution.preamble, f"{constitution.name}: preamble")
-    return sorted(found, key=lambda f: f.level is Level.WARNING)
+            findings += _leftovers(getattr(principle, field), f"{where}.{field}")
+    findings += _leftovers(constitution.preamble, f"{constitution.name}: preamble")
+    return sorted(findings, key=lambda f: f.level is Level.WARNING)
 
 
 def _weights(constitution: Constitution) -> Iterator[Finding]:
     if not constitution.principles:
         yield Finding(Level.ERROR, constitution.name, "has no principle", "add one")
     elif not constitution.active:
-        what = "every principle has weight 0, so none can be drawn"
-        yield Finding(Level.ERROR, f"{constitution.name}: weights", what, "give one a positive weight")
+        message = "every principle has weight 0, so none can be drawn"
+        yield Finding(Level.ERROR, f"{constitution.name}: weights", message, "give one a positive weight")
 
 
 def _ids(constitution: Constitution) -> Iterator[Finding]:
@@ -71,9 +71,11 @@ def _ids(constitution: Constitution) -> Iterator[Finding]:
         if not SLUG.fullmatch(p.id):
             yield Finding(Level.ERROR, where, "is no id", SLUG_RULE)
         key = re.sub(r"[^a-z0-9]", "", p.id.lower())
-        other = alike.setdefault(key, p.id)
-        if other != p.id:
-            yield Finding(Level.WARNING, where, f"id is easily taken for '{other}'", "choose ids that differ in words")
+        similar_id = alike.setdefault(key, p.id)
+        if similar_id != p.id:
+            yield Finding(
+                Level.WARNING, where, f"id is easily taken for '{similar_id}'", "choose ids that differ in words"
+            )
 
 
 def _missing(principle: Principle, where: str, needs: tuple[str, ...]) -> Iterator[Finding]:
@@ -88,10 +90,13 @@ def _missing(principle: Principle, where: str, needs: tuple[str, ...]) -> Iterat
             )
     if not has:
         yield Finding(Level.ERROR, where, "has no critique, revision or comparison", "write at least one")
-    for field, other in (("critique", "revision"), ("revision", "critique")):
-        if other in has and field not in has and field not in needs:
+    for field, counterpart in (("critique", "revision"), ("revision", "critique")):
+        if counterpart in has and field not in has and field not in needs:
             yield Finding(
-                Level.WARNING, f"{where}.{field}", f"is missing though there is a {other}", "write both or neither"
+                Level.WARNING,
+                f"{where}.{field}",
+                f"is missing though there is a {counterpart}",
+                "write both or neither",
             )
 
 
@@ -111,15 +116,15 @@ _CONTROL = re.compile(r"<\|[\w-]{1,40}\|>|<extra_id_\d+>|</?s>|\[/?INST\]|<</?SY
 def _leftovers(text: str, where: str) -> Iterator[Finding]:
     if not text:
         return
-    if found := _VARIABLES.search(text):
-        what = f"holds the variable {found[0]!r}, which nothing fills in"
-        yield Finding(Level.ERROR, where, what, "write the text out: principles are not templates")
-    if found := _WRAPPERS.search(text):
-        what = f"holds the wrapper {found[0].strip()!r} of a transcript"
-        yield Finding(Level.WARNING, where, what, "take it out: the prompt templates add their own")
-    if found := _CONTROL.search(text):
-        what = f"holds {found[0]!r}, which is a control token of a chat template"
-        yield Finding(Level.ERROR, where, what, "take it out: a message cannot start a turn")
+    if match := _VARIABLES.search(text):
+        message = f"holds the variable {match[0]!r}, which nothing fills in"
+        yield Finding(Level.ERROR, where, message, "write the text out: principles are not templates")
+    if match := _WRAPPERS.search(text):
+        message = f"holds the wrapper {match[0].strip()!r} of a transcript"
+        yield Finding(Level.WARNING, where, message, "take it out: the prompt templates add their own")
+    if match := _CONTROL.search(text):
+        message = f"holds {match[0]!r}, which is a control token of a chat template"
+        yield Finding(Level.ERROR, where, message, "take it out: a message cannot start a turn")
 
 
 def _words(text: str) -> list[str]:
@@ -143,9 +148,9 @@ def _repeated(constitution: Constitution) -> Iterator[Finding]:
     near: dict[int, tuple[int, float]] = {}
     # By size, so that the inner loop ends where the larger set alone makes the share too small.
     order = sorted((i for i in range(len(masks)) if sizes[i] and i not in same), key=sizes.__getitem__)
-    for at, i in enumerate(order):
+    for position, i in enumerate(order):
         mask, size = masks[i], sizes[i]
-        for j in order[at + 1 :]:
+        for j in order[position + 1 :]:
             if size < NEAR * sizes[j]:
                 break
             common = (mask & masks[j]).bit_count()
@@ -154,12 +159,12 @@ def _repeated(constitution: Constitution) -> Iterator[Finding]:
     for i, p in enumerate(principles):
         where = f"{constitution.name}: {p.id}"
         if i in same:
-            what = f"says the same as '{principles[same[i]].id}'"
-            yield Finding(Level.ERROR, where, what, "keep one of them; use weight to favour it")
+            message = f"says the same as '{principles[same[i]].id}'"
+            yield Finding(Level.ERROR, where, message, "keep one of them; use weight to favour it")
         elif i in near:
             j, share = near[i]
-            what = f"is nearly the same as '{principles[j].id}' ({share:.0%} of their word pairs are common)"
-            yield Finding(Level.WARNING, where, what, "keep one, or make them differ")
+            message = f"is nearly the same as '{principles[j].id}' ({share:.0%} of their word pairs are common)"
+            yield Finding(Level.WARNING, where, message, "keep one, or make them differ")
 
 
 def _masks(words: list[list[list[str]]]) -> tuple[list[int], list[int]]:

@@ -150,9 +150,9 @@ class Constitution(Frozen):
         Raises:
             ValueError: for a field that principles do not have.
         """
-        known = {*Principle.model_fields, "preamble"}
-        if unknown := [f for f in fields if f not in known]:
-            raise ValueError(f"principles have no field '{unknown[0]}'; {did_you_mean(unknown[0], known)}")
+        readable = {*Principle.model_fields, "preamble"}
+        if unknown := [f for f in fields if f not in readable]:
+            raise ValueError(f"principles have no field '{unknown[0]}'; {did_you_mean(unknown[0], readable)}")
         own = [f for f in fields if f not in ("id", "weight", "preamble")]
         entries: list[dict[str, Any]] = [{"preamble": self.preamble}] if "preamble" in fields else []
         for p in self.active:
@@ -212,21 +212,23 @@ _SAYS = {
 
 def problems_of(error: ValidationError, where: Any, model: type[BaseModel]) -> list[Problem]:
     """Every problem of a pydantic error in our words; ``where(field path)`` gives the place of each."""
-    found = []
+    problems = []
     for item in error.errors(include_url=False):
         location = item["loc"]
         kind = item["type"]
         if kind == "extra_forbidden":
-            known = Principle.model_fields if "principles" in location[:-1] else model.model_fields
-            found.append(Problem(where(field_path(location)), "unknown field", did_you_mean(str(location[-1]), known)))
+            field_names = Principle.model_fields if "principles" in location[:-1] else model.model_fields
+            problems.append(
+                Problem(where(field_path(location)), "unknown field", did_you_mean(str(location[-1]), field_names))
+            )
             continue
-        what = _SAYS.get(kind) or item["msg"].removeprefix("Value error, ").removeprefix("Input ").replace(
+        message = _SAYS.get(kind) or item["msg"].removeprefix("Value error, ").removeprefix("Input ").replace(
             "should", "must"
         )
         if kind not in ("missing", "value_error"):
-            what += f", and is {_short(item['input'])}"
-        found.append(Problem(where(field_path(location)), what))
-    return found
+            message += f", and is {_short(item['input'])}"
+        problems.append(Problem(where(field_path(location)), message))
+    return problems
 
 
 def _short(value: Any) -> str:

@@ -17,9 +17,9 @@ from cai.constitution.shapes import (
     Draft,
     drafts_of,
     make_slug,
-    named,
     ours,
     shape_of,
+    with_unique_ids,
 )
 from cai.errors import Problem, SpecError
 from cai.files.yaml_lines import dumps, loads, read_text
@@ -54,12 +54,12 @@ def read_data(path: Path) -> Any:
 
 def _json(text: str, where: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in mapping:
                 raise SpecError(Problem(where, f"key {key!r:.60} is there twice", "keep one"))
-            found[key] = value
-        return found
+            mapping[key] = value
+        return mapping
 
     try:
         data = json.loads(text, object_pairs_hook=once)
@@ -89,17 +89,17 @@ def import_files(paths: list[Path], name: str) -> Constitution:
     problems: list[Problem] = []
     for path in paths:
         try:
-            found = _read(path)
-            if isinstance(found, Constitution):
-                alone, found = found, drafts_of(found)
-            drafts += found
+            parsed = _parse_file(path)
+            if isinstance(parsed, Constitution):
+                alone, parsed = parsed, drafts_of(parsed)
+            drafts += parsed
         except SpecError as error:
             problems += error.problems
     if not problems and not drafts:
         problems.append(Problem(", ".join(map(str, paths)) or "import", "no principle found"))
     if len(drafts) > MAX_PRINCIPLES:
-        what = f"{len(drafts)} principles are more than {MAX_PRINCIPLES}"
-        problems.append(Problem(name, what, "is it the right file?"))
+        message = f"{len(drafts)} principles are more than {MAX_PRINCIPLES}"
+        problems.append(Problem(name, message, "is it the right file?"))
     for draft in drafts:
         if (size := max(len(draft.critique), len(draft.revision), len(draft.comparison))) > MAX_TEXT:
             problems.append(
@@ -110,16 +110,16 @@ def import_files(paths: list[Path], name: str) -> Constitution:
     if alone is not None and len(paths) == 1:
         # Our own format keeps its preamble, source and licence.
         return alone.model_copy(update={"name": name})
-    principles = tuple(Principle.model_validate(asdict(d)) for d in named(_paired(drafts)))
+    principles = tuple(Principle.model_validate(asdict(d)) for d in with_unique_ids(_paired(drafts)))
     return Constitution(name=name, source=", ".join(p.name for p in paths), principles=principles)
 
 
-def _read(path: Path) -> list[Draft] | Constitution:
+def _parse_file(path: Path) -> list[Draft] | Constitution:
     data = read_data(path)
     shape = shape_of(data)
     if shape is None:
-        known = "a list of principles, critique and revision requests, comparisons, Markdown, or our own YAML"
-        raise SpecError(Problem(str(path), "has no shape that is known", f"wanted: {known}"))
+        supported = "a list of principles, critique and revision requests, comparisons, Markdown, or our own YAML"
+        raise SpecError(Problem(str(path), "has no shape that is known", f"wanted: {supported}"))
     if shape == "ours":
         sentences = isinstance(data.get("principles"), list) and any(isinstance(p, str) for p in data["principles"])
         yaml = path.suffix.lower() in (".yaml", ".yml")
@@ -173,10 +173,10 @@ def dump_yaml(constitution: Constitution, command: str = "") -> str:
         {k: v for k, v in p.model_dump(mode="json").items() if k == "id" or v != _DEFAULTS[k]}
         for p in constitution.principles
     ]
-    made = command or f"FILE... --out constitutions/{make_slug(constitution.name) or 'mine'}.yaml"
+    arguments = command or f"FILE... --out constitutions/{make_slug(constitution.name) or 'mine'}.yaml"
     lines = [
         f"# yaml-language-server: $schema=../{SCHEMA_PATH}",
-        f"# Made with: python -m cai import {' '.join(made.split())}",
+        f"# Made with: python -m cai import {' '.join(arguments.split())}",
     ]
     blocks = [dumps(head)] + [_indented(p) for p in principles]
     return "\n".join(lines) + "\n" + blocks[0] + "principles:\n" + "\n".join(blocks[1:])

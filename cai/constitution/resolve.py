@@ -110,27 +110,27 @@ def resolve_constitution(
     return result
 
 
-def load_constitution(path: Path, find: Find | None = None, shown: str = "") -> Constitution:
+def load_constitution(path: Path, find: Find | None = None, display_path: str = "") -> Constitution:
     """The constitution of a YAML file; what it extends is looked for beside it unless ``find`` is given.
 
     Raises:
         SpecError: with every problem found.
     """
-    shown = shown or str(path)
+    display_path = display_path or str(path)
 
     def beside(name: str) -> Mapping[str, Any]:
-        other = path.parent / f"{name}.yaml"
-        if not _named(name) or not other.is_file():
-            known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-            raise SpecError(Problem(str(path.parent), f"no '{name}'", did_you_mean(name, known)))
-        return load_mapping(other, str(Path(shown).parent / other.name))
+        base_path = path.parent / f"{name}.yaml"
+        if not _is_slug(name) or not base_path.is_file():
+            names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            raise SpecError(Problem(str(path.parent), f"no '{name}'", did_you_mean(name, names)))
+        return load_mapping(base_path, str(Path(display_path).parent / base_path.name))
 
-    raw = load_mapping(path, shown)
+    raw = load_mapping(path, display_path)
     raw.setdefault("name", path.stem)
-    return resolve_constitution(raw, find or beside, shown)
+    return resolve_constitution(raw, find or beside, display_path)
 
 
-def _named(name: str) -> bool:
+def _is_slug(name: str) -> bool:
     try:
         return bool(slug(name))
     except ValueError:
@@ -149,32 +149,34 @@ class _Resolver:
     """Collects problems; resolves each extended constitution once, however many paths lead to it."""
 
     def __init__(self, find: Find, problems: list[Problem]) -> None:
-        self.find, self.problems = find, problems
-        self.done: dict[str, Constitution | None] = {}
+        self.find = find
+        self.problems = problems
+        self.resolved: dict[str, Constitution | None] = {}
+        """By name, so that one that several extend is resolved once; None where something in it is wrong."""
 
-    def resolve(self, raw: Mapping[str, Any], at: Locate, trail: tuple[str, ...]) -> Constitution | None:
+    def resolve(self, raw: Mapping[str, Any], locate: Locate, trail: tuple[str, ...]) -> Constitution | None:
         """The resolved constitution, or None when something in it or below it is wrong."""
         problems = self.problems
         before = len(problems)
-        file = _parse(raw, at, problems)
+        file = _parse(raw, locate, problems)
         extends = dict.fromkeys(file.extends if file else _names_in(raw.get("extends")))
-        found = [self._base(name, at("extends"), trail) for name in extends]
-        if file is None or None in found:
+        resolved_bases = [self._base(name, locate("extends"), trail) for name in extends]
+        if file is None or None in resolved_bases:
             return None
-        bases = [b for b in found if b is not None]
-        merged: dict[str, Principle] = {p.id: p for base in bases for p in base.principles}
-        _own(file.principles, merged, at, problems)
-        kept = _select(file, list(merged.values()), at, problems) if len(problems) == before else []
+        bases = [b for b in resolved_bases if b is not None]
+        inherited: dict[str, Principle] = {p.id: p for base in bases for p in base.principles}
+        merged = _with_own(file.principles, inherited, locate, problems)
+        selected = _select(file, list(merged.values()), locate, problems) if len(problems) == before else []
         if len(problems) > before:
             return None
-        if not kept:
+        if not selected:
             field = "include" if file.include else "exclude" if file.exclude else "principles"
             then = "add principles, or widen include and exclude"
-            problems.append(Problem(at(field), "leaves no principle", then))
-        elif not any(p.weight > 0 for p in kept):
-            what = "every principle has weight 0, so none can be drawn"
+            problems.append(Problem(locate(field), "leaves no principle", then))
+        elif not any(p.weight > 0 for p in selected):
+            message = "every principle has weight 0, so none can be drawn"
             problems.append(
-                Problem(at("weights" if file.weights else "principles"), what, "give one a positive weight")
+                Problem(locate("weights" if file.weights else "principles"), message, "give one a positive weight")
             )
         return Constitution(
             name=file.name or "constitution",
@@ -182,7 +184,7 @@ class _Resolver:
             source=file.source or _joined(b.source for b in bases),
             licence=file.licence or _joined(b.licence for b in bases),
             preamble=file.preamble or next((b.preamble for b in reversed(bases) if b.preamble), ""),
-            principles=tuple(kept),
+            principles=tuple(selected),
         )
 
     def _base(self, name: str, here: str, trail: tuple[str, ...]) -> Constitution | None:
@@ -193,70 +195,76 @@ class _Resolver:
         if len(trail) >= MAX_CHAIN:
             self.problems.append(Problem(here, f"extends more than {MAX_CHAIN} constitutions in a row"))
             return None
-        if name not in self.done:
+        if name not in self.resolved:
             try:
                 raw = self.find(name)
             except SpecError as error:
-                what = f"cannot extend '{name}'"
-                self.problems += [Problem(here, f"{what} ({p.where}: {p.what})", p.next) for p in error.problems]
-                self.done[name] = None
+                message = f"cannot extend '{name}'"
+                self.problems += [Problem(here, f"{message} ({p.where}: {p.message})", p.next) for p in error.problems]
+                self.resolved[name] = None
             except KeyError:
                 self.problems.append(Problem(here, f"no constitution '{name}'"))
-                self.done[name] = None
+                self.resolved[name] = None
             else:
-                self.done[name] = self.resolve(raw, _places(raw, name, None), (*trail, name))
-        return self.done[name]
+                self.resolved[name] = self.resolve(raw, _places(raw, name, None), (*trail, name))
+        return self.resolved[name]
 
 
-def _parse(raw: Mapping[str, Any], at: Locate, problems: list[Problem]) -> ConstitutionFile | None:
+def _parse(raw: Mapping[str, Any], locate: Locate, problems: list[Problem]) -> ConstitutionFile | None:
     try:
         # A field left empty in YAML is null, and means that it is not given.
         return ConstitutionFile.model_validate({k: v for k, v in raw.items() if v is not None})
     except ValidationError as error:
-        problems += problems_of(error, at, ConstitutionFile)
+        problems += problems_of(error, locate, ConstitutionFile)
         return None
 
 
-def _own(entries: Sequence[PrincipleEntry], merged: dict[str, Principle], at: Locate, problems: list[Problem]) -> None:
-    """Put a file's own principles into ``merged``: new ones at the end, known ids override the fields they give."""
+def _with_own(
+    entries: Sequence[PrincipleEntry], inherited: Mapping[str, Principle], locate: Locate, problems: list[Problem]
+) -> dict[str, Principle]:
+    """``inherited`` and a file's own principles: new ones at the end, known ids override the fields they give."""
+    merged = dict(inherited)
     first: dict[str, int] = {}
     for number, entry in enumerate(entries):
-        if (other := first.setdefault(entry.id, number)) != number:
-            what = f"'{entry.id}' is there twice (also principles[{other}])"
-            problems.append(Problem(at(f"principles[{number}].id"), what, "give it an id of its own"))
+        if (first_number := first.setdefault(entry.id, number)) != number:
+            message = f"'{entry.id}' is there twice (also principles[{first_number}])"
+            problems.append(Problem(locate(f"principles[{number}].id"), message, "give it an id of its own"))
             continue
-        given = {f: getattr(entry, f) for f in entry.model_fields_set if getattr(entry, f) is not None}
+        overrides = {f: getattr(entry, f) for f in entry.model_fields_set if getattr(entry, f) is not None}
         base = merged[entry.id].model_dump() if entry.id in merged else {}
         try:
-            principle = Principle.model_validate(base | given)
+            principle = Principle.model_validate(base | overrides)
         except ValidationError as error:
-            problems += problems_of(error, lambda f, n=number: at(f"principles[{n}].{f}"), Principle)
+            problems += problems_of(error, lambda f, n=number: locate(f"principles[{n}].{f}"), Principle)
             continue
         if not any(getattr(principle, f) for f in TEXTS):
-            what = "has no critique, revision or comparison"
+            message = "has no critique, revision or comparison"
             near = did_you_mean(entry.id, merged) if merged and entry.id not in merged else ""
-            problems.append(Problem(at(f"principles[{number}]"), what, near or "write at least one"))
+            problems.append(Problem(locate(f"principles[{number}]"), message, near or "write at least one"))
         merged[entry.id] = principle
+    return merged
 
 
 def _select(
-    file: ConstitutionFile, all_of_them: list[Principle], at: Locate, problems: list[Problem]
+    file: ConstitutionFile, all_of_them: list[Principle], locate: Locate, problems: list[Problem]
 ) -> list[Principle]:
     def chosen(field: str, selectors: Sequence[str]) -> list[set[str]]:
         sets = []
         for number, selector in enumerate(selectors):
             ids = matching(selector, all_of_them)
             if not ids:
-                known = {p.id for p in all_of_them} | {f"tag:{t}" for p in all_of_them for t in p.tags}
-                place = at(f"{field}.{selector}" if field == "weights" else f"{field}[{number}]")
-                problems.append(Problem(place, f"'{selector}' matches no principle", did_you_mean(selector, known)))
+                valid_selectors = {p.id for p in all_of_them} | {f"tag:{t}" for p in all_of_them for t in p.tags}
+                place = locate(f"{field}.{selector}" if field == "weights" else f"{field}[{number}]")
+                problems.append(
+                    Problem(place, f"'{selector}' matches no principle", did_you_mean(selector, valid_selectors))
+                )
             sets.append(ids)
         return sets
 
     included = set().union(*chosen("include", file.include))
     excluded = set().union(*chosen("exclude", file.exclude))
     factors = list(zip(chosen("weights", list(file.weights)), file.weights.values(), strict=True))
-    kept = []
+    selected = []
     for p in all_of_them:
         if (file.include and p.id not in included) or p.id in excluded:
             continue
@@ -264,8 +272,8 @@ def _select(
         for ids, change in factors:
             if p.id in ids:
                 weight = min(weight * float(change[1:]), MAX_WEIGHT) if isinstance(change, str) else change
-        kept.append(p if weight == p.weight else p.model_copy(update={"weight": weight}))
-    return kept
+        selected.append(p if weight == p.weight else p.model_copy(update={"weight": weight}))
+    return selected
 
 
 def matching(selector: str, principles: Iterable[Principle]) -> set[str]:

@@ -90,8 +90,8 @@ def _stated(rule: str, tags: tuple[str, ...] = ()) -> Draft:
     lead = re.match(r"\*\*(.+?)\*\*|__(.+?)__", rule)
     plain = re.sub(r"\*\*|__|`", "", rule).strip()
     name = make_slug((lead[1] or lead[2]) if lead else " ".join(plain.split()[:6]))
-    made = requests_for(plain)
-    return Draft(name, made["critique"], made["revision"], made["comparison"], tags, rationale=plain)
+    requests = requests_for(plain)
+    return Draft(name, requests["critique"], requests["revision"], requests["comparison"], tags, rationale=plain)
 
 
 def _plain_list(data: Any, where: str) -> list[Draft]:
@@ -140,7 +140,7 @@ def ours(data: Mapping[str, Any], where: str) -> Constitution:
     """Our own format as data; principles may be plain sentences. It stands alone: nothing is looked for on disk."""
     entries = data.get("principles")
     if isinstance(entries, list) and entries and all(isinstance(e, str) for e in entries):
-        stated = [asdict(d) for d in named(_plain_list(entries, where))]
+        stated = [asdict(d) for d in with_unique_ids(_plain_list(entries, where))]
         data = {**data, "principles": stated}
 
     def alone(name: str) -> Mapping[str, Any]:
@@ -159,8 +159,8 @@ def _ours(data: Any, where: str) -> list[Draft]:
 
 
 def _no_examples(data: Any, where: str) -> list[Draft]:
-    what = "holds examples that compare two answers" if comparison_examples(data) else "holds few-shot examples"
-    raise SpecError(Problem(where, f"{what}, not principles", "name it as `few_shots` of the revise stage instead"))
+    message = "holds examples that compare two answers" if comparison_examples(data) else "holds few-shot examples"
+    raise SpecError(Problem(where, f"{message}, not principles", "name it as `few_shots` of the revise stage instead"))
 
 
 READERS: dict[str, Callable[[Any, str], list[Draft]]] = {
@@ -202,7 +202,7 @@ def _are_records(values: Any) -> bool:
     return all(isinstance(v, dict) and marks & v.keys() for v in values)
 
 
-def named(drafts: Iterable[Draft]) -> list[Draft]:
+def with_unique_ids(drafts: Iterable[Draft]) -> list[Draft]:
     """Drafts with ids, each different: repeated ones get a number."""
     used: set[str] = set()
     result = []
@@ -220,5 +220,5 @@ def named(drafts: Iterable[Draft]) -> list[Draft]:
 
 def make_slug(text: str) -> str:
     """An id made of any text, at most 60 characters; empty when nothing of it can be used."""
-    found = re.sub(r"[^a-z0-9._]+", "-", text[:200].lower())[:60].strip("-._")
-    return found if SLUG.fullmatch(found) else ""
+    candidate = re.sub(r"[^a-z0-9._]+", "-", text[:200].lower())[:60].strip("-._")
+    return candidate if SLUG.fullmatch(candidate) else ""

@@ -87,7 +87,7 @@ def _nemo_sft_chat(path: Path, rows: Iterable[Row], text: TextOptions, tally: Co
     def chat(row: Conversation) -> _Chat:
         return _Chat(text.template.spans(row.messages), text.template.harmless(row.messages))
 
-    return write_chat(path, _rendered(_only(rows, Conversation), chat, tally), text.count, text.max_tokens)
+    return write_chat(path, _rendered(_only(rows, Conversation), chat, tally), text.count, max_length=text.max_tokens)
 
 
 def _nemo_reward(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
@@ -95,12 +95,12 @@ def _nemo_reward(path: Path, rows: Iterable[Row], text: TextOptions, tally: Coun
         chosen, rejected = (text.template.answer(row.messages, answer) for answer in (row.chosen, row.rejected))
         return HardPair(row.id, text.template.prompt(row.messages), chosen, rejected)
 
-    return write_pairs(path, _rendered(_hard(rows, tally), pair, tally), text.count, text.max_tokens)
+    return write_pairs(path, _rendered(_hard(rows, tally), pair, tally), text.count, max_length=text.max_tokens)
 
 
 def _nemo_prompts(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
-    prompts = _rendered(_asked(rows, tally), lambda asked: _Prompt(text.template.prompt(asked)), tally)
-    return write_prompts(path, prompts, text.count, text.max_tokens)
+    prompts = _rendered(_distinct_prompts(rows, tally), lambda messages: _Prompt(text.template.prompt(messages)), tally)
+    return write_prompts(path, prompts, text.count, max_length=text.max_tokens)
 
 
 def _openai_messages(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
@@ -119,13 +119,13 @@ def _nemo_rl_preference(path: Path, rows: Iterable[Row], text: TextOptions, tall
 
 
 def _nemo_rl_prompts(path: Path, rows: Iterable[Row], text: TextOptions, tally: Counter[str]) -> Written:
-    def record(asked: tuple[Message, ...]) -> dict[str, Any]:
+    def record(messages: tuple[Message, ...]) -> dict[str, Any]:
         # NeMo-RL's ResponseDataset makes one user turn of the text, so it cannot say what was said before.
-        if len(asked) > 1:
+        if len(messages) > 1:
             raise Dropped("more than one turn")
-        return {"input": asked[0].content, "output": ""}
+        return {"input": messages[0].content, "output": ""}
 
-    return _messages_file(path, _asked(rows, tally), record)
+    return _messages_file(path, _distinct_prompts(rows, tally), record)
 
 
 FORMATS: dict[str, ExportFormat] = {
@@ -147,7 +147,9 @@ FORMATS: dict[str, ExportFormat] = {
 
 
 def _messages_file(path: Path, rows: Iterable[T], record: Callable[[T], dict[str, Any]]) -> Written:
-    return write_lines(path, ((row, True) for row in rows), lambda row: ([json_line(record(row))], [0]), 1, "rows")
+    return write_lines(
+        path, ((row, True) for row in rows), lambda row: ([json_line(record(row))], [0]), at_least=1, noun="rows"
+    )
 
 
 def _rendered(rows: Iterable[T], render: Callable[[T], S], tally: Counter[str]) -> Iterator[S]:
@@ -175,12 +177,12 @@ def _hard(rows: Iterable[Row], tally: Counter[str]) -> Iterator[Comparison]:
             yield row
 
 
-def _asked(rows: Iterable[Row], tally: Counter[str]) -> Iterator[tuple[Message, ...]]:
+def _distinct_prompts(rows: Iterable[Row], tally: Counter[str]) -> Iterator[tuple[Message, ...]]:
     """What was asked, each once: a comparison of the same prompt would only ask it again."""
-    seen = Seen()
+    seen_prompts = Seen()
     for row in rows:
         messages = row.prompt if isinstance(row, Conversation) else row.messages
-        if seen.add("\x1f".join(text for m in messages for text in (m.role, m.content))):
+        if seen_prompts.add("\x1f".join(text for m in messages for text in (m.role, m.content))):
             yield messages
         else:
             tally["repeated prompt"] += 1

@@ -68,11 +68,20 @@ class Journal:
 
     def __init__(self, path: Path, others: Sequence[Path] = (), look: bool = False) -> None:
         self.path = path
-        self.torn = self.out = self.dropped = 0
-        self._at, self._length, self._file, self._rows = array("q"), array("I"), array("H"), 0
+        self.torn = 0
+        self.out = 0
+        self.dropped = 0
+        # The index, 14 bytes a row: where the line of each finished row is.
+        self._offset = array("q")
+        """Byte in its file at which a row's line begins; -1 for a row that is not finished."""
+        self._length = array("I")
+        self._file = array("H")
+        self._rows = 0
         self._calls: dict[int, list[tuple[int, int, int]]] = {}
+        """Row that is not finished -> (file, offset, length) of each of its calls."""
         self._fds: list[int] = []
-        self._paths, self._end = (path, *others), 0
+        self._paths = (path, *others)
+        self._end = 0
         self.close = weakref.finalize(self, _close, self._fds)
         if len(others) > _MANY:
             _allow_files(len(others) + 1024)
@@ -87,7 +96,7 @@ class Journal:
             raise
 
     def __contains__(self, row: int) -> bool:
-        return row < len(self._at) and self._at[row] >= 0
+        return row < len(self._offset) and self._offset[row] >= 0
 
     def __len__(self) -> int:
         """Finished rows."""
@@ -95,16 +104,16 @@ class Journal:
 
     def __iter__(self) -> Iterator[int]:
         """Numbers of the finished rows, ascending."""
-        return (row for row, at in enumerate(self._at) if at >= 0)
+        return (row for row, offset in enumerate(self._offset) if offset >= 0)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         if row not in self:
             raise KeyError(row)
-        return self._read(row, self._file[row], self._at[row], self._length[row])
+        return self._value(row, self._file[row], self._offset[row], self._length[row])
 
     def calls(self, row: int) -> list[dict[str, Any]]:
         """Values of the calls of an unfinished row that earlier processes left, in the order in which they came."""
-        return [self._read(row, *place) for place in self._calls.get(row, ())]
+        return [self._value(row, *place) for place in self._calls.get(row, ())]
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records, as a whole or not at all; they are on the disk when this returns.
@@ -124,28 +133,32 @@ class Journal:
             return
         lines = [_line(record, self._end, len(fresh) - i - 1) for i, record in enumerate(fresh)]
         self._write(b"".join(lines))
-        at = self._end
+        offset = self._end
         for record, line in zip(fresh, lines, strict=True):
             if not record.call:
-                self._finished(record.row, 0, at, len(line), record.out, record.dropped)
-            at += len(line)
-        self._end = at
+                self._finished(
+                    record.row, file=0, offset=offset, length=len(line), out=record.out, dropped=record.dropped
+                )
+            offset += len(line)
+        self._end = offset
 
-    def _finished(self, row: int, file: int, at: int, length: int, out: int, dropped: int) -> None:
-        if row >= len(self._at):
-            more = max(row + 1 - len(self._at), len(self._at) // 8, 1024)
-            self._at.extend(array("q", [-1]) * more)
+    def _finished(self, row: int, *, file: int, offset: int, length: int, out: int, dropped: int) -> None:
+        if row >= len(self._offset):
+            more = max(row + 1 - len(self._offset), len(self._offset) // 8, 1024)
+            self._offset.extend(array("q", [-1]) * more)
             self._length.extend(array("I", [0]) * more)
             self._file.extend(array("H", [0]) * more)
-        if self._at[row] < 0:
-            self._at[row], self._length[row], self._file[row] = at, length, file
-            self._rows, self.out, self.dropped = self._rows + 1, self.out + out, self.dropped + dropped
+        if self._offset[row] < 0:
+            self._offset[row], self._length[row], self._file[row] = offset, length, file
+            self._rows += 1
+            self.out += out
+            self.dropped += dropped
             self._calls.pop(row, None)
 
-    def _read(self, row: int, file: int, at: int, length: int) -> dict[str, Any]:
-        line = os.pread(self._fds[file], length, at)
+    def _value(self, row: int, file: int, offset: int, length: int) -> dict[str, Any]:
+        line = os.pread(self._fds[file], length, offset)
         if _head(line) is None:
-            raise StepFailed(f"{self._paths[file]}: byte {at}: row {row} changed on the disk while it was in use")
+            raise StepFailed(f"{self._paths[file]}: byte {offset}: row {row} changed on the disk while it was in use")
         value: dict[str, Any] = json.loads(line)["v"]
         return value
 
@@ -163,7 +176,7 @@ class Journal:
 
     def _scan(self, number: int, path: Path, look: bool) -> int:
         """Note the place of every row and cut a torn end off; returns the length of what is whole, in bytes."""
-        at = good = 0
+        offset = good = 0
         bad = bad_line = -1
         group: list[tuple[int, int, int, re.Match[bytes]]] = []
         match, crc = _HEAD.match, crc32
@@ -175,31 +188,31 @@ class Journal:
                     head = None
                 if bad < 0:
                     if head is None or int(head[4]) != good:
-                        bad, bad_line = at, counted
+                        bad, bad_line = offset, counted
                     else:
-                        group.append((int(head[2]), at, len(line), head))
+                        group.append((int(head[2]), offset, len(line), head))
                         if head[5] == b"0":
                             self._take(number, group)
-                            group, good = [], at + len(line)
+                            group, good = [], offset + len(line)
                 elif head is not None and int(head[4]) > bad:
                     raise StepFailed(
                         f"{path}: line {bad_line} (byte {bad}) is damaged, though it was whole on the disk when "
                         f"line {counted} was written; check the disk, then remove this file to do its rows again"
                     )
-                at += len(line)
-        if good < at:
-            self.torn += at - good
+                offset += len(line)
+        if good < offset:
+            self.torn += offset - good
             if not look:
                 os.ftruncate(self._fds[number], good)
                 os.fsync(self._fds[number])
         return good
 
     def _take(self, number: int, group: Sequence[tuple[int, int, int, re.Match[bytes]]]) -> None:
-        for row, at, length, head in group:
+        for row, offset, length, head in group:
             if head[3] == b"row":
-                self._finished(row, number, at, length, int(head[6]), int(head[7]))
+                self._finished(row, file=number, offset=offset, length=length, out=int(head[6]), dropped=int(head[7]))
             elif row not in self:
-                self._calls.setdefault(row, []).append((number, at, length))
+                self._calls.setdefault(row, []).append((number, offset, length))
 
 
 def _opened(path: Path, look: bool) -> int:
@@ -216,13 +229,13 @@ def _opened(path: Path, look: bool) -> int:
     return fd
 
 
-def _allow_files(wanted: int) -> None:
+def _allow_files(count: int) -> None:
     """Let this process have so many files open, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _close(fds: list[int]) -> None:
@@ -230,12 +243,11 @@ def _close(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _line(record: Record, begin: int, left: int) -> bytes:
+def _line(record: Record, begin: int, remaining: int) -> bytes:
     value = _encode(record.value)
     kind = "call" if record.call else "row"
-    head = (
-        f'"row":{record.row},"kind":"{kind}","from":{begin},"left":{left},"out":{record.out},"dropped":{record.dropped}'
-    )
+    place = f'"row":{record.row},"kind":"{kind}","from":{begin},"left":{remaining}'
+    head = f'{place},"out":{record.out},"dropped":{record.dropped}'
     # surrogatepass: a model may answer half a character, and json.loads reads it back the same way.
     rest = f'{head},"v":{value}}}'.encode("utf-8", "surrogatepass")
     return b'{"crc":"%08x",%s\n' % (crc32(rest), rest)
@@ -243,7 +255,7 @@ def _line(record: Record, begin: int, left: int) -> bytes:
 
 def _head(line: bytes) -> re.Match[bytes] | None:
     """The fields before the value of a whole line; None for anything else."""
-    found = _HEAD.match(line)
-    if found is None or not line.endswith(b"}\n") or int(found[1], 16) != crc32(line[_CRC:-1]):
+    match = _HEAD.match(line)
+    if match is None or not line.endswith(b"}\n") or int(match[1], 16) != crc32(line[_CRC:-1]):
         return None
-    return found
+    return match

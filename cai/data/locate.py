@@ -33,14 +33,14 @@ def hub_file(path: str, revision: str | None = None, moving: bool = False) -> Hu
         SpecError: when it is no such path, or the revision is not the 40 digits of a commit; with ``moving`` a branch
             is taken too.
     """
-    found = _HUB_PATH.fullmatch(path)
-    if found is None:
+    match = _HUB_PATH.fullmatch(path)
+    if match is None:
         raise SpecError(Problem("path", f"'{path}' is no hub path", "write hf:NAME@COMMIT:FILE"))
-    at = found["revision"] or revision
-    if at is None or not (moving or is_commit(at)):
-        what = f"'{path}' is not pinned: " + (f"'{at}' can move" if at else "it has no revision")
-        raise SpecError(Problem("path", what, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
-    return HubFile(found["name"], at, found["file"])
+    pinned = match["revision"] or revision
+    if pinned is None or not (moving or is_commit(pinned)):
+        message = f"'{path}' is not pinned: " + (f"'{pinned}' can move" if pinned else "it has no revision")
+        raise SpecError(Problem("path", message, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
+    return HubFile(match["name"], pinned, match["file"])
 
 
 def is_commit(revision: str) -> bool:
@@ -48,7 +48,7 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
 
 
-def download(wanted: HubFile) -> Path:
+def download(remote: HubFile) -> Path:
     """The file in the hub's local cache, fetched where it is not there yet.
 
     Raises:
@@ -58,10 +58,10 @@ def download(wanted: HubFile) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise PrerequisiteError(f"hf:{wanted.name}: needs the package 'huggingface_hub'; install it") from error
-    where = f"hf:{wanted.name}@{wanted.revision}:{wanted.file}"
+        raise PrerequisiteError(f"hf:{remote.name}: needs the package 'huggingface_hub'; install it") from error
+    where = f"hf:{remote.name}@{remote.revision}:{remote.file}"
     try:
-        return Path(hf_hub_download(wanted.name, wanted.file, repo_type="dataset", revision=wanted.revision))
+        return Path(hf_hub_download(remote.name, remote.file, repo_type="dataset", revision=remote.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(
@@ -77,17 +77,17 @@ def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> li
     """
     if path.startswith(SHIPPED):
         name = path.removeprefix(SHIPPED)
-        roots, shown = (Path(str(resources.files("cai.data"))),), "the shipped data"
+        roots, searched = (Path(str(resources.files("cai.data"))),), "the shipped data"
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SpecError(Problem("path", f"'{path}' leaves the shipped data", "name a file in it"))
     else:
-        name, shown = str(Path(path).expanduser()), ", ".join(str(r) for r in roots)
+        name, searched = str(Path(path).expanduser()), ", ".join(str(r) for r in roots)
     if Path(name).is_absolute():
-        roots, shown = (Path("/"),), str(Path(name).parent)
+        roots, searched = (Path("/"),), str(Path(name).parent)
     for root in roots:
         if files := _matches(root, name, suffixes):
             return files
-    raise SpecError(Problem("path", f"'{path}' is not in {shown}", _nearest(roots, name, suffixes)))
+    raise SpecError(Problem("path", f"'{path}' is not in {searched}", _nearest(roots, name, suffixes)))
 
 
 def _matches(root: Path, name: str, suffixes: Sequence[str]) -> list[Path]:

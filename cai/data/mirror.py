@@ -24,23 +24,23 @@ _NOTES = Path(".cache/huggingface/download")  # of ``hf download --local-dir``: 
 _DIGEST = 64
 
 
-def hub_path(wanted: HubFile) -> Path:
+def hub_path(remote: HubFile) -> Path:
     """A hub file on this machine: the mirror's where it has one, else the hub's, fetched where that is needed.
 
     Raises:
         PrerequisiteError: when it is nowhere, or the mirror's is not what is wanted.
     """
-    if (found := mirrored(wanted)) is not None:
-        return found
+    if (path := mirrored(remote)) is not None:
+        return path
     try:
-        return download(wanted)
+        return download(remote)
     except PrerequisiteError as error:
         root = os.environ.get(MIRROR)
-        hint = f"{root} ({MIRROR}) has no {wanted.name}/{wanted.file}" if root else f"or set {MIRROR} to a mirror"
+        hint = f"{root} ({MIRROR}) has no {remote.name}/{remote.file}" if root else f"or set {MIRROR} to a mirror"
         raise PrerequisiteError(f"{error}; {hint}") from error
 
 
-def mirrored(wanted: HubFile) -> Path | None:
+def mirrored(remote: HubFile) -> Path | None:
     """The mirror's file, checked against what is known of it; None where there is no mirror, or not in it.
 
     Raises:
@@ -51,10 +51,10 @@ def mirrored(wanted: HubFile) -> Path | None:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise PrerequisiteError(f"{MIRROR}={root}: no such folder; it must hold data sets as the hub has them")
-    for base in _bases(folder, wanted.name):
-        if (base / wanted.file).is_file():
-            _check(base, wanted)
-            return base / wanted.file
+    for base in _bases(folder, remote.name):
+        if (base / remote.file).is_file():
+            _check(base, remote)
+            return base / remote.file
     return None
 
 
@@ -66,26 +66,28 @@ def _bases(folder: Path, name: str) -> Iterator[Path]:
         yield folder
 
 
-def _check(base: Path, wanted: HubFile) -> None:
-    path = base / wanted.file
+def _check(base: Path, remote: HubFile) -> None:
+    path = base / remote.file
     digests: dict[str, str] = {}
     for line in _lines(base / SUMS):
         digest, _, name = line.partition(" ")
         # As sha256sum writes it: two spaces, or a space and a star.
         digests[name[1:].removeprefix("./")] = digest.lower()
-    expected: dict[str, str | None] = {SUMS: digests.get(wanted.file)}
-    notes = _lines(base / _NOTES / f"{wanted.file}.metadata")
+    expected: dict[str, str | None] = {SUMS: digests.get(remote.file)}
+    notes = _lines(base / _NOTES / f"{remote.file}.metadata")
     if len(notes) > 1:
         commit, etag = notes[0].strip(), notes[1].strip()
-        if is_commit(wanted.revision) and is_commit(commit) and commit != wanted.revision:
+        if is_commit(remote.revision) and is_commit(commit) and commit != remote.revision:
             raise PrerequisiteError(
-                f"{path}: was downloaded at commit {commit}, but {wanted.revision} is wanted; "
-                f"run `hf download {wanted.name} --repo-type dataset --revision {wanted.revision} --local-dir {base}`"
+                f"{path}: was downloaded at commit {commit}, but {remote.revision} is wanted; "
+                f"run `hf download {remote.name} --repo-type dataset --revision {remote.revision} --local-dir {base}`"
             )
         expected["its download"] = etag if len(etag) == _DIGEST else None
-    for said_by, known in expected.items():
-        if known is not None and file_digest(path) != known:
-            raise PrerequisiteError(f"{path}: its bytes are not those of {said_by} ({known}); fetch the file again")
+    for said_by, expected_digest in expected.items():
+        if expected_digest is not None and file_digest(path) != expected_digest:
+            raise PrerequisiteError(
+                f"{path}: its bytes are not those of {said_by} ({expected_digest}); fetch the file again"
+            )
 
 
 def _lines(path: Path) -> list[str]:

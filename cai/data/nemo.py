@@ -132,7 +132,7 @@ class Dropped(Exception):
 
 
 def write_chat(
-    path: Path, texts: Iterable[ChatText], count: Count, max_length: int, at_least: int = 1, dataset: str = "cai"
+    path: Path, texts: Iterable[ChatText], count: Count, *, max_length: int, at_least: int = 1, dataset: str = "cai"
 ) -> Written:
     """SFT conversations, one JSON object a line; ``max_length`` is ``max_seq_length`` (tokens), as upstream counts.
 
@@ -167,10 +167,10 @@ def write_chat(
                 raise Dropped("tokens merge across turns")
         return [line], [tokens]
 
-    return write_lines(path, ((text, True) for text in texts), lines, at_least, "conversations")
+    return write_lines(path, ((text, True) for text in texts), lines, at_least=at_least, noun="conversations")
 
 
-def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length: int, at_least: int = 1) -> Written:
+def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, *, max_length: int, at_least: int = 1) -> Written:
     """Comparisons, two lines each: the chosen text, then the rejected one. ``max_length`` tokens per text.
 
     Raises:
@@ -184,9 +184,9 @@ def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length:
         for answer in (pair.chosen, pair.rejected):
             if not answer.endswith(ANSWER_END):
                 raise Dropped("answer without end of turn")
-            if not (said := answer.removesuffix(ANSWER_END)).strip():
+            if not (answer_text := answer.removesuffix(ANSWER_END)).strip():
                 raise Dropped("empty answer")
-            _no_control(said)
+            _no_control(answer_text)
         if pair.chosen == pair.rejected:
             raise Dropped("identical answers")
         texts = [pair.prompt + answer for answer in (pair.chosen, pair.rejected)]
@@ -196,11 +196,11 @@ def write_pairs(path: Path, pairs: Iterable[HardPair], count: Count, max_length:
             raise Dropped("too long")
         return lines, tokens
 
-    return write_lines(path, ((pair, pair.replica == 0) for pair in pairs), lines_of, at_least, "pairs")
+    return write_lines(path, ((pair, pair.replica == 0) for pair in pairs), lines_of, at_least=at_least, noun="pairs")
 
 
 def write_prompts(
-    path: Path, prompts: Iterable[PromptLike], count: Count, max_length: int, at_least: int = 1
+    path: Path, prompts: Iterable[PromptLike], count: Count, *, max_length: int, at_least: int = 1
 ) -> Written:
     """PPO's prompts, one a line. ``max_length`` is the sequence length minus the answer's ``length_params.max_length``.
 
@@ -209,19 +209,19 @@ def write_prompts(
     Raises:
         SpecError: fewer prompts than ``at_least`` are left; ``path`` is then as it was.
     """
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
 
     def first(prompt: PromptLike) -> bool:
-        new = id(prompt) not in seen
-        seen.add(id(prompt))
+        new = id(prompt) not in seen_ids
+        seen_ids.add(id(prompt))
         return new
 
     return write_lines(
         path,
         ((prompt, first(prompt)) for prompt in prompts),
         lambda prompt: prompt_lines(prompt, count, max_length),
-        at_least,
-        "prompts",
+        at_least=at_least,
+        noun="prompts",
     )
 
 
@@ -253,11 +253,11 @@ def _checked(text: ChatText, dataset: str) -> dict[str, Any]:
         raise Dropped("empty answer")
     for message in messages:
         _no_control(message.content)
-    meant = joined(text.spans)
+    expected_spans = joined(text.spans)
     record = chat_record(messages, dataset)
-    if chat_spans(record) != meant:
+    if chat_spans(record) != expected_spans:
         record = folded(record)
-    if chat_spans(record) != meant:
+    if chat_spans(record) != expected_spans:
         raise Dropped("rendered otherwise than NeMo does")
     return record
 
@@ -299,7 +299,7 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 def write_lines(
-    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], Lines], at_least: int, what: str
+    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], Lines], *, at_least: int, noun: str
 ) -> Written:
     """Write all items; each comes with whether it opens a row. Replicas share their row's fate: the same two texts.
 
@@ -320,7 +320,7 @@ def write_lines(
             longest = max(longest, *counts)
         if samples < at_least or not samples:
             why = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items())) or "none left out"
-            problem = f"{samples} {what} are left for a batch of {at_least} ({why}): upstream would train nothing"
+            problem = f"{samples} {noun} are left for a batch of {at_least} ({why}): upstream would train nothing"
             raise SpecError(Problem(path.name, problem, "make the batch smaller, or give more data"))
     return Written(path, rows, samples, dict(sorted(dropped.items())), tokens, longest)
 

@@ -47,8 +47,8 @@ def folded(record: dict[str, Any]) -> dict[str, Any]:
     *earlier, answer = record["conversations"]
     text = "".join(turn_text(turn["from"], turn["value"]) for turn in earlier)
     # The first turn writes its own start and its own last line end.
-    asked = text.removeprefix(turn_text("User", "")[:-1]).removesuffix("\n")
-    return {**record, "conversations": [{"from": "User", "value": asked}, answer]}
+    prompt = text.removeprefix(turn_text("User", "")[:-1]).removesuffix("\n")
+    return {**record, "conversations": [{"from": "User", "value": prompt}, answer]}
 
 
 def header_text(system: str) -> str:
@@ -63,13 +63,13 @@ def turn_text(name: str, value: str) -> str:
 
 def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
     """Spans of which no two neighbours agree in ``loss`` and none is empty."""
-    found: list[Span] = []
+    merged: list[Span] = []
     for span in spans:
-        if found and found[-1].loss == span.loss:
-            found[-1] = Span(found[-1].text + span.text, span.loss)
+        if merged and merged[-1].loss == span.loss:
+            merged[-1] = Span(merged[-1].text + span.text, span.loss)
         elif span.text:
-            found.append(span)
-    return tuple(found)
+            merged.append(span)
+    return tuple(merged)
 
 
 def chat_spans(record: Mapping[str, Any]) -> tuple[Span, ...]:
@@ -93,20 +93,20 @@ def matches_nemo_chat(template: ChatTemplate) -> str:
     for messages in _probes():
         record = chat_record(messages, "probe")
         about = f"{len(record['conversations'])} turns" + (" and a system text" if messages[0].role == "system" else "")
-        wanted = "".join(span.text for span in chat_spans(record))
+        expected_text = "".join(span.text for span in chat_spans(record))
         answer = messages[-1].content + ANSWER_END
         try:
-            found = (
-                ("prompt", template.prompt(messages[:-1]), wanted.removesuffix(answer)),
+            comparisons = (
+                ("prompt", template.prompt(messages[:-1]), expected_text.removesuffix(answer)),
                 ("answer", template.answer(messages[:-1], messages[-1].content), answer),
-                ("conversation", template.render(messages), wanted),
+                ("conversation", template.render(messages), expected_text),
             )
             spans = joined(template.spans(messages))
         except SpecError as error:
             return f"a conversation of {about} is refused: {error}"
-        for what, is_, should in found:
-            if is_ != should:
-                return f"the {what} of {about} {_difference(is_, should)}"
+        for subject, actual, expected in comparisons:
+            if actual != expected:
+                return f"the {subject} of {about} {_difference(actual, expected)}"
         if spans != chat_spans(record):
             return f"in a conversation of {about}, other pieces are learnt than NeMo learns"
     for control in CONTROL:
@@ -129,14 +129,14 @@ def _probes() -> Iterator[tuple[Message, ...]]:
     for i, content in enumerate(odd):
         answer = odd[(i + 1) % len(odd)]
         for turns in (1, 2, 3):
-            asked = (Message("user", content), Message("assistant", answer)) * turns
-            yield asked
-            yield (Message("system", answer), *asked)
+            conversation = (Message("user", content), Message("assistant", answer)) * turns
+            yield conversation
+            yield (Message("system", answer), *conversation)
     yield (Message("system", ""), Message("user", "a"), Message("assistant", "b"))
 
 
-def _difference(found: str, wanted: str) -> str:
-    same = (a == b for a, b in zip(found, wanted, strict=False))
-    at = next((i for i, equal in enumerate(same) if not equal), min(len(found), len(wanted)))
-    around = f" after {wanted[max(0, at - 20) : at]!r}" if at else ""
-    return f"differs{around}: has {found[at : at + 24]!r}, NeMo writes {wanted[at : at + 24]!r}"
+def _difference(actual: str, expected: str) -> str:
+    same = (a == b for a, b in zip(actual, expected, strict=False))
+    index = next((i for i, equal in enumerate(same) if not equal), min(len(actual), len(expected)))
+    around = f" after {expected[max(0, index - 20) : index]!r}" if index else ""
+    return f"differs{around}: has {actual[index : index + 24]!r}, NeMo writes {expected[index : index + 24]!r}"

@@ -81,8 +81,8 @@ def open_tokenizer(model: Path) -> Pieces:
         if (folder / CONFIG).is_file():
             return _of_members(_folder_members(folder), folder, beside)
     if not beside:
-        what = f"holds no {NEMO}, {CONFIG}, {_FAST} or tokenizer.model, so tokens cannot be counted"
-        raise PrerequisiteError(f"{model}: {what}")
+        message = f"holds no {NEMO}, {CONFIG}, {_FAST} or tokenizer.model, so tokens cannot be counted"
+        raise PrerequisiteError(f"{model}: {message}")
     return open_tokenizer(beside[0])
 
 
@@ -158,29 +158,37 @@ def _folder_members(folder: Path) -> Iterator[tuple[str, bytes]]:
 def _of_members(members: Iterator[tuple[str, bytes]], where: Path, beside: Sequence[Path]) -> Pieces:
     """The tokenizer that the config names, or the only one there is, or the one beside the archive."""
     config: Mapping[str, Any] | None = None
-    found: dict[str, bytes] = {}
-    wanted = ""
+    tokenizers: dict[str, bytes] = {}
+    file_name = ""
     for name, data in members:
         if PurePosixPath(name).name == CONFIG:
             config = config or _yaml(data, where)
-            wanted = _named(config)
+            file_name = _tokenizer_file_name(config)
         else:
-            found[name] = data
-        exact = [name for name in found if wanted and PurePosixPath(name).name == wanted]
+            tokenizers[name] = data
+        exact = [name for name in tokenizers if file_name and PurePosixPath(name).name == file_name]
         if exact:  # the rest of the archive, which may be gigabytes, is not read
-            return _sentencepiece(found[exact[0]], f"{where}!{exact[0]}")
-    hashed = [name for name in found if wanted and PurePosixPath(name).name.endswith(f"_{wanted}")]
-    chosen = hashed if len(hashed) == 1 else list(found)
+            return _sentencepiece(tokenizers[exact[0]], f"{where}!{exact[0]}")
+    hashed = [name for name in tokenizers if file_name and PurePosixPath(name).name.endswith(f"_{file_name}")]
+    chosen = hashed if len(hashed) == 1 else list(tokenizers)
     if len(chosen) == 1:
-        return _sentencepiece(found[chosen[0]], f"{where}!{chosen[0]}")
-    if found:
-        told = f"`tokenizer.model` in {CONFIG} names {wanted!r}" if wanted else f"no {CONFIG} says which is the model's"
-        raise PrerequisiteError(f"{where}: holds several tokenizers ({', '.join(sorted(found))}) and {told}")
+        return _sentencepiece(tokenizers[chosen[0]], f"{where}!{chosen[0]}")
+    if tokenizers:
+        ambiguity = (
+            f"`tokenizer.model` in {CONFIG} names {file_name!r}"
+            if file_name
+            else f"no {CONFIG} says which is the model's"
+        )
+        raise PrerequisiteError(f"{where}: holds several tokenizers ({', '.join(sorted(tokenizers))}) and {ambiguity}")
     if beside:
         return open_tokenizer(beside[0])
-    named = _section(config).get("type")
-    what = f"its config names the tokenizer {named!r}, which is not in it" if named else "holds no tokenizer (*.model)"
-    raise PrerequisiteError(f"{where}: {what}; put that model's {_FAST} beside it")
+    tokenizer_type = _section(config).get("type")
+    message = (
+        f"its config names the tokenizer {tokenizer_type!r}, which is not in it"
+        if tokenizer_type
+        else "holds no tokenizer (*.model)"
+    )
+    raise PrerequisiteError(f"{where}: {message}; put that model's {_FAST} beside it")
 
 
 def _section(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -188,7 +196,7 @@ def _section(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _named(config: Mapping[str, Any] | None) -> str:
+def _tokenizer_file_name(config: Mapping[str, Any] | None) -> str:
     """The file name in ``tokenizer.model: nemo:NAME``; some archives hold the path it had before packing."""
     value = _section(config).get("model")
     return PurePosixPath(value.removeprefix("nemo:")).name if isinstance(value, str) else ""
@@ -251,8 +259,8 @@ class _SentencePiece:
         self.end: int | None = processor.eos_id() if processor.eos_id() >= 0 else None
 
     def ids(self, text: str) -> list[int]:
-        found: list[int] = self._processor.encode(text)
-        return found
+        token_ids: list[int] = self._processor.encode(text)
+        return token_ids
 
     def count(self, text: str) -> int:
         return len(self.ids(text))
@@ -261,12 +269,12 @@ class _SentencePiece:
         return [len(ids) for ids in self._processor.encode(list(texts))] if texts else []
 
     def text(self, ids: Sequence[int]) -> str:
-        found: str = self._processor.decode(list(ids))
-        return found
+        decoded: str = self._processor.decode(list(ids))
+        return decoded
 
     def token(self, text: str) -> int | None:
-        found: int = self._processor.piece_to_id(text)
-        return found if self._processor.id_to_piece(found) == text else None
+        token_id: int = self._processor.piece_to_id(text)
+        return token_id if self._processor.id_to_piece(token_id) == text else None
 
 
 class _Fast:
@@ -277,8 +285,8 @@ class _Fast:
         self.end: int | None = self.token(end)
 
     def ids(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return token_ids
 
     def count(self, text: str) -> int:
         return len(self.ids(text))
@@ -287,9 +295,9 @@ class _Fast:
         return [len(e) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def text(self, ids: Sequence[int]) -> str:
-        found: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return found
+        decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return decoded
 
     def token(self, text: str) -> int | None:
-        found: int | None = self._tokenizer.token_to_id(text) if text else None
-        return found
+        token_id: int | None = self._tokenizer.token_to_id(text) if text else None
+        return token_id

@@ -68,9 +68,9 @@ SETS: dict[str, PublicSet] = {
 
 def public_sets() -> Iterator[tuple[str, str]]:
     """Every name as it is written in ``path``, and what it is, for lists."""
-    for name, found in SETS.items():
-        parts = " or ".join(f"/{part}" for part in found.files)
-        yield PUBLIC + name, f"{found.about} ({found.hub}; {parts})"
+    for name, public_set in SETS.items():
+        parts = " or ".join(f"/{part}" for part in public_set.files)
+        yield PUBLIC + name, f"{public_set.about} ({public_set.hub}; {parts})"
 
 
 def expanded(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -81,24 +81,24 @@ def expanded(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     path = raw.get("path")
     paths = list(path) if isinstance(path, list | tuple) else [path]
-    named = [p for p in paths if isinstance(p, str) and p.startswith(PUBLIC)]
-    if not named:
+    public_paths = [p for p in paths if isinstance(p, str) and p.startswith(PUBLIC)]
+    if not public_paths:
         return raw
-    found = {name: _find(name) for name in named}
+    sets_by_path = {name: _find(name) for name in public_paths}
     fields = dict(raw)
     written: list[Any] = []
     for each in paths:
-        written += _hub_paths(each, *found[each], raw) if each in found else [each]
+        written += _hub_paths(each, *sets_by_path[each], raw) if each in sets_by_path else [each]
     distinct = [each for i, each in enumerate(written) if each not in written[:i]]
     fields["path"] = distinct[0] if len(distinct) == 1 else tuple(distinct)
     if "reader" not in raw:
-        readers = {public.reader: name for name, (public, _) in found.items()}
+        readers = {public.reader: name for name, (public, _) in sets_by_path.items()}
         if len(readers) > 1:
-            told = ", ".join(f"{name} is {reader}" for reader, name in readers.items())
-            raise ValueError(f"one source has one reader, but {told}; make them two sources")
+            listing = ", ".join(f"{name} is {reader}" for reader, name in readers.items())
+            raise ValueError(f"one source has one reader, but {listing}; make them two sources")
         fields["reader"] = next(iter(readers))
-    if "expect" not in raw and len(named) == len(paths) and len(written) == len(distinct):
-        fields["expect"] = sum(files.rows for _, files in found.values())
+    if "expect" not in raw and len(public_paths) == len(paths) and len(written) == len(distinct):
+        fields["expect"] = sum(files.rows for _, files in sets_by_path.values())
     return fields
 
 
@@ -118,9 +118,9 @@ def _hub_paths(path: str, public: PublicSet, files: Files, raw: Mapping[str, Any
     pin = ""
     if raw.get("revision") is None:
         if public.commit is None and raw.get("moving") is not True:
-            what = f"'{path}' has no commit that this program knows"
+            message = f"'{path}' has no commit that this program knows"
             raise ValueError(
-                f"{what}; give `revision:` the commit's 40 digits, or `moving: true` to take its main branch"
+                f"{message}; give `revision:` the commit's 40 digits, or `moving: true` to take its main branch"
             )
         pin = f"@{public.commit or 'main'}"
     return [f"{HUB}{public.hub}{pin}:{file}" for file in files.paths]

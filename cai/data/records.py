@@ -91,61 +91,63 @@ def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
     # Bytes that are no UTF-8 become lone surrogates, which the row builder finds and counts.
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     decoder = json.JSONDecoder()
-    buffer, at, ended, begun, after_value = "", 0, False, False, False
+    buffer, position, ended, begun, after_value = "", 0, False, False, False
 
     while True:
-        while at < len(buffer) and (buffer[at] in _SPACE or (buffer[at] == "," and after_value)):
-            after_value = after_value and buffer[at] != ","
-            at += 1
-        if at < len(buffer) and not begun:
-            at, begun = at + 1, True
+        while position < len(buffer) and (buffer[position] in _SPACE or (buffer[position] == "," and after_value)):
+            after_value = after_value and buffer[position] != ","
+            position += 1
+        if position < len(buffer) and not begun:
+            position, begun = position + 1, True
             continue
-        if at < len(buffer) and buffer[at] == "]":
-            return _check_rest(buffer[at + 1 :], file, path)
-        if at < len(buffer):
+        if position < len(buffer) and buffer[position] == "]":
+            return _check_rest(buffer[position + 1 :], file, path)
+        if position < len(buffer):
             try:
-                value, end = decoder.raw_decode(buffer, at)
+                value, end = decoder.raw_decode(buffer, position)
                 # A number that touches the end of the buffer may go on in the next block.
                 if end < len(buffer) or ended:
-                    if end - at > MAX_RECORD:
+                    if end - position > MAX_RECORD:
                         tally["too_large"] += 1
                     else:
                         yield value
-                    at, after_value = end, True
+                    position, after_value = end, True
                     continue
             except (ValueError, RecursionError):
-                if buffer[at] in '[{"' and (whole := _Brackets().end(buffer, at)) is not None:
+                if buffer[position] in '[{"' and (whole := _Brackets().end(buffer, position)) is not None:
                     tally["not_json"] += 1
-                    at, after_value = whole, True
+                    position, after_value = whole, True
                     continue
-        if len(buffer) - at > MAX_RECORD and buffer[at] in '[{"':
+        if len(buffer) - position > MAX_RECORD and buffer[position] in '[{"':
             brackets = _Brackets()
-            while (past := brackets.end(buffer, at)) is None and (block := file.read(_BLOCK)):
-                buffer, at = decode(block), 0
+            while (past := brackets.end(buffer, position)) is None and (block := file.read(_BLOCK)):
+                buffer, position = decode(block), 0
             if past is not None:
                 tally["too_large"] += 1
-                at, after_value = past, True
+                position, after_value = past, True
                 continue
             ended = True
-        if ended or len(buffer) - at > MAX_RECORD:
+        if ended or len(buffer) - position > MAX_RECORD:
             raise PrerequisiteError(f"{path}: damaged: the JSON array cannot be read on; fetch the file again")
         # Doubling keeps the work linear in the size of an element.
-        block = file.read(max(_BLOCK, len(buffer) - at))
+        block = file.read(max(_BLOCK, len(buffer) - position))
         ended = not block
-        buffer, at = buffer[at:] + decode(block, final=ended), 0
+        buffer, position = buffer[position:] + decode(block, final=ended), 0
 
 
 class _Brackets:
     """Finds the end of an element that cannot be decoded, by its brackets and quotes alone, block by block."""
 
     def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped = 0, False, False
+        self._depth = 0
+        self._quoted = False  # inside a string, where brackets mean nothing
+        self._escaped = False  # the last block ended with a backslash
 
-    def end(self, text: str, at: int) -> int | None:
-        """The place behind the element that goes on at ``at``; None where it goes on behind ``text`` too."""
-        at += self._escaped and at < len(text)
+    def end(self, text: str, position: int) -> int | None:
+        """The place behind the element that goes on at ``position``; None where it goes on behind ``text`` too."""
+        position += self._escaped and position < len(text)
         self._escaped = False
-        for mark in _MARK.finditer(text, at):
+        for mark in _MARK.finditer(text, position):
             sign = mark[0]
             if sign == '"':
                 self._quoted = not self._quoted

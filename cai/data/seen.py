@@ -49,10 +49,10 @@ class Seen:
         """Where the digest is, or the free place that it would take."""
         table, last = self._table, len(self._table) - 1
         # The leading digits choose, so that doubling walks both tables from left to right and not all over memory.
-        at = digest >> (64 - self._bits)
-        while (found := table[at]) and found != digest:
-            at = (at + 1) & last
-        return at
+        slot = digest >> (64 - self._bits)
+        while (stored := table[slot]) and stored != digest:
+            slot = (slot + 1) & last
+        return slot
 
     def _double(self) -> None:
         old = self._table
@@ -61,10 +61,10 @@ class Seen:
         shift, last = 64 - self._bits, (1 << self._bits) - 1
         for digest in old:
             if digest:
-                at = digest >> shift
-                while table[at]:
-                    at = (at + 1) & last
-                table[at] = digest
+                slot = digest >> shift
+                while table[slot]:
+                    slot = (slot + 1) & last
+                table[slot] = digest
 
 
 def _free(bits: int) -> array[int]:

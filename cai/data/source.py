@@ -7,7 +7,7 @@ a hub source's is its commit, wherever the bytes come from (see cai.data.mirror)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,8 +65,8 @@ class DataSource(BaseModel):
             raise ValueError(f"reader '{self.reader}' makes {' or '.join(reader.makes)}, not {self.makes}")
         for name, value in self.options.items():
             if name not in reader.options:
-                known = did_you_mean(name, reader.options) or "it has none"
-                raise ValueError(f"reader '{self.reader}' has no option '{name}'; {known}")
+                hint = did_you_mean(name, reader.options) or "it has none"
+                raise ValueError(f"reader '{self.reader}' has no option '{name}'; {hint}")
             types = reader.options[name]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 raise ValueError(f"option '{name}' must be {' or '.join(t.__name__ for t in types)}")
@@ -100,8 +100,8 @@ def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str,
     for path in source.paths:
         try:
             if path.startswith(HUB):
-                at = hub_file(path, source.revision, source.moving)
-                hub.append({"name": at.name, "revision": at.revision, "file": at.file})
+                remote = hub_file(path, source.revision, source.moving)
+                hub.append({"name": remote.name, "revision": remote.revision, "file": remote.file})
             else:
                 digests += [file_digest(f) for f in _local(source, path, roots)]
         except SpecError as error:
@@ -134,10 +134,17 @@ def part_rows(
 
     def rows() -> Iterator[Row]:
         counts.append(Counter())
-        return reader.read(files, makes, source.options, counts[-1])
+        return reader.rows(files, makes, source.options, counts[-1])
 
-    yield from split_rows(rows, part, source.splits, source.split_by, source.split_seed, source.limit, tally)
+    yield from _split(source, rows, part, tally)
     tally.update(counts[-1])
+
+
+def _split(
+    source: DataSource, rows: Callable[[], Iterator[Row]], part: str, tally: Counter[str] | None = None
+) -> Iterator[Row]:
+    by, seed, limit = source.split_by, source.split_seed, source.limit
+    return split_rows(rows, part, source.splits, by=by, seed=seed, limit=limit, tally=tally)
 
 
 def hub_digests(source: DataSource) -> dict[str, str]:
@@ -161,9 +168,8 @@ def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int
     files = _local_files(source, roots)
     if sum(f.stat().st_size for f in files) <= _SMALL:
         reader, makes = READERS[source.reader], part_makes(source)
-        rows = list(reader.read(files, makes, source.options, Counter()))
-        settings = (source.splits, source.split_by, source.split_seed, source.limit)
-        return {part: sum(1 for _ in split_rows(lambda: iter(rows), part, *settings)) for part in source.splits}
+        rows = list(reader.rows(files, makes, source.options, Counter()))
+        return {part: sum(1 for _ in _split(source, lambda: iter(rows), part)) for part in source.splits}
     counts = [count_rows(file) for file in files]
     if any(count is None for count in counts):
         return unknown
@@ -206,5 +212,5 @@ def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
 
 
 def _hub_files(source: DataSource) -> list[tuple[str, Path]]:
-    wanted = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
-    return [(f"{HUB}{at.name}@{at.revision}:{at.file}", hub_path(at)) for at in wanted]
+    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
+    return [(f"{HUB}{remote.name}@{remote.revision}:{remote.file}", hub_path(remote)) for remote in remotes]

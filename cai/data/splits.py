@@ -39,8 +39,8 @@ def topic_parts(topics: Iterable[str], splits: Mapping[str, float], seed: int = 
     empty = [part for part, size in sizes.items() if size == 0]
     if empty:
         listed = ", ".join(names[:8]) or "none"
-        what = f"{len(names)} topics ({listed}) are too few: part '{empty[0]}' would get none"
-        raise SpecError(Problem("splits", what, "use `split_by: prompt`, or larger shares"))
+        message = f"{len(names)} topics ({listed}) are too few: part '{empty[0]}' would get none"
+        raise SpecError(Problem("splits", message, "use `split_by: prompt`, or larger shares"))
     order = iter(sorted(names, key=lambda name: (counted(seed, name, "split.topic"), name)))
     return {next(order): part for part, size in sizes.items() for _ in range(size)}
 
@@ -58,6 +58,7 @@ def split_rows(
     rows: Callable[[], Iterator[Row]],
     part: str,
     splits: Mapping[str, float],
+    *,
     by: str = "prompt",
     seed: int = 0,
     limit: int | None = None,
@@ -76,14 +77,14 @@ def split_rows(
     last: int | None = None
     by_topic = by == "topic" and len(splits) > 1
     if by_topic or limit is not None:
-        seen: set[str] = set()
-        watched = _watched(rows(), seen) if by_topic else rows()
+        all_topics: set[str] = set()
+        watched = _watched(rows(), all_topics) if by_topic else rows()
         if limit is None:
             deque(watched, maxlen=0)
         else:
             last = nth_lowest((_draw(seed, row) for row in watched), limit)
         if by_topic:
-            topics = topic_parts(seen, splits, seed)
+            topics = topic_parts(all_topics, splits, seed)
     for row in rows():
         if last is not None and _draw(seed, row) > last:
             tally[OVER_LIMIT] += 1
@@ -104,14 +105,14 @@ def nth_lowest(numbers: Iterable[int], n: int) -> int:
 
     At most 2 n + 65,536 of them are kept at a time, in 8 bytes each, whatever their number.
     """
-    bound, kept = _HIGHEST, array("Q")
+    bound, lowest = _HIGHEST, array("Q")
     for number in numbers:
         if number <= bound:
-            kept.append(number)
-            if len(kept) > 2 * n + _SPARE:
-                bound = _nth(kept, n)
-                kept = array("Q", (k for k in kept if k <= bound))
-    return _nth(kept, n)
+            lowest.append(number)
+            if len(lowest) > 2 * n + _SPARE:
+                bound = _nth(lowest, n)
+                lowest = array("Q", (k for k in lowest if k <= bound))
+    return _nth(lowest, n)
 
 
 def _nth(numbers: array[int], n: int) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cai.engines.base import Engine, GpuTimes, Places
+from cai.engines.base import Engine, GpuTime, GpuTimes, Places, PlanCheck
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
+from cai.engines.embedded.trainers import TRAINERS as EMBEDDED_TRAINERS
+from cai.engines.nemo_aligner.methods import TRAINED_BY
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
-from cai.engines.snapshots import problems, refused
-from cai.errors import Problem
 from cai.launchers.base import Command
 from cai.launchers.settings import Local, Slurm
 from cai.plan import Plan, Step
@@ -23,16 +23,8 @@ Where = Callable[[str], str]
 Inputs = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What an engine says of a plan before anything runs; notes are by step."""
-
-    problems: tuple[Problem, ...] = ()
-    notes: Mapping[str, list[str]] = field(default_factory=dict)
-
-
-def _nothing_to_check(settings: Any, plan: Plan, where: Where) -> Checked:
-    return Checked()
+def _nothing_to_check(settings: Any, plan: Plan, where: Where) -> PlanCheck:
+    return PlanCheck()
 
 
 def _no_commands(settings: Any, plan: Plan, step: Step, places: Places) -> tuple[Command, ...]:
@@ -43,20 +35,25 @@ def _no_commands(settings: Any, plan: Plan, step: Step, places: Places) -> tuple
 class EngineKind:
     """An engine as the resolver sees it.
 
-    ``identity(settings, kind, name, inputs)`` is what of the settings decides the result of one step, and
-    ``model_format`` what it makes of a fetched model (empty: a Hugging Face folder). ``check`` finds what is wrong
-    before anything runs; ``sources`` are the schemes of models that it can fetch; ``commands`` are the processes of a
-    step, ``times(settings, plan)`` estimates what they take of GPUs. ``make(settings, plan, run_dir)`` opens the
-    engine.
+    ``methods`` are the training methods that it has, by name; ``snapshots`` says that it can keep models on the way of
+    training. ``identity(settings, kind, name, inputs)`` is what of the settings decides the result of one step, and
+    ``model_format`` what it makes of a fetched model (empty: a Hugging Face folder). ``sources`` are the schemes of
+    models that it can fetch.
+
+    ``check`` finds what is wrong before anything runs, ``commands`` are the processes of a step, and
+    ``times(settings, plan)`` estimates what they take of GPUs; all three are given the plan as the engine sees it
+    (``Plan.seen_by``). ``make(settings, plan, run_dir)`` opens the engine.
     """
 
     settings: type[Settings]
+    methods: tuple[str, ...]
     identity: Callable[[Any, str, str, Inputs], Mapping[str, Any]]
     describe: Callable[[Any], Mapping[str, Any]]
     make: Callable[[Any, Plan | None, Path | None], Engine]
+    snapshots: bool = False
     model_format: str = ""
     sources: tuple[str, ...] = ("hf", "gguf", "pypi", "api")
-    check: Callable[[Any, Plan, Where], Checked] = _nothing_to_check
+    check: Callable[[Any, Plan, Where], PlanCheck] = _nothing_to_check
     commands: Callable[[Any, Plan, Step, Places], tuple[Command, ...]] = _no_commands
     launcher: Callable[[Any], Local | Slurm] = lambda settings: Local()
     times: Callable[[Any, Plan], GpuTimes] = lambda settings, plan: GpuTimes()
@@ -70,10 +67,6 @@ def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs:
         "generator": chosen.generator.value,
         "generation_precision": chosen.precision.value,
     }
-
-
-def _embedded_check(settings: EmbeddedSettings, plan: Plan, where: Where) -> Checked:
-    return Checked(problems(plan, where))
 
 
 def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
@@ -94,13 +87,10 @@ def _nemo_describe(settings: NemoAlignerSettings) -> dict[str, Any]:
     return describe(settings)
 
 
-def _nemo_check(settings: NemoAlignerSettings, plan: Plan, where: Where) -> Checked:
-    if kept := refused(plan, "nemo_aligner", where):
-        return Checked(kept)  # the rest of the checks reads settings that have no snapshots
+def _nemo_check(settings: NemoAlignerSettings, plan: Plan, where: Where) -> PlanCheck:
     from cai.engines.nemo_aligner.checks import check
 
-    found = check(settings, plan, where)
-    return Checked(found.problems, found.notes)
+    return check(settings, plan, where)
 
 
 def _nemo_commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Command, ...]:
@@ -122,12 +112,20 @@ def _nemo(settings: NemoAlignerSettings, plan: Plan | None, run_dir: Path | None
 
 
 ENGINES: dict[str, EngineKind] = {
-    "embedded": EngineKind(EmbeddedSettings, _embedded_identity, describe, _embedded, check=_embedded_check),
+    "embedded": EngineKind(
+        settings=EmbeddedSettings,
+        methods=tuple(EMBEDDED_TRAINERS),
+        identity=_embedded_identity,
+        describe=describe,
+        make=_embedded,
+        snapshots=True,
+    ),
     "nemo_aligner": EngineKind(
-        NemoAlignerSettings,
-        _nemo_identity,
-        _nemo_describe,
-        _nemo,
+        settings=NemoAlignerSettings,
+        methods=tuple(TRAINED_BY),
+        identity=_nemo_identity,
+        describe=_nemo_describe,
+        make=_nemo,
         model_format="nemo",
         sources=("hf", "nemo", "api"),
         check=_nemo_check,
@@ -152,16 +150,28 @@ def make_engine(config: Mapping[str, Any], plan: Plan | None = None, run_dir: Pa
     return kind.make(settings, plan, run_dir)
 
 
+def commands_of(plan: Plan, step: Step, places: Places) -> tuple[Command, ...]:
+    """A step's commands, exactly as they would be executed."""
+    kind, settings = engine_of(plan.engine_of(step))
+    return kind.commands(settings, plan, step, places)
+
+
 def step_commands(plan: Plan, places: Places) -> dict[str, tuple[Command, ...]]:
     """Every step's commands by name, exactly as they would be executed."""
-    kind, settings = engine_of(plan.engine)
-    return {step.name: kind.commands(settings, plan, step, places) for step in plan.steps}
+    return {step.name: commands_of(plan, step, places) for step in plan.steps}
 
 
 def gpu_times(plan: Plan) -> GpuTimes:
     """What a plan's steps take of GPUs, estimated; nothing for one that cannot be run (of another version, a lock)."""
-    try:
-        kind, settings = engine_of(plan.engine)
-        return kind.times(settings, plan)
-    except (ValidationError, KeyError, TypeError, ValueError):
-        return GpuTimes()
+    steps: dict[str, GpuTime] = {}
+    assumptions: dict[str, Any] = {}
+    for name in ("", *plan.engines):
+        try:
+            seen = plan.seen_by(name)
+            kind, settings = engine_of(seen.engine)
+            times = kind.times(settings, seen)
+        except (ValidationError, KeyError, TypeError, ValueError):
+            continue
+        steps |= times.steps
+        assumptions |= times.assumptions
+    return GpuTimes(steps, assumptions)

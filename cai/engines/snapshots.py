@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from cai.engines.methods import METHODS, method_of
 from cai.errors import Problem
 from cai.plan import Plan, Step
 
+SNAPSHOT = "snapshot"
+"""The kind of the steps that take one up."""
 FOLDER = "snapshots"
 """The subfolder of a trained model in which its snapshots are, each in a folder named by its iteration."""
 
@@ -33,22 +36,29 @@ def put_file(source: Path, dest: Path) -> None:
 
 def kept(step: Step) -> tuple[int, ...]:
     """The iterations whose policies a step keeps."""
-    return tuple(step.spec.get("training", {}).get("snapshots", ())) if step.kind == "rl" else ()
+    return tuple(step.spec.get("training", {}).get("snapshots", ())) if _keeps(step.kind) else ()
+
+
+def _keeps(kind: str) -> bool:
+    """Whether steps of a kind can keep models on their way."""
+    method = method_of(kind)
+    return method is not None and method.snapshots
 
 
 def problems(plan: Plan, where: Callable[[str], str] = str) -> tuple[Problem, ...]:
-    """Snapshots that are asked for and that no training keeps."""
+    """Snapshots that are asked of this engine's steps, and that none of these keeps."""
     found = []
     for step in plan.steps:
-        if step.kind != "snapshot":
+        if step.kind != SNAPSHOT or plan.step(step.sources("of")[0]).engine:
             continue
-        of, iteration = plan.step(str(step.inputs["of"])), int(step.spec["iteration"])
+        of, iteration = plan.step(step.sources("of")[0]), int(step.spec["iteration"])
         known = kept(of)
         if iteration in known:
             continue
-        if of.kind != "rl":
-            what = f"'{of.name}' is of kind {of.kind}, and only rl keeps snapshots"
-            found.append(Problem(where(f"stages.{step.name}.of"), what, "name a stage of kind rl"))
+        if not _keeps(of.kind):
+            kinds = " or ".join(method.stage for method in METHODS.values() if method.snapshots)
+            what = f"'{of.name}' is of kind {of.kind}, and only {kinds} keeps snapshots"
+            found.append(Problem(where(f"stages.{step.name}.of"), what, f"name a stage of kind {kinds}"))
         elif known:
             what = f"'{of.name}' keeps no policy of iteration {iteration}"
             found.append(
@@ -61,13 +71,15 @@ def problems(plan: Plan, where: Callable[[str], str] = str) -> tuple[Problem, ..
 
 
 def refused(plan: Plan, engine: str, where: Callable[[str], str] = str) -> tuple[Problem, ...]:
-    """Every snapshot of a plan, for an engine that keeps none."""
+    """Every snapshot of this engine's steps, for an engine that keeps none."""
     found = []
     for step in plan.steps:
+        if step.engine:
+            continue
         if kept(step):
             path = where(f"stages.{step.name}.training.snapshots")
             found.append(Problem(path, f"engine {engine} keeps only the last policy", "leave snapshots out"))
-        elif step.kind == "snapshot":
+        elif step.kind == SNAPSHOT:
             what = f"engine {engine} keeps only the last policy"
             found.append(Problem(where(f"stages.{step.name}"), what, "leave the stage out"))
     return tuple(found)

@@ -56,10 +56,10 @@ class GroupSource(ConfigSource):
         folder = GROUPS.get(group)
         if folder is None or not name:
             return None
-        one = Library((Path(self.path),))
+        library = Library((Path(self.path),))
         for suffix in (".jinja",) if group == "template" else (".yaml",):
             path = Path(self.path) / folder / f"{name}{suffix}"
-            if path.is_file() and path.resolve().is_relative_to((one.roots[0] / folder).resolve()):
+            if path.is_file() and path.resolve().is_relative_to((library.roots[0] / folder).resolve()):
                 return group, path
         return None
 
@@ -81,18 +81,18 @@ class GroupSource(ConfigSource):
                 "tracking": {},
             }
             return self._result(data, "_global_")
-        found = self._file(config_path)
-        if found is None:
+        located = self._file(config_path)
+        if located is None:
             raise ConfigLoadError(f"Config not found: {config_path}")
-        group, path = found
+        group, path = located
         name = config_path.removesuffix(".yaml").partition("/")[2]
         if group == "template":
             return self._result({"name": name}, "template")
         data, lines = load_yaml(path)
         if not isinstance(data, dict):
-            raise SpecError(Problem(_current().shown(path), "must be a mapping of fields", "see README.md"))
+            raise SpecError(Problem(_current().display_path(path), "must be a mapping of fields", "see README.md"))
         prefix = "" if group == "experiment" else f"{group}."
-        _loaded.append((_current().shown(path), prefix, {str(k): v for k, v in lines.items()}))
+        _loaded.append((_current().display_path(path), prefix, {str(k): v for k, v in lines.items()}))
         data = {("name" if k == "name" else k): v for k, v in data.items()}
         if group in ("constitution", "experiment"):
             data.setdefault("name", name)
@@ -194,16 +194,16 @@ class Composed:
                 return f"command line: {path}"
         tried = path
         while True:
-            for shown, prefix, lines in reversed(self.files):
+            for display_path, prefix, lines in reversed(self.files):
                 if tried.startswith(prefix) and (line := lines.get(tried[len(prefix) :])):
-                    return f"{shown}:{line}: {path}"
+                    return f"{display_path}:{line}: {path}"
             cut = max(tried.rfind("."), tried.rfind("["))
             if cut <= 0:
                 break
             tried = tried[:cut]
-        for shown, prefix, _ in reversed(self.files):
+        for display_path, prefix, _ in reversed(self.files):
             if path.startswith(prefix):
-                return f"{shown}: {path}"
+                return f"{display_path}: {path}"
         return path
 
 
@@ -213,10 +213,10 @@ def compose(overrides: Sequence[str], library: Library | None = None) -> Compose
     Raises:
         SpecError: for an unknown group member, a bad override, or YAML that cannot be read.
     """
-    (found,) = compose_cells([overrides], library)
-    if isinstance(found, SpecError):
-        raise found
-    return found
+    (composed,) = compose_cells([overrides], library)
+    if isinstance(composed, SpecError):
+        raise composed
+    return composed
 
 
 def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None) -> list[Composed | SpecError]:
@@ -233,7 +233,7 @@ def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     library = library or Library.here()
-    done: list[Composed | SpecError] = []
+    outcomes: list[Composed | SpecError] = []
     # Kept as bytes: reading them back is many times faster than a deep copy.
     merged: dict[tuple[str, ...], tuple[bytes, tuple[tuple[str, str, dict[str, int]], ...]]] = {}
     GlobalHydra.instance().clear()
@@ -251,15 +251,15 @@ def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None
                         _loaded.clear()
                         composed = hydra_compose(ROOT_CONFIG, overrides=[*_BARE, *files])
                         merged[files] = pickle.dumps(composed) if len(cells) > 1 else b"", tuple(_loaded)
-                    kept, read = merged[files]
-                    config = pickle.loads(kept) if kept else composed
+                    pickled, loaded_files = merged[files]
+                    config = pickle.loads(pickled) if pickled else composed
                     values = [o for o in parsed if not _chooses_file(o.key_or_group)]
                     ConfigLoaderImpl._apply_overrides_to_config(values, config)
-                    found: Composed | SpecError = Composed(to_plain(config), tuple(overrides), read)
+                    outcome: Composed | SpecError = Composed(to_plain(config), tuple(overrides), loaded_files)
             except SpecError as error:
-                found = error
-            done.append(found)
-    return done
+                outcome = error
+            outcomes.append(outcome)
+    return outcomes
 
 
 def _chooses_file(key: str) -> bool:
@@ -279,7 +279,8 @@ class hydra_errors:  # noqa: N801 - reads as a phrase: ``with hydra_errors(...)`
     """Turns Hydra's and OmegaConf's errors into ours: where, what, next."""
 
     def __init__(self, overrides: Sequence[str], library: Library) -> None:
-        self._overrides, self._library = overrides, library
+        self._overrides = overrides
+        self._library = library
 
     def __enter__(self) -> None:
         return None
@@ -298,21 +299,21 @@ class hydra_errors:  # noqa: N801 - reads as a phrase: ``with hydra_errors(...)`
             missing = str(error.missing_cfg_file or "")
             group, _, name = missing.partition("/")
             if group in GROUPS and name:
-                known = [n for n, p in self._library.names(GROUPS[group]) if "/" not in n]
-                what = f"no '{name}' in {GROUPS[group]}/"
-                raise SpecError(Problem(f"{group}={name}", what, did_you_mean(name, known))) from error
+                options = [n for n, p in self._library.names(GROUPS[group]) if "/" not in n]
+                message = f"no '{name}' in {GROUPS[group]}/"
+                raise SpecError(Problem(f"{group}={name}", message, did_you_mean(name, options))) from error
             if missing.startswith("hydra/"):
                 where, _, name = missing.rpartition("/")
-                known = list(getattr(error, "options", None) or ())
-                raise SpecError(Problem(f"{where}={name}", "Hydra has none", did_you_mean(name, known))) from error
+                options = list(getattr(error, "options", None) or ())
+                raise SpecError(Problem(f"{where}={name}", "Hydra has none", did_you_mean(name, options))) from error
             raise SpecError(Problem(missing, "no such config", f"groups: {', '.join(GROUPS)}")) from error
         if isinstance(error, HydraException | OmegaConfBaseException):
             first, *rest = str(error).strip().splitlines()
             reason = next(
                 (line.strip() for line in rest if line.strip() and not line.startswith(("    full_key", "See "))), ""
             )
-            named = (o for o in self._overrides if o.partition("=")[0] in first)
-            where = str(getattr(error, "override", "") or next(named, "command line"))
+            mentioned = (o for o in self._overrides if o.partition("=")[0] in first)
+            where = str(getattr(error, "override", "") or next(mentioned, "command line"))
             if "Could not override" in first and not where.lstrip("+~").startswith("hydra"):
                 field = where.lstrip("+~").partition("=")[0].partition(".")[0]
                 first, reason = f"no field '{field}'", did_you_mean(field, FIELDS)

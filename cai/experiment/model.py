@@ -99,8 +99,8 @@ class ModelSpec(Settings):
             if self.sha256:
                 raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
         elif self.url or self.api_key_env or self.replicas or self.logprobs or self.limits != ApiLimits():
-            told = "url, api_key_env, replicas, logprobs and limits are of models served elsewhere"
-            raise ValueError(f"{told}; write source: api:NAME")
+            message = "url, api_key_env, replicas, logprobs and limits are of models served elsewhere"
+            raise ValueError(f"{message}; write source: api:NAME")
         return self
 
 
@@ -119,6 +119,7 @@ class Experiment:
     stages: Mapping[str, StageSpec]
     raw: Mapping[str, Any]
     tracking: Tracking = field(default_factory=Tracking)
+    engines: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 Where = Callable[[str], str]
@@ -139,10 +140,11 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         problems.append(Problem(where("name"), f"{name!r} is no name", NAME_RULE))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         problems.append(Problem(where("seed"), f"{seed!r} is no seed", "use a whole number from 0"))
-    engine = _engine(raw.get("engine", {}), where, problems)
-    models = _table("models", raw, where, problems, lambda _k, _v: ModelSpec)
-    data = _table("data", raw, where, problems, lambda _k, _v: DataSource)
-    stages = _table("stages", raw, where, problems, lambda k, v: _stage_type(k, v, where, problems))
+    engine = _engine(raw.get("engine", {}), "engine", where, problems)
+    engines = _engines(raw.get("engines"), where, problems)
+    models = _table("models", raw, where, problems, choose=lambda _k, _v: ModelSpec)
+    data = _table("data", raw, where, problems, choose=lambda _k, _v: DataSource)
+    stages = _table("stages", raw, where, problems, choose=lambda k, v: _stage_type(k, v, where, problems))
     if not raw.get("stages"):
         problems.append(Problem(where("stages"), "the experiment has no stages", f"known kinds: {', '.join(KINDS)}"))
     tracking = _tracking(raw.get("tracking"), where, problems)
@@ -153,8 +155,8 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
     template_name = template.get("name") if isinstance(template, Mapping) else template
     if template_name is not None and not isinstance(template_name, str):
         problems.append(Problem(where("template"), "must name a chat template", "give `template=NAME`"))
-    for taken in sorted((set(models) & set(stages)) | (set(models) & set(data)) | (set(data) & set(stages))):
-        problems.append(Problem(where(f"stages.{taken}"), "the name stands for two things", "rename one of them"))
+    for shared_name in sorted((set(models) & set(stages)) | (set(models) & set(data)) | (set(data) & set(stages))):
+        problems.append(Problem(where(f"stages.{shared_name}"), "the name stands for two things", "rename one of them"))
     if problems:
         raise SpecError(problems)
     return Experiment(
@@ -162,6 +164,7 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         description=str(raw.get("description", "")),
         seed=seed,
         engine=engine,
+        engines=engines,
         constitution=constitution,
         template=template_name or "",
         models=models,
@@ -182,19 +185,40 @@ def _is_name(name: object) -> bool:
     )
 
 
-def _engine(raw: Any, where: Where, problems: list[Problem]) -> dict[str, Any]:
+def _engine(raw: Any, path: str, where: Where, problems: list[Problem]) -> dict[str, Any]:
     if isinstance(raw, str):
         raw = {"kind": raw}
     if not isinstance(raw, Mapping):
-        problems.append(Problem(where("engine"), "must be a mapping", "engine: {kind: embedded}"))
+        problems.append(Problem(where(path), "must be a mapping", f"{path}: {{kind: embedded}}"))
         return {}
     kind = raw.get("kind", "embedded")
     if kind not in ENGINES:
-        problems.append(Problem(where("engine.kind"), f"unknown engine {kind!r}", did_you_mean(str(kind), ENGINES)))
+        problems.append(Problem(where(f"{path}.kind"), f"unknown engine {kind!r}", did_you_mean(str(kind), ENGINES)))
         return {}
     settings = {k: v for k, v in raw.items() if k != "kind"}
-    checked = validate(ENGINES[kind].settings, settings, "engine", where, problems)
+    checked = validate(ENGINES[kind].settings, settings, path=path, where=where, problems=problems)
     return {"kind": kind, **(checked.model_dump(mode="json") if checked else {})}
+
+
+def _engines(raw: Any, where: Where, problems: list[Problem]) -> dict[str, dict[str, Any]]:
+    """The engines that stages may name, beside the experiment's own."""
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(where("engines"), "must be a mapping of names", "engines: {name: {kind: embedded}}"))
+        return {}
+    engines: dict[str, dict[str, Any]] = {}
+    for name, block in raw.items():
+        path = f"engines.{name}"
+        if not _is_name(name):
+            problems.append(Problem(where(path), f"{name!r} is no name", NAME_RULE))
+            continue
+        engine = _engine(block, path, where, problems)
+        if name in ENGINES and engine.get("kind", name) != name:
+            problems.append(Problem(where(path), f"is called like the engine {name}, and is another", "rename it"))
+        if engine:
+            engines[str(name)] = engine
+    return engines
 
 
 def _tracking(raw: Any, where: Where, problems: list[Problem]) -> Tracking:
@@ -203,20 +227,20 @@ def _tracking(raw: Any, where: Where, problems: list[Problem]) -> Tracking:
     if not isinstance(raw, Mapping):
         problems.append(Problem(where("tracking"), "must be a mapping of trackers", "tracking: {tensorboard: {}}"))
         return Tracking()
-    return validate(Tracking, raw, "tracking", where, problems) or Tracking()
+    return validate(Tracking, raw, path="tracking", where=where, problems=problems) or Tracking()
 
 
 def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[Problem]) -> type[StageSpec] | None:
     kind = raw.get("kind", name)
-    known = [k for k in KINDS if k not in STEP_KINDS]
-    if kind in known:
+    kinds = [k for k in KINDS if k not in STEP_KINDS]
+    if kind in kinds:
         return KINDS[kind].spec
     if "kind" in raw:
-        what, path = f"unknown kind of stage {kind!r}", f"stages.{name}.kind"
+        message, path = f"unknown kind of stage {kind!r}", f"stages.{name}.kind"
     else:
-        what, path = f"'{name}' is no kind of stage", f"stages.{name}"
-    hint = did_you_mean(str(kind), known) if "kind" in raw else f"add `kind:`; {did_you_mean(str(kind), known)}"
-    problems.append(Problem(where(path), what, hint))
+        message, path = f"'{name}' is no kind of stage", f"stages.{name}"
+    hint = did_you_mean(str(kind), kinds) if "kind" in raw else f"add `kind:`; {did_you_mean(str(kind), kinds)}"
+    problems.append(Problem(where(path), message, hint))
     return None
 
 
@@ -225,13 +249,14 @@ def _table(
     raw: Mapping[str, Any],
     where: Where,
     problems: list[Problem],
+    *,
     choose: Callable[[str, Mapping[str, Any]], type[Any] | None],
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    checked_entries: dict[str, Any] = {}
     items = raw.get(section) or {}
     if not isinstance(items, Mapping):
         problems.append(Problem(where(section), "must be a mapping of names", f"{section}: {{name: ...}}"))
-        return found
+        return checked_entries
     for name, value in items.items():
         path = f"{section}.{name}"
         if not _is_name(name):
@@ -249,13 +274,13 @@ def _table(
             continue
         if section == "stages":
             value = {**value, "kind": value.get("kind", name)}
-        checked = validate(model, value, path, where, problems)
+        checked = validate(model, value, path=path, where=where, problems=problems)
         if checked is not None:
-            found[name] = checked
-    return found
+            checked_entries[name] = checked
+    return checked_entries
 
 
-def validate(model: type[Any], value: Mapping[str, Any], path: str, where: Where, problems: list[Problem]) -> Any:
+def validate(model: type[Any], value: Mapping[str, Any], *, path: str, where: Where, problems: list[Problem]) -> Any:
     """``model.model_validate(value)``, or None with every error turned into a ``Problem``."""
     try:
         return model.model_validate(value)
@@ -278,16 +303,20 @@ def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Prob
         names = last.model_fields if isinstance(last, type) and issubclass(last, BaseModel) else {}
         return Problem(where(full), "unknown field", did_you_mean(str(item["loc"][-1]), names))
     if item["type"] == "union_tag_invalid":
-        known = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
+        expected_tags = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
         tag, name = str(item["ctx"]["tag"]), str(item["ctx"]["discriminator"]).strip("'")
-        return Problem(where(f"{full}.{name}"), f"unknown {name} {tag!r}", did_you_mean(tag, known))
+        return Problem(where(f"{full}.{name}"), f"unknown {name} {tag!r}", did_you_mean(tag, expected_tags))
     if item["type"] == "missing":
         return Problem(where(full), "is missing", "")
-    got = item.get("input")
+    given_value = item.get("input")
     hidden = model in (ModelSpec, Tracking) and any(part in PASTED for part in item["loc"])
-    shown = "" if hidden or isinstance(got, Mapping | list) or got is None else f" (got {str(got)[:60]!r})"
+    excerpt = (
+        ""
+        if hidden or isinstance(given_value, Mapping | list) or given_value is None
+        else f" (got {str(given_value)[:60]!r})"
+    )
     message = item["msg"].removeprefix("Value error, ")
-    return Problem(where(full), message[:1].lower() + message[1:] + shown)
+    return Problem(where(full), message[:1].lower() + message[1:] + excerpt)
 
 
 def _field_model(model: Any, part: str | int) -> Any:

@@ -31,7 +31,7 @@ def experiment_schema() -> dict[str, Any]:
     for kind, schema in stage_kinds.items():
         schema["properties"]["kind"] = {"const": kind}
         definitions[f"stage_{kind}"] = schema
-    named = {kind: {"$ref": f"#/$defs/stage_{kind}"} for kind in stage_kinds}
+    stage_properties = {kind: {"$ref": f"#/$defs/stage_{kind}"} for kind in stage_kinds}
     by_kind = [
         {
             "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
@@ -40,10 +40,11 @@ def experiment_schema() -> dict[str, Any]:
         for kind in stage_kinds
     ]
     engines = []
-    for kind, engine in ENGINES.items():
-        schema = of(engine.settings, partial=True)
+    for kind, engine_kind in ENGINES.items():
+        schema = of(engine_kind.settings, partial=True)
         schema.setdefault("properties", {})["kind"] = {"const": kind}
         engines.append(schema)
+    engine = {"anyOf": [{"type": "string", "enum": list(ENGINES)}, *engines]}
     model = {"anyOf": [{"type": "string"}, of(ModelSpec)]}
     return {
         "$schema": DRAFT,
@@ -55,7 +56,12 @@ def experiment_schema() -> dict[str, Any]:
             "name": {"type": "string"},
             "description": {"type": "string"},
             "seed": {"type": "integer", "minimum": 0},
-            "engine": {"anyOf": [{"type": "string", "enum": list(ENGINES)}, *engines]},
+            "engine": engine,
+            "engines": {
+                "type": "object",
+                "description": "further engines, by the names that stages give as `engine`",
+                "additionalProperties": engine,
+            },
             "constitution": {"type": "object", "description": "overrides of the constitution's fields"},
             "template": {"type": "object", "properties": {"name": {"type": "string"}}},
             "models": {"type": "object", "additionalProperties": model},
@@ -63,7 +69,7 @@ def experiment_schema() -> dict[str, Any]:
             "tracking": of(Tracking),
             "stages": {
                 "type": "object",
-                "properties": named,
+                "properties": stage_properties,
                 "additionalProperties": {
                     "type": "object",
                     "required": ["kind"],

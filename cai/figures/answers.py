@@ -72,16 +72,16 @@ def evades(text: str) -> bool:
     A clause that declines or deflects says nothing by itself, unless it also gives a reason or an offer. An answer with
     such empty clauses evades when fewer than ``SUBSTANCE`` words are left beside them. An empty answer evades.
     """
-    left = empty = 0
+    substance = empty = 0
     for clause in _CLAUSES.split(_straight(text)):
         deflects = DEFLECTIONS.search(clause) is not None
         if not deflects and REFUSALS.search(clause) is None:
-            left += len(re.findall(r"\w+", clause))
+            substance += len(re.findall(r"\w+", clause))
         elif REASONS.search(clause) or (OFFERS.search(clause) and not deflects):
             return False
         else:
             empty += 1
-    return not text.strip() or (empty > 0 and left < SUBSTANCE)
+    return not text.strip() or (empty > 0 and substance < SUBSTANCE)
 
 
 def repeats(text: str) -> bool:

@@ -43,14 +43,14 @@ def ratings(rewards: Sequence[Sequence[float]], models: Sequence[str], seed: int
     elo_bm = SCALE * strengths(np.tensordot(weights_bp, wins_pmm, axes=1))
     share_m = wins_pmm.sum(axis=(0, 2)) / max(1, n * (len(models) - 1))
     sound = [0 < share < 1 for share in share_m]
-    found: dict[str, dict[str, Any]] = {}
-    for model, column, known in zip(models, elo_bm.T, sound, strict=True):
+    elo_by_model: dict[str, dict[str, Any]] = {}
+    for model, column, is_sound in zip(models, elo_bm.T, sound, strict=True):
         low = high = None
-        if len(column) > 1 and known and sound[0]:
+        if len(column) > 1 and is_sound and sound[0]:
             low, high = (float(x) for x in np.quantile(column[1:], (0.025, 0.975)))
-        found[model] = rounded_all({"value": float(column[0]), "low": low, "high": high, "n": n})
-    found[models[0]] |= {"value": 0.0, "low": 0.0, "high": 0.0}
-    return found
+        elo_by_model[model] = rounded_all({"value": float(column[0]), "low": low, "high": high, "n": n})
+    elo_by_model[models[0]] |= {"value": 0.0, "low": 0.0, "high": 0.0}
+    return elo_by_model
 
 
 def outcomes(rewards_pm: np.ndarray) -> np.ndarray:
@@ -87,5 +87,5 @@ def strengths(wins_bmm: np.ndarray) -> np.ndarray:
         return float(-(shares_bmm * log_expit(apart_bmm)).sum()), slope_bm[:, 1:].ravel()
 
     start = np.zeros(tables * (models - 1))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-8, "maxiter": 1000})
-    return np.concatenate([np.zeros((tables, 1)), found.x.reshape(tables, models - 1)], axis=1)
+    fit = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-8, "maxiter": 1000})
+    return np.concatenate([np.zeros((tables, 1)), fit.x.reshape(tables, models - 1)], axis=1)

@@ -39,7 +39,7 @@ def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
     import numpy as np
     from scipy.stats import bootstrap
 
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=2000,
@@ -47,7 +47,7 @@ def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
         method="percentile" if n < 10 else "BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return {"value": value, "low": float(found.low), "high": float(found.high), "n": n}
+    return {"value": value, "low": float(interval.low), "high": float(interval.high), "n": n}
 
 
 def wins(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def _grams(words: Sequence[str], n: int) -> Counter[Gram]:
 
 
 def _highest(counted: Sequence[Counter[Gram]]) -> _Highest:
-    found: dict[Gram, tuple[int, int, int]] = {}
+    highest: dict[Gram, tuple[int, int, int]] = {}
     for i, counts in enumerate(counted):
         for gram, count in counts.items():
-            first, owner, second = found.get(gram, (0, -1, 0))
-            found[gram] = (count, i, first) if count > first else (first, owner, max(second, count))
-    return found
+            first, owner, second = highest.get(gram, (0, -1, 0))
+            highest[gram] = (count, i, first) if count > first else (first, owner, max(second, count))
+    return highest
 
 
 def _elsewhere(highest: _Highest, gram: Gram, text: int) -> int:
@@ -129,6 +129,6 @@ def _nearest(lengths: Sequence[int], length: int) -> int:
     """The length of the other text that is nearest to ``length``, the shorter one where two are."""
     from bisect import bisect_left
 
-    at = bisect_left(lengths, length)
-    others = [*lengths[max(0, at - 1) : at], *lengths[at + 1 : at + 2]]
-    return min(others, key=lambda other: (abs(other - length), other))
+    index = bisect_left(lengths, length)
+    others = [*lengths[max(0, index - 1) : index], *lengths[index + 1 : index + 2]]
+    return min(others, key=lambda candidate: (abs(candidate - length), candidate))

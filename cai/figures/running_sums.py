@@ -45,7 +45,9 @@ class Mean:
         """The values of one row; a row without any does not count."""
         if values:
             total, n = math.fsum(values), len(values)
-            self.rows, self.n, self.total = self.rows + 1, self.n + n, self.total + total
+            self.rows += 1
+            self.n += n
+            self.total += total
             self.squares += total * total
             self.crossed += total * n
             self.sizes += n * n
@@ -93,8 +95,8 @@ class Mean:
 
 
 def _wilson(value: float, worth: float) -> tuple[float, float]:
-    found = share(value * worth, worth)  # a share of 12.5 values is as good
-    return found["low"], found["high"]
+    figure = share(value * worth, worth)  # a share of 12.5 values is as good
+    return figure["low"], figure["high"]
 
 
 @dataclass(slots=True)
@@ -113,7 +115,8 @@ class Correlation:
     def add(self, pairs: Sequence[tuple[float, float]]) -> None:
         """The pairs of one row."""
         if pairs:
-            self.rows, self.n = self.rows + 1, self.n + len(pairs)
+            self.rows += 1
+            self.n += len(pairs)
             self.xx += math.fsum(x * x for x, _ in pairs)
             self.yy += math.fsum(y * y for _, y in pairs)
             self.xy += math.fsum(x * y for x, y in pairs)
@@ -147,10 +150,10 @@ class Alpha:
         m = len(verdicts)
         if m < 2:
             return
-        seen = Counter(verdicts)
+        verdict_counts = Counter(verdicts)
         self.pairs += 1
-        self.apart += 2 * (m * m - sum(count * count for count in seen.values())) / (m - 1)
-        for verdict, count in seen.items():
+        self.apart += 2 * (m * m - sum(count * count for count in verdict_counts.values())) / (m - 1)
+        for verdict, count in verdict_counts.items():
             self.values[verdict] += count
             self.values[1 - verdict] += count
 
@@ -174,15 +177,17 @@ class Bins:
     y: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.n, self.x, self.y = [0] * self.count, [0.0] * self.count, [0.0] * self.count
+        self.n = [0] * self.count
+        self.x = [0.0] * self.count
+        self.y = [0.0] * self.count
 
     def add(self, x: float, y: float = 0.0) -> None:
         """One value, with the other figure that belongs to it."""
         # The small part lets 0.55 fall in the bin that begins with it, whatever its last bit.
-        at = min(self.count - 1, max(0, int((x - self.low) / (self.high - self.low) * self.count + 1e-9)))
-        self.n[at] += 1
-        self.x[at] += x
-        self.y[at] += y
+        bin_index = min(self.count - 1, max(0, int((x - self.low) / (self.high - self.low) * self.count + 1e-9)))
+        self.n[bin_index] += 1
+        self.x[bin_index] += x
+        self.y[bin_index] += y
 
     def bounds(self) -> list[tuple[float, float]]:
         """Of every bin."""
@@ -202,5 +207,5 @@ def signs(p: float) -> float:
 
 def mean_of(values: Iterable[float]) -> float:
     """Their mean; there must be one."""
-    found = list(values)
-    return sum(found) / len(found)
+    listed = list(values)
+    return sum(listed) / len(listed)

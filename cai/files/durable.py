@@ -97,10 +97,10 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
 
 def disk_full(path: Path, error: BaseException, needed: int = 0) -> Incomplete:
     """The error for a full disk at ``path``, or one that may only be read; ``needed`` in bytes, 0 if not known."""
-    at = path.absolute()
-    while not at.exists() and at != at.parent:
-        at = at.parent
-    disk = at
+    nearest = path.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    disk = nearest
     while not os.path.ismount(disk) and disk != disk.parent:
         disk = disk.parent
     if isinstance(error, OSError) and error.errno == errno.EROFS:
@@ -109,11 +109,11 @@ def disk_full(path: Path, error: BaseException, needed: int = 0) -> Incomplete:
             "Make it writable again (`mount` tells), or set CAI_HOME elsewhere, then run the same command again"
         )
     quota = isinstance(error, OSError) and error.errno == errno.EDQUOT
-    what = "your quota is used up" if quota else "no space is left"
+    reason = "your quota is used up" if quota else "no space is left"
     wants = f", {size_text(needed)} wanted" if needed else ""
-    free = size_text(shutil.disk_usage(at).free)
+    free = size_text(shutil.disk_usage(nearest).free)
     return Incomplete(
-        f"{path}: {what} on the disk at {disk} ({free} free{wants}); everything finished so far is kept. "
+        f"{path}: {reason} on the disk at {disk} ({free} free{wants}); everything finished so far is kept. "
         "Free some space (`python -m cai store gc` removes what no run refers to), then run the same command again"
     )
 

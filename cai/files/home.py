@@ -16,9 +16,9 @@ def cai_home() -> Path:
     Raises:
         PrerequisiteError: when neither ``CAI_HOME`` nor the user's own home folder is known.
     """
-    named = os.environ.get("CAI_HOME", "").strip()
+    configured = os.environ.get("CAI_HOME", "").strip()
     try:
-        return (Path(named) if named else Path("~/.cache/cai")).expanduser().absolute()
+        return (Path(configured) if configured else Path("~/.cache/cai")).expanduser().absolute()
     except RuntimeError as error:
         raise PrerequisiteError(f"CAI_HOME: {error}; set CAI_HOME to a folder that you can write") from error
 

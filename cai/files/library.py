@@ -23,7 +23,19 @@ GROUPS = {
 SHIPPED = "shipped:"
 """How the path of a data file that comes with the program begins."""
 
-FIELDS = ("name", "description", "seed", "engine", "constitution", "template", "models", "data", "stages", "tracking")
+FIELDS = (
+    "name",
+    "description",
+    "seed",
+    "engine",
+    "engines",
+    "constitution",
+    "template",
+    "models",
+    "data",
+    "stages",
+    "tracking",
+)
 """What an experiment has, at its top."""
 
 SUFFIXES = {
@@ -65,8 +77,8 @@ class Library:
 
     def local(self, path: str) -> Path:
         """A path of a model's file or folder; a relative one begins at ``home``."""
-        found = Path(path).expanduser()
-        return found if self.home is None else self.home / found
+        model_path = Path(path).expanduser()
+        return model_path if self.home is None else self.home / model_path
 
     def placed(self, path: str) -> str:
         """The path of a data source with ``shipped:`` replaced, where that is not this package's own data."""
@@ -92,20 +104,20 @@ class Library:
         """
         for path in self._candidates(folder, name):
             return path
-        known = [n for n, _ in self.names(folder)]
-        raise SpecError(Problem(where or folder, f"no '{name}' in {folder}/", did_you_mean(name, known)))
+        known_names = [n for n, _ in self.names(folder)]
+        raise SpecError(Problem(where or folder, f"no '{name}' in {folder}/", did_you_mean(name, known_names)))
 
     def names(self, folder: str) -> list[tuple[str, Path]]:
         """All (name, file) of a folder, the user's first, each name once; sub-folders as ``folder/name``."""
-        found: dict[str, Path] = {}
+        files_by_name: dict[str, Path] = {}
         for root in self.roots:
             base = root / folder
             for suffix in SUFFIXES[folder]:
                 for path in sorted(base.rglob(f"*{suffix}")) if base.is_dir() else ():
-                    found.setdefault(path.relative_to(base).with_suffix("").as_posix(), path)
-        return sorted(found.items())
+                    files_by_name.setdefault(path.relative_to(base).with_suffix("").as_posix(), path)
+        return sorted(files_by_name.items())
 
-    def shown(self, path: Path) -> str:
+    def display_path(self, path: Path) -> str:
         """A path as a person would write it: relative to the root that holds it."""
         for root in self.roots:
             if path.is_relative_to(root):

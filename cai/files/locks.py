@@ -57,17 +57,17 @@ def holder(path: Path) -> str:
 
 def _holder(fd: int) -> str:
     """Looks by taking the lock for a moment."""
-    if not _taken(fd, fcntl.LOCK_SH):
+    if not _try_lock(fd, fcntl.LOCK_SH):
         return os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
     try:
-        return "" if _taken(fd, fcntl.LOCK_EX) else SHARING
+        return "" if _try_lock(fd, fcntl.LOCK_EX) else SHARING
     except OSError:
         return ""  # a network folder wants a file that can be written for this
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _taken(fd: int, mode: int) -> bool:
+def _try_lock(fd: int, mode: int) -> bool:
     try:
         fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,7 +79,7 @@ def _acquire(path: Path, mode: int, on_wait: OnWait | None, *, wait: bool) -> in
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            if not _taken(fd, mode):
+            if not _try_lock(fd, mode):
                 if not wait:
                     os.close(fd)
                     return None

@@ -72,59 +72,63 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Dumper.add_representer(str, _text)
 
 
-def read_text(path: Path, shown: str = "") -> str:
+def read_text(path: Path, display_path: str = "") -> str:
     """The UTF-8 text of a file of at most ``MAX_BYTES`` bytes; a byte order mark is dropped.
 
     Raises:
         SpecError: when the file cannot be opened, is too large, or is not UTF-8 text.
     """
-    shown = shown or str(path)
+    display_path = display_path or str(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise SpecError(Problem(shown, f"cannot be read ({error.strerror or error})", "check the path")) from error
+        raise SpecError(
+            Problem(display_path, f"cannot be read ({error.strerror or error})", "check the path")
+        ) from error
     if len(raw) > MAX_BYTES:
-        raise SpecError(Problem(shown, f"is larger than {MAX_BYTES // 2**20} MiB", "is it the right file?"))
+        raise SpecError(Problem(display_path, f"is larger than {MAX_BYTES // 2**20} MiB", "is it the right file?"))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise SpecError(Problem(f"{shown}:{line}", "is not UTF-8 text", "save it as UTF-8")) from error
+        raise SpecError(Problem(f"{display_path}:{line}", "is not UTF-8 text", "save it as UTF-8")) from error
     if "\0" in text:
-        raise SpecError(Problem(shown, "holds NUL bytes, so it is not text", "is it the right file?"))
+        raise SpecError(Problem(display_path, "holds NUL bytes, so it is not text", "is it the right file?"))
     return text
 
 
-def load(path: Path, shown: str = "") -> tuple[Any, dict[str, int]]:
+def load(path: Path, display_path: str = "") -> tuple[Any, dict[str, int]]:
     """What a YAML file says, and the line (from 1) of every field path such as ``principles[3].weight``.
 
-    The root's path is the empty text. ``shown`` is the file's name in errors.
+    The root's path is the empty text. ``display_path`` is the file's name in errors.
 
     Raises:
         SpecError: for text that is no YAML, repeated or non-text keys, unknown tags, or nesting without bound; where
             there are several such problems, all of them.
     """
-    return loads(read_text(path, shown), shown or str(path))
+    return loads(read_text(path, display_path), display_path or str(path))
 
 
-def loads(text: str, shown: str = "YAML") -> tuple[Any, dict[str, int]]:
+def loads(text: str, display_path: str = "YAML") -> tuple[Any, dict[str, int]]:
     """``load`` for text already read."""
     try:
-        _check_depth(text, shown)
+        _check_depth(text, display_path)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None, {"": 1}
-            lines = _Walk(shown).run(node)
+            lines = _Walk(display_path).run(node)
             return loader.construct_document(node), lines
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise SpecError(_syntax(error, shown)) from error
+        raise SpecError(_syntax(error, display_path)) from error
     except (ValueError, TypeError) as error:
-        raise SpecError(Problem(shown, f"holds a value that cannot be read ({error})", "put it in quotes")) from error
+        raise SpecError(
+            Problem(display_path, f"holds a value that cannot be read ({error})", "put it in quotes")
+        ) from error
 
 
 def dumps(data: Any, width: int = 110) -> str:
@@ -136,35 +140,38 @@ def dumps(data: Any, width: int = 110) -> str:
 class Located(dict[str, Any]):
     """A mapping that knows its file and lines: ``where("rounds")`` is ``x.yaml:12: rounds``."""
 
-    def __init__(self, data: Mapping[str, Any], shown: str, lines: Mapping[str, int]) -> None:
+    def __init__(self, data: Mapping[str, Any], display_path: str, lines: Mapping[str, int]) -> None:
         super().__init__(data)
-        self.shown, self.lines = shown, lines
+        self.display_path = display_path
+        self.lines = lines
 
     def where(self, field: str) -> str:
         """The place of a field; of the nearest field around it when it is not in the file."""
-        return place(self.shown, field, self.lines)
+        return place(self.display_path, field, self.lines)
 
 
-def load_mapping(path: Path, shown: str = "") -> Located:
+def load_mapping(path: Path, display_path: str = "") -> Located:
     """A YAML file whose root is a mapping of fields.
 
     Raises:
         SpecError: as ``load``, and when the root is something else.
     """
-    data, lines = load(path, shown)
+    data, lines = load(path, display_path)
     if not isinstance(data, dict):
-        got = "empty" if data is None else f"a {type(data).__name__}"
-        raise SpecError(Problem(shown or str(path), f"must be a mapping of fields, and is {got}"))
-    return Located(data, shown or str(path), lines)
+        root_type = "empty" if data is None else f"a {type(data).__name__}"
+        raise SpecError(Problem(display_path or str(path), f"must be a mapping of fields, and is {root_type}"))
+    return Located(data, display_path or str(path), lines)
 
 
-def place(shown: str, field: str, lines: Mapping[str, int]) -> str:
-    """``shown:line: field``, with the line of the nearest enclosing field that has one."""
+def place(display_path: str, field: str, lines: Mapping[str, int]) -> str:
+    """``display_path:line: field``, with the line of the nearest enclosing field that has one."""
     near = field
     while near and near not in lines:
         near = near[: max(near.rfind("."), near.rfind("["), 0)]
     line = lines.get(near)
-    return f"{shown}:{line}: {field}".removesuffix(": ") if line else f"{shown}: {field}".removesuffix(": ")
+    return (
+        f"{display_path}:{line}: {field}".removesuffix(": ") if line else f"{display_path}: {field}".removesuffix(": ")
+    )
 
 
 def field_path(location: tuple[str | int, ...]) -> str:
@@ -175,7 +182,7 @@ def field_path(location: tuple[str | int, ...]) -> str:
     return text
 
 
-def _check_depth(text: str, shown: str) -> None:
+def _check_depth(text: str, display_path: str) -> None:
     # On events, before any tree is built: building one recurses, in C too.
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -183,7 +190,7 @@ def _check_depth(text: str, shown: str) -> None:
             depth += 1
             if depth > MAX_DEPTH:
                 mark = event.start_mark
-                where = f"{shown}:{mark.line + 1}" if mark else shown
+                where = f"{display_path}:{mark.line + 1}" if mark else display_path
                 raise SpecError(Problem(where, f"nests deeper than {MAX_DEPTH} levels", "is it the right file?"))
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
@@ -192,8 +199,8 @@ def _check_depth(text: str, shown: str) -> None:
 class _Walk:
     """Collects lines and problems from a tree of nodes; bounds what aliases can expand to."""
 
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
+    def __init__(self, display_path: str) -> None:
+        self.display_path = display_path
         self.lines: dict[str, int] = {}
         self.problems: list[Problem] = []
         self.nodes = 0
@@ -207,8 +214,8 @@ class _Walk:
     def _visit(self, node: yaml.Node, path: str, line: int, depth: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            what = "expands without bound through its aliases"
-            raise SpecError([*self.problems, Problem(f"{self.shown}:{line}", what, "write the values out")])
+            message = "expands without bound through its aliases"
+            raise SpecError([*self.problems, Problem(f"{self.display_path}:{line}", message, "write the values out")])
         self.lines.setdefault(path, line)
         if isinstance(node, yaml.MappingNode):
             self._mapping(node, path, depth)
@@ -217,7 +224,7 @@ class _Walk:
                 self._visit(item, f"{path}[{number}]", item.start_mark.line + 1, depth + 1)
 
     def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> None:
-        seen: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
             line = key.start_mark.line + 1
@@ -226,27 +233,27 @@ class _Walk:
                 continue
             if not isinstance(key, yaml.ScalarNode) or key.tag != _STR:
                 name = key.value if isinstance(key, yaml.ScalarNode) else "(a collection)"
-                problem = Problem(f"{self.shown}:{line}", f"key {name!s:.60} is not text", "put it in quotes")
+                problem = Problem(f"{self.display_path}:{line}", f"key {name!s:.60} is not text", "put it in quotes")
                 self.problems.append(problem)
                 continue
             inner = f"{path}.{key.value}" if path else str(key.value)
-            if (first := seen.get(key.value)) is not None:
-                what = f"key is there twice (first on line {first})"
-                self.problems.append(Problem(f"{self.shown}:{line}: {inner}", what, "keep one"))
+            if (first := key_lines.get(key.value)) is not None:
+                message = f"key is there twice (first on line {first})"
+                self.problems.append(Problem(f"{self.display_path}:{line}: {inner}", message, "keep one"))
                 continue
-            seen[key.value] = line
+            key_lines[key.value] = line
             self._visit(value, inner, line, depth + 1)
         for source in merged:
             if isinstance(source, yaml.MappingNode):
                 self._visit(source, path, source.start_mark.line + 1, depth + 1)
 
 
-def _syntax(error: yaml.YAMLError, shown: str) -> Problem:
+def _syntax(error: yaml.YAMLError, display_path: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).splitlines()[0]
-    where = f"{shown}:{mark.line + 1}" if mark else shown
-    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in what:
-        return Problem(where, f"uses a YAML tag that is not allowed ({what})", "write plain values")
-    if "\\t" in what:
-        return Problem(where, f"is not valid YAML ({what})", "indent with spaces")
-    return Problem(where, f"is not valid YAML ({what})", "a text with ': ' or a leading special sign needs quotes")
+    message = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).splitlines()[0]
+    where = f"{display_path}:{mark.line + 1}" if mark else display_path
+    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in message:
+        return Problem(where, f"uses a YAML tag that is not allowed ({message})", "write plain values")
+    if "\\t" in message:
+        return Problem(where, f"is not valid YAML ({message})", "indent with spaces")
+    return Problem(where, f"is not valid YAML ({message})", "a text with ': ' or a leading special sign needs quotes")

@@ -36,12 +36,13 @@ class Process:
     __slots__ = ("group", "parent")
 
     def __init__(self, parent: int, group: int) -> None:
-        self.parent, self.group = parent, group
+        self.parent = parent
+        self.group = group
 
 
 def processes() -> dict[int, Process]:
     """All living processes of this machine by pid; zombies are left out."""
-    found = {}
+    table = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
@@ -49,8 +50,8 @@ def processes() -> dict[int, Process]:
                     # The command's name comes in parentheses and may hold anything, parentheses too.
                     state, parent, group = file.read().rpartition(b")")[2].split()[:3]
                 if state not in (b"Z", b"X"):
-                    found[int(name)] = Process(int(parent), int(group))
-    return found
+                    table[int(name)] = Process(int(parent), int(group))
+    return table
 
 
 def descendants(roots: set[int], table: dict[int, Process]) -> set[int]:
@@ -73,26 +74,27 @@ def sweep(mark: str, grace: float) -> None:
 
     SIGTERM first, SIGKILL after ``grace`` seconds. Returns when they are gone.
     """
-    began, told = time.monotonic(), set[int]()
-    while found := _marked(mark):
+    began = time.monotonic()
+    signalled = set[int]()
+    while marked := _marked(mark):
         passed = time.monotonic() - began
         if passed > grace + PATIENCE:
             return
         killing = passed >= grace
-        for pid in found if killing else found - told:
+        for pid in marked if killing else marked - signalled:
             _send(pid, signal.SIGKILL if killing else signal.SIGTERM)
-        told |= found
+        signalled |= marked
         time.sleep(0.05)
 
 
 def _marked(mark: str) -> set[int]:
-    table, wanted = processes(), f"{MARK}={mark}".encode()
-    found = set()
+    table, environ_entry = processes(), f"{MARK}={mark}".encode()
+    marked = set()
     for pid in table:
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            if wanted in file.read().split(b"\0"):
-                found.add(pid)
-    return found | descendants(found, table)
+            if environ_entry in file.read().split(b"\0"):
+                marked.add(pid)
+    return marked | descendants(marked, table)
 
 
 def _send(pid: int, number: int) -> None:
@@ -104,11 +106,13 @@ def _send(pid: int, number: int) -> None:
 
 class _Guard:
     def __init__(self, stop: int, status: int, grace: float) -> None:
-        self.stop, self.status, self.grace = stop, status, grace
+        self.stop = stop
+        self.status = status
+        self.grace = grace
         self.driver = os.getppid()
         self.code: int | None = None
-        self.asked = False
-        self.told: set[int] = set()
+        self.stop_requested = False
+        self.signalled: set[int] = set()
         for fd in (stop, status):
             os.set_inheritable(fd, False)
 
@@ -133,7 +137,7 @@ class _Guard:
         ending: float | None = None
         while not self._reap():
             now = time.monotonic()
-            if ending is None and (self.asked or self.code is not None or os.getppid() != self.driver):
+            if ending is None and (self.stop_requested or self.code is not None or os.getppid() != self.driver):
                 ending = now
                 with suppress(OSError):
                     poller.unregister(self.stop)
@@ -144,11 +148,11 @@ class _Guard:
                     with suppress(BlockingIOError):
                         os.read(woken, 4096)
                 else:
-                    self.asked = True
+                    self.stop_requested = True
         return 1 if self.code is None else self.code
 
     def _ask(self, *_: object) -> None:
-        self.asked = True
+        self.stop_requested = True
 
     def _reap(self) -> bool:
         """Collect the dead; whether nobody is left. As everyone below is or becomes a child, that is all."""
@@ -175,20 +179,20 @@ class _Guard:
         if passed >= self.grace:
             for pid in descendants({os.getpid()}, processes()):
                 _send(pid, signal.SIGKILL)
-        elif not self.told or self.code is not None:
+        elif not self.signalled or self.code is not None:
             # While the command lives, what it starts after SIGTERM is its own way of cleaning up.
             table = processes()
             below = descendants({os.getpid()}, table)
             group = {pid for pid in below if table[pid].group == self.main}
-            if group and not self.told:
+            if group and not self.signalled:
                 # The group at once, so that none forks away meanwhile. Once to each: some take a second for haste.
                 with suppress(ProcessLookupError):
                     os.killpg(self.main, signal.SIGTERM)
                     os.killpg(self.main, signal.SIGCONT)
-                self.told |= group
-            for pid in below - self.told:
+                self.signalled |= group
+            for pid in below - self.signalled:
                 _send(pid, signal.SIGTERM)
-            self.told |= below
+            self.signalled |= below
         return True
 
 

@@ -53,7 +53,8 @@ class LocalRunner:
         *,
         host_of: Callable[[Command], str] = lambda command: HERE,
     ) -> None:
-        self.settings, self.host_of = settings, host_of
+        self.settings = settings
+        self.host_of = host_of
         self._running: list[_Process] = []
 
     def start(self, command: Command, log: Path) -> Server:
@@ -129,8 +130,8 @@ class LocalRunner:
         hosts = {process.command.role: process.host for process in self._running if not process.ended()}
         for name, role in command.addresses.items():
             if role not in hosts:
-                known = f"running: {', '.join(hosts)}" if hosts else "nothing else runs"
-                raise StepFailed(f"{command.role}: {name} wants the address of {role!r}, which does not run; {known}")
+                running = f"running: {', '.join(hosts)}" if hosts else "nothing else runs"
+                raise StepFailed(f"{command.role}: {name} wants the address of {role!r}, which does not run; {running}")
         return {name: hosts[role] for name, role in command.addresses.items()}
 
 
@@ -138,14 +139,18 @@ class _Process:
     """A command under its guard."""
 
     def __init__(self, command: Command, host: str, log: Path, grace: float) -> None:
-        self.command, self.host, self.log, self.grace = command, host, log, grace
+        self.command = command
+        self.host = host
+        self.log = log
+        self.grace = grace
         self.mark = uuid.uuid4().hex
         self._stop: int | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._status = -1
         self._news = b""
         self._begins = 0
-        self._gone = self._swept = False
+        self._gone = False
+        self._swept = False
         self._lock = threading.RLock()
 
     @property
@@ -161,8 +166,10 @@ class _Process:
     def launch(self, argv: tuple[str, ...], env: dict[str, str]) -> None:
         """Start the guard, which starts ``argv``. The log gets the argv first and nothing of the environment."""
         out = self._open_log(argv)
-        theirs, self._stop = os.pipe()
-        self._status, status = os.pipe()
+        theirs, ours = os.pipe()
+        self._stop = ours
+        status_end, status = os.pipe()
+        self._status = status_end
         os.set_blocking(self._status, False)
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(theirs), str(status), str(self.grace), *argv]
         try:
@@ -205,14 +212,16 @@ class _Process:
             return self.check()
         deadline, delay = time.monotonic() + ready.timeout, 0.1
         while not _accepts(self.host, ready.port):
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise self._failed(
                     f"did not open port {ready.port} on {_place(self.host)} within {duration(ready.timeout)}",
                     "raise its ready timeout if it only loads slowly",
                 )
-            if self.ended(wait=min(delay, left)):
-                raise self._failed(f"{_told(self.outcome)} before it opened port {ready.port}", _hint(self.outcome))
+            if self.ended(wait=min(delay, remaining)):
+                raise self._failed(
+                    f"{_ending_words(self.outcome)} before it opened port {ready.port}", _hint(self.outcome)
+                )
             delay = min(delay * 1.3, 1.0)
         # Another process may have taken the port since: then ours ends now.
         self.check()
@@ -220,12 +229,13 @@ class _Process:
     def check(self, expected: str = "") -> None:
         """Raise StepFailed, with the tail of its log, when it has ended otherwise than ``expected``."""
         if self.ended() and self.outcome != expected:
-            raise self._failed(_told(self.outcome), _hint(self.outcome))
+            raise self._failed(_ending_words(self.outcome), _hint(self.outcome))
 
     def ask(self) -> None:
         """Tell the guard to take everything down, and do not wait."""
         with self._lock:
-            stop, self._stop = self._stop, None
+            stop = self._stop
+            self._stop = None
             if stop is not None:
                 # The byte counts where a forked child of this process still holds the pipe open.
                 with suppress(BrokenPipeError):
@@ -281,9 +291,9 @@ class _Process:
     def _name(self) -> str:
         return f"{self.command.role} ({_program(self.command.argv)})"
 
-    def _failed(self, what: str, hint: str = "") -> StepFailed:
-        what += f" ({hint})" if hint else ""
-        return StepFailed(f"{self._name()} {what}; log {self.log}:\n{tail(self.log, self._begins)}")
+    def _failed(self, problem: str, hint: str = "") -> StepFailed:
+        problem += f" ({hint})" if hint else ""
+        return StepFailed(f"{self._name()} {problem}; log {self.log}:\n{tail(self.log, self._begins)}")
 
 
 def _check_executable(command: Command, argv: Sequence[str], env: dict[str, str]) -> None:
@@ -291,8 +301,8 @@ def _check_executable(command: Command, argv: Sequence[str], env: dict[str, str]
         raise StepFailed(f"{command.role}: its folder {command.cwd} does not exist on this machine")
     name = argv[0]
     # A path is relative to the folder that the command runs in; a bare name is looked up in its PATH.
-    found = shutil.which(os.path.join(command.cwd, name) if os.sep in name else name, path=env.get("PATH"))
-    if not found:
+    executable = shutil.which(os.path.join(command.cwd, name) if os.sep in name else name, path=env.get("PATH"))
+    if not executable:
         where = "is no executable file" if os.sep in name else "is not on the PATH"
         raise StepFailed(
             f"{command.role}: {name!r} {where} of this machine; install it, or name the right one in the "
@@ -322,7 +332,7 @@ def _program(argv: Sequence[str]) -> str:
     return one_line(os.path.basename(script), 60)
 
 
-def _told(outcome: str) -> str:
+def _ending_words(outcome: str) -> str:
     how, _, number = outcome.partition(" ")
     if how == "exit":
         by = f" ({_signal(int(number) - 128)})" if int(number) > 128 else ""

@@ -81,7 +81,10 @@ class OutsideServer:
     """A server that somebody else started."""
 
     def __init__(self, role: str, host: str, ready: Ready) -> None:
-        self._role, self.host, self.port, self._timeout = role, host, ready.port, ready.timeout
+        self._role = role
+        self.host = host
+        self.port = ready.port
+        self._timeout = ready.timeout
 
     def wait_ready(self) -> None:
         """Return when the port accepts.

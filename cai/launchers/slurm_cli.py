@@ -76,28 +76,28 @@ def submit(script: Path, after: Sequence[str] = (), after_any: Sequence[str] = (
     env = {name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith("SLURM")}
     end = time.monotonic() + PATIENCE
     while True:
-        done = _call([*argv, str(script)], env)
-        words = _words(done)
-        if done.returncode == 0:
+        completed = _call([*argv, str(script)], env)
+        words = _words(completed)
+        if completed.returncode == 0:
             # --parsable prints ID or ID;CLUSTER.
-            return done.stdout.strip().splitlines()[-1].split(";")[0]
+            return completed.stdout.strip().splitlines()[-1].split(";")[0]
         unsure = any(word in words for word in _UNSURE)
         if not (unsure or _unreached(words)) or time.monotonic() > end:
             raise StepFailed(f"{script}: sbatch did not take it: {words}")
         time.sleep(1)
-        if unsure and (found := live_job(script)):
-            return found
+        if unsure and (job_id := live_job(script)):
+            return job_id
 
 
 def live_job(script: Path) -> str | None:
     """The id of the job, waiting or running, that was submitted from ``script``; the newest when there are several."""
-    done = _ask(["squeue", "--me", "--all", "--noheader", "--Format=JobID:|,HetJobID:|,ArrayJobID:|,Command:"])
-    found: list[int] = []
-    for line in done.stdout.splitlines():
+    completed = _ask(["squeue", "--me", "--all", "--noheader", "--Format=JobID:|,HetJobID:|,ArrayJobID:|,Command:"])
+    job_ids: list[int] = []
+    for line in completed.stdout.splitlines():
         job, leader, array, command = line.split("|", 3)
         if command.strip() == str(script.absolute()):
-            found.append(int(next(name for name in (leader, array, job) if _is_id(name))))
-    return str(max(found)) if found else None
+            job_ids.append(int(next(name for name in (leader, array, job) if _is_id(name))))
+    return str(max(job_ids)) if job_ids else None
 
 
 def jobs(ids: Sequence[str]) -> dict[str, JobState]:
@@ -110,10 +110,10 @@ def jobs(ids: Sequence[str]) -> dict[str, JobState]:
         return {}
     columns = ",".join(f"{name}:|" for name in _COLUMNS)
     argv = ["squeue", f"--jobs={','.join(ids)}", "--array", "--states=all", "--all", "--noheader"]
-    done = _ask([*argv, f"--Format={columns}"], passing=("Invalid job id",))
+    completed = _ask([*argv, f"--Format={columns}"], passing=("Invalid job id",))
     parts: dict[str, list[JobState]] = {}
     arrays: dict[str, dict[int, JobState]] = {}
-    for line in done.stdout.splitlines():
+    for line in completed.stdout.splitlines():
         cells = (cell.strip() for cell in line.split("|")[: len(_COLUMNS)])
         job, leader, array, task, state, reason, code, restarts, nodes = cells
         key = leader if _is_id(leader) else job
@@ -126,7 +126,7 @@ def jobs(ids: Sequence[str]) -> dict[str, JobState]:
             continue
         # The leader, which runs the batch script, comes first.
         parts.setdefault(key, []).insert(0 if job == key else len(parts.get(key, [])), part)
-    whole = {key: _whole(found) for key, found in parts.items()}
+    whole = {key: _whole(components) for key, components in parts.items()}
     whole |= {key: _of_tasks(key, tasks) for key, tasks in arrays.items()}
     return {key: whole[key] for key in ids if key in whole}
 
@@ -148,11 +148,11 @@ def node_address(name: str) -> str:
     Raises:
         StepFailed: when the cluster has no such node.
     """
-    done = _ask(["scontrol", "show", "node", name, "--oneliner"])
-    found = re.search(r"\bNodeAddr=(\S+)", done.stdout)
-    if found is None:
-        raise StepFailed(f"scontrol show node {name}: no NodeAddr: {_words(done)}")
-    return found[1]
+    completed = _ask(["scontrol", "show", "node", name, "--oneliner"])
+    address = re.search(r"\bNodeAddr=(\S+)", completed.stdout)
+    if address is None:
+        raise StepFailed(f"scontrol show node {name}: no NodeAddr: {_words(completed)}")
+    return address[1]
 
 
 def hosts(nodelist: str) -> list[str]:
@@ -164,15 +164,15 @@ def _whole(parts: list[JobState]) -> JobState:
     """One state of a job's components: it has ended when all have, and well only when all have ended well."""
     leader = parts[0]
     nodes = ",".join(part.nodes for part in parts if part.nodes)
-    said = leader
+    deciding = leader
     if leader.ended:
         going = [part for part in parts if not part.ended]
         broken = [part for part in parts if part.state != "COMPLETED"]
         if going:
-            said = going[0]
+            deciding = going[0]
         elif leader.state == "COMPLETED" and broken:
-            said = broken[0]
-    return replace(said, nodes=nodes, restarts=leader.restarts)
+            deciding = broken[0]
+    return replace(deciding, nodes=nodes, restarts=leader.restarts)
 
 
 def _of_tasks(array: str, tasks: Mapping[int, JobState]) -> JobState:
@@ -181,10 +181,10 @@ def _of_tasks(array: str, tasks: Mapping[int, JobState]) -> JobState:
     going = [task for task in every if not task.ended]
     at_work = [task for task in going if task.state != "PENDING"]
     broken = [task for task in every if task.state != "COMPLETED"]
-    said = next(iter([*at_work, *going, *broken, *every]))
+    deciding = next(iter([*at_work, *going, *broken, *every]))
     nodes = ",".join(dict.fromkeys(task.nodes for task in at_work if task.nodes))
     restarts = sum(task.restarts for task in every)
-    return replace(said, id=array, nodes=nodes, restarts=restarts, tasks=dict(tasks))
+    return replace(deciding, id=array, nodes=nodes, restarts=restarts, tasks=dict(tasks))
 
 
 def _is_id(text: str) -> bool:
@@ -209,10 +209,10 @@ def _ask(argv: Sequence[str], passing: Sequence[str] = ()) -> subprocess.Complet
     end = time.monotonic() + PATIENCE
     pause = 0.25
     while True:
-        done = _call(argv, None)
-        words = _words(done)
-        if done.returncode == 0 or any(word in words for word in passing):
-            return done
+        completed = _call(argv, None)
+        words = _words(completed)
+        if completed.returncode == 0 or any(word in words for word in passing):
+            return completed
         transient = _unreached(words) or any(word in words for word in _UNSURE)
         if not transient or time.monotonic() > end:
             raise StepFailed(f"{' '.join(argv)}: {words}")
@@ -229,5 +229,7 @@ def _call(argv: Sequence[str], env: dict[str, str] | None) -> subprocess.Complet
     return subprocess.run(argv, env=env, capture_output=True, text=True, errors="replace", check=False)
 
 
-def _words(done: subprocess.CompletedProcess[str]) -> str:
-    return " ".join((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").split())
+def _words(completed: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(
+        (completed.stderr.strip() or completed.stdout.strip() or f"exit code {completed.returncode}").split()
+    )

@@ -39,8 +39,8 @@ def components_of(settings: Slurm, commands: Sequence[Command]) -> tuple[Compone
     """
     placed = [command for command in commands if command.resources.nodes > 0]
     gpus = any(command.resources.gpus_per_node for command in placed)
-    asked = [c.resources.time for c in commands if c.resources.time]
-    time = max(asked, key=seconds_of, default="") or (settings.time if gpus else settings.cpu_time)
+    time_limits = [c.resources.time for c in commands if c.resources.time]
+    time = max(time_limits, key=seconds_of, default="") or (settings.time if gpus else settings.cpu_time)
     count = max((command.component for command in commands), default=0) + 1
     return tuple(_component([c for c in placed if c.component == i], time) for i in range(count))
 
@@ -50,6 +50,7 @@ def script(
     step_name: str,
     components: Sequence[Component],
     body: Sequence[str],
+    *,
     log: Path,
     job_name: str,
     folder: Path | None = None,
@@ -67,8 +68,15 @@ def script(
     for index, component in enumerate(components):
         if index:
             lines.append("#SBATCH hetjob")
-        asked = _header(settings, component, job_name, None if index else log, folder, array)
-        lines += [f"#SBATCH --{option}" for option in asked]
+        options = _header(
+            settings,
+            component,
+            job_name=job_name,
+            log=None if index else log,
+            folder=folder,
+            array=array,
+        )
+        lines += [f"#SBATCH --{option}" for option in options]
     lines += ["", "set -euo pipefail"]
     lines += ["# A warning that comes before the program listens for it must not end the job.", "trap '' USR1"]
     if settings.setup:
@@ -78,11 +86,11 @@ def script(
 
 
 def _header(
-    settings: Slurm, component: Component, job_name: str, log: Path | None, folder: Path | None, array: int
+    settings: Slurm, component: Component, *, job_name: str, log: Path | None, folder: Path | None, array: int
 ) -> Iterable[str]:
     """One component's options. What concerns the batch script is said once, in the first (``log`` given)."""
     gpus = component.gpus_per_node > 0
-    asked = {
+    options = {
         "job-name": job_name,
         "account": settings.account,
         "partition": settings.partition if gpus else settings.cpu_partition or settings.partition,
@@ -97,11 +105,11 @@ def _header(
         # In a file name of Slurm's, % begins a placeholder.
         output = str(log).replace("%", "%%")
         if array:
-            asked |= {"array": f"0-{array - 1}"}
+            options |= {"array": f"0-{array - 1}"}
             output = output.removesuffix(".out") + ".shard-%a.out"
-        asked |= {"output": output, "open-mode": "append", "chdir": str(folder or "")}
-        asked |= {"signal": f"B:USR1@{settings.warn}"} if settings.warn else {}
-    yield from (f"{option}={_quoted(option, value)}" for option, value in asked.items() if value)
+        options |= {"output": output, "open-mode": "append", "chdir": str(folder or "")}
+        options |= {"signal": f"B:USR1@{settings.warn}"} if settings.warn else {}
+    yield from (f"{option}={_quoted(option, value)}" for option, value in options.items() if value)
     yield "requeue" if settings.requeue else "no-requeue"
     yield from (_one_line("engine.launcher.options", option) for option in settings.options)
 
@@ -147,7 +155,7 @@ def _quoted(option: str, value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _one_line(what: str, value: str) -> str:
+def _one_line(setting: str, value: str) -> str:
     if "\n" in value or "\r" in value:
-        raise SpecError(Problem(what, f"{value!r} spans lines", "an #SBATCH line holds one value on one line"))
+        raise SpecError(Problem(setting, f"{value!r} spans lines", "an #SBATCH line holds one value on one line"))
     return value

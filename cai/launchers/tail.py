@@ -31,11 +31,11 @@ def tail(log: Path, start: int = 0, lines: int = 20, width: int = 240) -> str:
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET.search(name):
             text = text.replace(value, "***")
-    shown = [line for line in (_shown(line, width) for line in text.split("\n")) if line]
-    return "\n".join(f"  {line}" for line in shown[-lines:]) or "  (it wrote nothing)"
+    visible_lines = [line for line in (_visible(line, width) for line in text.split("\n")) if line]
+    return "\n".join(f"  {line}" for line in visible_lines[-lines:]) or "  (it wrote nothing)"
 
 
-def _shown(line: str, width: int) -> str:
+def _visible(line: str, width: int) -> str:
     states = [state for state in _ESCAPES.sub("", line).split("\r") if state.strip()]
     clean = plain(states[-1]).expandtabs(4).rstrip() if states else ""
     return clean if len(clean) <= width else f"{clean[: width - 3]}..."

@@ -11,8 +11,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from cai.engines import gpu_times
+from cai.engines import ENGINES, gpu_times
 from cai.engines.base import GpuTime
+from cai.engines.methods import METHODS
 from cai.launchers.settings import is_local
 from cai.plan import Plan, Step
 from cai.store.artifacts import Store, read_record
@@ -25,9 +26,7 @@ _PER_SECOND = {
     "sample": (500.0, 4000.0),
     "evaluate": (500.0, 4000.0),
     "judge": (500.0, 4000.0),
-    "sft": (800.0, 4000.0),
-    "reward": (1200.0, 4000.0),
-    "rl": (130.0, 4000.0),
+    **{method.stage: method.tokens_per_second for method in METHODS.values()},
 }
 _FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "snapshot": 1.0}
 _START = 2.0  # Seconds to load a model.
@@ -40,19 +39,25 @@ def with_times(plan: Plan, store: Store, times: Mapping[str, GpuTime] | None = N
     ``engine.uses.gpu_time`` has the rates and the formula. ``times``, by key, are known already where steps of several
     plans are put together, whose names are not their own.
     """
-    measured = _measured(store, {step.kind for step in plan.steps}, str(plan.engine["kind"]))
-    guess, engine = plan.engine["kind"] == "embedded", plan.engine
+    engine = plan.engine
     if times is None:
         estimates = gpu_times(plan)
         times = {step.key: estimates.steps[step.name] for step in plan.steps if step.name in estimates.steps}
         if estimates.assumptions:
             engine = {**engine, "uses": {**engine.get("uses", {}), "gpu_time": dict(estimates.assumptions)}}
     nodes = not is_local(plan.engine)
-    timed = (_timed(step, measured.get(step.kind, []), guess, times.get(step.key), nodes) for step in plan.steps)
+    records: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    timed: list[Step] = []
+    for step in plan.steps:
+        maker = str(plan.engine_of(step)["kind"])
+        if (step.kind, maker) not in records:
+            records[step.kind, maker] = _recent_records(store, step.kind, maker)
+        guess = maker == "embedded"
+        timed.append(_timed(step, records[step.kind, maker], guess=guess, gpus=times.get(step.key), nodes=nodes))
     return replace(plan, engine=engine, steps=tuple(timed))
 
 
-def _timed(step: Step, records: list[Mapping[str, Any]], guess: bool, gpus: GpuTime | None, nodes: bool) -> Step:
+def _timed(step: Step, records: list[Mapping[str, Any]], *, guess: bool, gpus: GpuTime | None, nodes: bool) -> Step:
     seconds, basis = _measured_seconds(step, records), "measured"
     if seconds is None:
         seconds, basis = _guessed_seconds(step, guess) if gpus is None else gpus.seconds, "estimate"
@@ -94,21 +99,17 @@ def _guessed_seconds(step: Step, embedded: bool) -> float | None:
     return float(_START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read)
 
 
-def _measured(store: Store, kinds: set[str], engine: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Recent records by kind of step; what another engine took tells nothing."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for kind in kinds:
-        records = sorted(store.root.glob(f"{kind}-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-        kept: list[Mapping[str, Any]] = []
-        for path in records[:RECENT]:
-            try:
-                record = read_record(path)
-                made_by = record["ingredients"].get("engine", {}).get("kind", engine)
-                if made_by == engine and (
-                    kind != "fetch" or ("format" in record["ingredients"]) == (engine != "embedded")
-                ):
-                    kept.append(record)
-            except (OSError, ValueError):
-                continue  # A record that cannot be read tells no time; `store verify` reports it.
-        found[kind] = kept
-    return found
+def _recent_records(store: Store, kind: str, engine: str) -> list[Mapping[str, Any]]:
+    """Recent records of a kind of step; what another engine took tells nothing."""
+    converts = engine in ENGINES and bool(ENGINES[engine].model_format)
+    paths = sorted(store.root.glob(f"{kind}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    records: list[Mapping[str, Any]] = []
+    for path in paths[:RECENT]:
+        try:
+            record = read_record(path)
+            maker = record["ingredients"].get("engine", {}).get("kind", engine)
+            if maker == engine and (kind != "fetch" or ("format" in record["ingredients"]) == converts):
+                records.append(record)
+        except (OSError, ValueError):
+            continue  # A record that cannot be read tells no time; `store verify` reports it.
+    return records

@@ -53,10 +53,9 @@ def plan_changes(old: Plan, new: Plan) -> dict[str, list[str]]:
 
 def _changed_sources(step: Step, role: str, before: Any, after: Any) -> list[str]:
     """Names of the steps whose artifacts in this role are others now; all of the role's where that cannot be told."""
-    names = step.inputs.get(role, role)
-    if isinstance(names, str):
-        return [names]
-    sources = list(names.values()) if isinstance(names, dict) else names
+    sources = list(step.sources(role)) or [role]
+    if step.source(role) is not None:
+        return sources
     if isinstance(before, list) and isinstance(after, list) and len(after) == len(sources):
         return [name for name, key in zip(sources, after, strict=True) if key not in before] or sources
     return sources

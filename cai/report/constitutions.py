@@ -19,43 +19,45 @@ TEXTS = (("critique", "Critique request"), ("revision", "Revision request"), ("c
 
 def constitutions(runs: Sequence[Run], drawn: Drawn) -> Section:
     """Each different constitution once, with who uses it."""
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    users_by_text: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for run in runs:
         for step in run.plan.steps:
             if constitution := step.resources.get("constitution"):
-                users = found.setdefault(canonical(constitution), (constitution, []))[1]
+                users = users_by_text.setdefault(canonical(constitution), (constitution, []))[1]
                 users.append(f"{run.label}: {step.name}" if len(runs) > 1 else step.name)
     blocks: list[Block] = []
-    for constitution, users in found.values():
-        blocks += _one(constitution, users, runs, drawn)
+    for constitution, users in users_by_text.values():
+        blocks += _constitution_blocks(constitution, users, runs, drawn)
     if not blocks:
         blocks.append(Text(("No step of these runs reads a constitution.",), "missing"))
-    title = "The constitution" if len(found) < 2 else "The constitutions"
+    title = "The constitution" if len(users_by_text) < 2 else "The constitutions"
     return Section("constitution", title, tuple(blocks), "Constitution")
 
 
-def _one(constitution: Mapping[str, Any], users: Sequence[str], runs: Sequence[Run], drawn: Drawn) -> list[Block]:
+def _constitution_blocks(
+    constitution: Mapping[str, Any], users: Sequence[str], runs: Sequence[Run], drawn: Drawn
+) -> list[Block]:
     principles = constitution.get("principles", [])
     active = [p for p in principles if p.get("weight", 1) > 0]
-    told = [str(constitution.get("description") or "")]
+    paragraphs = [str(constitution.get("description") or "")]
     if constitution.get("preamble"):
-        told.append(f"Preamble: {constitution['preamble']}")
+        paragraphs.append(f"Preamble: {constitution['preamble']}")
     source = ", ".join(str(constitution[k]) for k in ("source", "licence") if constitution.get(k))
-    told.append(f"{len(active)} of {len(principles)} principles can be drawn. Read by {', '.join(users)}.")
-    told += [f"From: {source}."] if source else []
-    blocks: list[Block] = [Heading(str(constitution.get("name", ""))), Text(tuple(filter(None, told)))]
+    paragraphs.append(f"{len(active)} of {len(principles)} principles can be drawn. Read by {', '.join(users)}.")
+    paragraphs += [f"From: {source}."] if source else []
+    blocks: list[Block] = [Heading(str(constitution.get("name", ""))), Text(tuple(filter(None, paragraphs)))]
     changes = _changes(runs)
     total = {source: sum(counts.values()) for source, counts in drawn.items()}
-    shown = [s for s in drawn if any(p["id"] in drawn[s] for p in principles)]
+    sources = [s for s in drawn if any(p["id"] in drawn[s] for p in principles)]
     rows = []
     for p in principles:
         draws = [
             f"{count(drawn[s].get(p['id'], 0))} ({percent(drawn[s].get(p['id'], 0) / total[s])})" if total[s] else "-"
-            for s in shown
+            for s in sources
         ]
         moved = [interval(by.get(p["id"])) for by in changes.values()]
         rows.append((p["id"], ", ".join(p.get("tags", [])) or "-", f"{p.get('weight', 1):g}", *draws, *moved))
-    head = ("principle", "tags", "weight", *(f"drawn by {s}" for s in shown), *(f"reward, {n}" for n in changes))
+    head = ("principle", "tags", "weight", *(f"drawn by {s}" for s in sources), *(f"reward, {n}" for n in changes))
     blocks.append(
         Table("How often each principle was drawn, and how its revisions changed the reward", head, tuple(rows), "ll")
     )
@@ -66,10 +68,10 @@ def _one(constitution: Mapping[str, Any], users: Sequence[str], runs: Sequence[R
 def _changes(runs: Sequence[Run]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """The change of reward by principle, for each evaluated set of revisions."""
     return {
-        named_model(who, label): {p: f["change"] for p, f in found["by_principle"].items() if f.get("change")}
+        named_model(who, label): {p: f["change"] for p, f in revisions["by_principle"].items() if f.get("change")}
         for _, who, report in reports(runs)
-        for label, found in (report.get("revisions") or {}).items()
-        if found.get("by_principle")
+        for label, revisions in (report.get("revisions") or {}).items()
+        if revisions.get("by_principle")
     }
 
 

@@ -82,16 +82,25 @@ def draw(figure: Figure, number: int, styles: Styles) -> str:
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     title = f"{figure.title}: {panel.title}" if panel.title else figure.title
-    return inlined(buffer.getvalue(), f"{figure.id}-{number}", one_line(title), f"{figure.id}-told", styles)
+    return inlined(
+        buffer.getvalue(),
+        id=f"{figure.id}-{number}",
+        title=one_line(title),
+        described=f"{figure.id}-told",
+        styles=styles,
+    )
 
 
 def _fit(axes: Any) -> None:
     """Give the axes all the room that their labels leave: measured once, where layout engines draw everything twice."""
     whole, inner, outer = axes.figure.bbox, axes.bbox, axes.get_tightbbox()
-    left, bottom = inner.x0 - outer.x0 + EDGE, inner.y0 - outer.y0 + EDGE
-    right, top = max(outer.x1 - inner.x1, 0) + EDGE, max(outer.y1 - inner.y1, 0) + EDGE
-    width, height = max(whole.width - left - right, 40), max(whole.height - bottom - top, 40)
-    axes.set_position((left / whole.width, bottom / whole.height, width / whole.width, height / whole.height))
+    left_margin, bottom_margin = inner.x0 - outer.x0 + EDGE, inner.y0 - outer.y0 + EDGE
+    right_margin, top_margin = max(outer.x1 - inner.x1, 0) + EDGE, max(outer.y1 - inner.y1, 0) + EDGE
+    width = max(whole.width - left_margin - right_margin, 40)
+    height = max(whole.height - bottom_margin - top_margin, 40)
+    axes.set_position(
+        (left_margin / whole.width, bottom_margin / whole.height, width / whole.width, height / whole.height)
+    )
 
 
 def _size(panel: Panel) -> tuple[float, float]:
@@ -125,7 +134,7 @@ def _plain(axes: Any) -> None:
     axes.yaxis.label.set_color(MUTED)
 
 
-def _named(axes: Any, panel: Panel) -> None:
+def _label_axes(axes: Any, panel: Panel) -> None:
     if panel.x_label:
         axes.set_xlabel(one_line(panel.x_label, 60))
     if panel.y_label:
@@ -165,17 +174,17 @@ def _lines(axes: Any, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.percent:
         _percent(axes.yaxis)
-    _named(axes, panel)
+    _label_axes(axes, panel)
 
 
 def _path(axes: Any, panel: Panel) -> None:
     for series in panel.series:
         colour = COLOURS[series.style % 8]
-        for one, other in zip(series.points, series.points[1:], strict=False):
+        for start, end in zip(series.points, series.points[1:], strict=False):
             axes.annotate(
                 "",
-                (float(other.x), other.y),
-                (float(one.x), one.y),
+                (float(end.x), end.y),
+                (float(start.x), start.y),
                 arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.4, "shrinkA": 7, "shrinkB": 7},
             )
         for place, p in enumerate(series.points):
@@ -196,7 +205,7 @@ def _path(axes: Any, panel: Panel) -> None:
                 fontweight="bold",
             )
     axes.margins(0.12)
-    _named(axes, panel)
+    _label_axes(axes, panel)
 
 
 def _dots(axes: Any, panel: Panel) -> None:
@@ -206,11 +215,13 @@ def _dots(axes: Any, panel: Panel) -> None:
         colour = COLOURS[series.style % 8]
         shift = (lane - (lanes - 1) / 2) * 0.7 / max(lanes, 2)
         y = [names.index(str(p.x)) + shift for p in series.points]
-        bounded = [(at, p) for at, p in zip(y, series.points, strict=True) if p.low is not None and p.high is not None]
+        bounded = [
+            (lane_y, p) for lane_y, p in zip(y, series.points, strict=True) if p.low is not None and p.high is not None
+        ]
         if bounded:
             axes.errorbar(
                 [p.y for _, p in bounded],
-                [at for at, _ in bounded],
+                [lane_y for lane_y, _ in bounded],
                 xerr=_errors([(p.y, p.low, p.high) for _, p in bounded]),
                 fmt="none",
                 ecolor=colour,
@@ -227,7 +238,7 @@ def _dots(axes: Any, panel: Panel) -> None:
     if panel.percent:
         axes.set_xlim(-0.03, 1.03)
         _percent(axes.xaxis)
-    _named(axes, panel)
+    _label_axes(axes, panel)
 
 
 def _matrix(axes: Any, panel: Panel) -> None:
@@ -249,7 +260,7 @@ def _matrix(axes: Any, panel: Panel) -> None:
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
-    _named(axes, panel)
+    _label_axes(axes, panel)
 
 
 def _errors(bounds: list[tuple[float, float | None, float | None]]) -> list[list[float]]:
@@ -267,7 +278,7 @@ _SHAPES: Mapping[str, Callable[[Any, Panel], None]] = {
 }
 
 
-def inlined(svg: bytes, id: str, title: str, described: str, styles: Styles) -> str:
+def inlined(svg: bytes, *, id: str, title: str, described: str, styles: Styles) -> str:
     """matplotlib's SVG as an element for the page: see the module's first lines."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
@@ -298,14 +309,14 @@ def inlined(svg: bytes, id: str, title: str, described: str, styles: Styles) -> 
     root.set("viewBox", f"0 0 {width:g} {height:g}")
     root.set("class", "plot")
     root.attrib |= {"role": "img", "aria-labelledby": f"{id}-title", "aria-describedby": described}
-    named = ElementTree.Element("title", {"id": f"{id}-title"})
-    named.text = title
-    root.insert(0, named)
+    title_element = ElementTree.Element("title", {"id": f"{id}-title"})
+    title_element.text = title
+    root.insert(0, title_element)
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def _declarations(style: str) -> str:
-    kept = []
+    declarations = []
     for declaration in style.split(";"):
         name, _, value = declaration.strip().partition(":")
         value = value.strip()
@@ -314,11 +325,11 @@ def _declarations(style: str) -> str:
         if name == "font":
             # "bold 12px 'DejaVu Sans'": the page has its own family.
             words = value.split(" '")[0].split()
-            kept += [f"font-size:{w}" for w in words if w.endswith("px")]
-            kept += ["font-weight:600"] if "bold" in words or "700" in words else []
+            declarations += [f"font-size:{w}" for w in words if w.endswith("px")]
+            declarations += ["font-weight:600"] if "bold" in words or "700" in words else []
             continue
-        kept.append(f"{name}:{'var(' + VARIABLES[value] + ')' if value in VARIABLES else value}")
-    return ";".join(kept)
+        declarations.append(f"{name}:{'var(' + VARIABLES[value] + ')' if value in VARIABLES else value}")
+    return ";".join(declarations)
 
 
 def swatch(series: Series) -> tuple[str, str, int]:

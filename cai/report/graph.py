@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from cai.engines.methods import METHODS
 from cai.plan import Plan, Step
 from cai.report.model import Block, Detail, Edge, Graph, Heading, Node, Section, Table
 from cai.report.runs import Run, slug
@@ -28,9 +29,7 @@ GROUPS = {
     "fetch": "model",
     "snapshot": "model",
     "mix": "data",
-    "sft": "train",
-    "reward": "train",
-    "rl": "train",
+    **{method.stage: "train" for method in METHODS.values()},
 }
 """How a step's box is marked; kinds that are not named here make rows with a model."""
 
@@ -52,11 +51,11 @@ def plans(runs: Sequence[Run]) -> Section:
 def graph_of(run: Run, id: str) -> Graph:
     """A run's plan, laid out."""
     layers, links = ordered(run.plan)
-    at, width = _places(layers, links)
+    corners, width = _places(layers, links)
     depth = {step: y for y, layer in enumerate(layers) for step, via in layer if via == 0}
-    nodes = tuple(_node(run, step, id, at[step.name, 0]) for step in run.plan.steps)
+    nodes = tuple(_node(run, step, id, corners[step.name, 0]) for step in run.plan.steps)
     edges = tuple(
-        Edge(f"{id}-{slug(source)}", f"{id}-{slug(step.name)}", _path(source, step.name, depth, at, layers))
+        Edge(f"{id}-{slug(source)}", f"{id}-{slug(step.name)}", _path(source, step.name, depth, corners))
         for step in run.plan.steps
         for source in step.needs()
         if source in depth
@@ -103,21 +102,21 @@ def ordered(plan: Plan) -> tuple[list[list[Place]], list[tuple[Place, Place]]]:
                     layers[layer].append(place)
                 chain.append(place)
             chain.append((step.name, 0))
-            for one, other in pairwise(chain):
-                if other not in below[one]:
-                    below[one].append(other)
-                    above[other].append(one)
+            for upper, lower in pairwise(chain):
+                if lower not in below[upper]:
+                    below[upper].append(lower)
+                    above[lower].append(upper)
     best, fewest = [list(layer) for layer in layers], _crossings(layers, below)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         beside = above if down else below
         for number in range(len(layers)) if down else reversed(range(len(layers))):
             ranks = {p: i for layer in layers for i, p in enumerate(layer)}
-            kept = {p: i for i, p in enumerate(layers[number])}
-            layers[number].sort(key=lambda p: (_mean([ranks[q] for q in beside[p]], kept[p]), kept[p]))
+            old_ranks = {p: i for i, p in enumerate(layers[number])}
+            layers[number].sort(key=lambda p: (_mean([ranks[q] for q in beside[p]], old_ranks[p]), old_ranks[p]))
         if (crossings := _crossings(layers, below)) < fewest:
             best, fewest = [list(layer) for layer in layers], crossings
-    return best, [(one, other) for one, others in below.items() for other in others]
+    return best, [(upper, lower) for upper, lowers in below.items() for lower in lowers]
 
 
 def _mean(values: Sequence[int], otherwise: int) -> float:
@@ -138,9 +137,9 @@ def _places(
 ) -> tuple[dict[Place, tuple[float, float]], float]:
     """The upper left corner of each place, as near to its neighbours as order allows; and the width of all."""
     beside: dict[Place, list[Place]] = defaultdict(list)
-    for one, other in links:
-        beside[one].append(other)
-        beside[other].append(one)
+    for upper, lower in links:
+        beside[upper].append(lower)
+        beside[lower].append(upper)
     middle: dict[Place, float] = {}
     for layer in layers:
         spread = _offsets(layer)
@@ -149,22 +148,22 @@ def _places(
     for pull in range(PULLS):
         for layer in layers if pull % 2 == 0 else reversed(layers):
             offsets = _offsets(layer)
-            wanted = []
+            targets = []
             for place, offset in zip(layer, offsets, strict=True):
                 # Edges that pass hold on to their line: a bend costs more than a box beside its best place.
                 near = [(middle[q], 8.0 if place[1] and q[1] else 1.0) for q in beside[place]] or [(middle[place], 1.0)]
                 weight = sum(w for _, w in near)
-                wanted.append((sum(x * w for x, w in near) / weight - offset, weight))
-            for place, offset, moved in zip(layer, offsets, _rising(wanted), strict=True):
+                targets.append((sum(x * w for x, w in near) / weight - offset, weight))
+            for place, offset, moved in zip(layer, offsets, _rising(targets), strict=True):
                 middle[place] = offset + moved
-    left = min((middle[p] - _width(p) / 2 for p in middle), default=0.0)
-    right = max((middle[p] + _width(p) / 2 for p in middle), default=0.0)
-    at = {
-        place: (middle[place] - _width(place) / 2 - left + MARGIN, MARGIN + number * (HEIGHT + GAP_Y))
+    left_edge = min((middle[p] - _width(p) / 2 for p in middle), default=0.0)
+    right_edge = max((middle[p] + _width(p) / 2 for p in middle), default=0.0)
+    corners = {
+        place: (middle[place] - _width(place) / 2 - left_edge + MARGIN, MARGIN + number * (HEIGHT + GAP_Y))
         for number, layer in enumerate(layers)
         for place in layer
     }
-    return at, right - left + 2 * MARGIN
+    return corners, right_edge - left_edge + 2 * MARGIN
 
 
 def _width(place: Place) -> float:
@@ -174,15 +173,15 @@ def _width(place: Place) -> float:
 def _offsets(layer: Sequence[Place]) -> list[float]:
     """How far the middle of each place is from the first one's when they stand as close as they may."""
     offsets = [0.0]
-    for one, other in pairwise(layer):
-        offsets.append(offsets[-1] + (_width(one) + _width(other)) / 2 + GAP_X)
+    for first, second in pairwise(layer):
+        offsets.append(offsets[-1] + (_width(first) + _width(second)) / 2 + GAP_X)
     return offsets[: len(layer)]
 
 
-def _rising(wanted: Sequence[tuple[float, float]]) -> list[float]:
+def _rising(targets: Sequence[tuple[float, float]]) -> list[float]:
     """The values nearest to those wanted (value, weight) that never fall: pooling of neighbours that disagree."""
     pools: list[list[float]] = []
-    for value, weight in wanted:
+    for value, weight in targets:
         pools.append([value, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             value, weight, n = pools.pop()
@@ -192,16 +191,14 @@ def _rising(wanted: Sequence[tuple[float, float]]) -> list[float]:
     return [value for value, _, n in pools for _ in range(int(n))]
 
 
-def _path(
-    source: str, target: str, depth: Mapping[str, int], at: Mapping[Place, tuple[float, float]], layers: Sequence[Any]
-) -> str:
+def _path(source: str, target: str, depth: Mapping[str, int], corners: Mapping[Place, tuple[float, float]]) -> str:
     """Curves from box to box, straight through the places between."""
-    x, y = at[source, 0]
+    x, y = corners[source, 0]
     parts = [f"M{x + WIDTH / 2:.1f} {y + HEIGHT:.1f}"]
     x, y = x + WIDTH / 2, y + HEIGHT
     for layer in range(depth[source] + 1, depth[target] + 1):
         last = layer == depth[target]
-        px, py = at[target, 0] if last else at[source, layer]
+        px, py = corners[target, 0] if last else corners[source, layer]
         nx = px + (WIDTH if last else VIA) / 2
         middle = (y + py) / 2
         parts.append(f"C{x:.1f} {middle:.1f} {nx:.1f} {middle:.1f} {nx:.1f} {py - (3 if last else 0):.1f}")
@@ -211,13 +208,13 @@ def _path(
     return "".join(parts)
 
 
-def _node(run: Run, step: Step, graph: str, at: tuple[float, float]) -> Node:
+def _node(run: Run, step: Step, graph: str, corner: tuple[float, float]) -> Node:
     facts = step_facts(run, step)
     # The end of a name often tells more than its middle.
     name = step.name if len(step.name) <= NAME else f"{step.name[: NAME // 2]}\u2026{step.name[1 - NAME // 2 :]}"
     about = [facts["rows"] + " rows" if facts["rows"] != "-" else step.makes.replace("_", " "), facts["time"]]
     line = ", ".join(part for part in about if part not in ("-", "0.0 s"))
-    told = f"{step.name}, {step.kind}, {line}, {facts['state']}"
+    aria_label = f"{step.name}, {step.kind}, {line}, {facts['state']}"
     lines = tuple(part for part in (name, step.kind if step.kind != step.name else "", line) if part)
     group = GROUPS.get(step.kind, "evaluate" if step.kind == "evaluate" else "rows")
     return Node(
@@ -226,22 +223,22 @@ def _node(run: Run, step: Step, graph: str, at: tuple[float, float]) -> Node:
         step.kind,
         f"{group} {facts['state'].replace(' ', '-')}",
         lines,
-        *at,
+        *corner,
         WIDTH,
         HEIGHT,
-        told,
+        aria_label,
         _details(run, step, facts),
     )
 
 
 def step_facts(run: Run, step: Step) -> dict[str, str]:
     """Rows out, seconds (of when it was made), and what became of it: made, reused, missing."""
-    made = run.artifacts.get(step.name)
-    ledger = made.record.get("outcome", {}).get("ledger", {}) if made else {}
+    artifact = run.artifacts.get(step.name)
+    ledger = artifact.record.get("outcome", {}).get("ledger", {}) if artifact else {}
     rows = ledger.get("rows_out") or None
-    seconds = made.record.get("seconds") if made else None
+    seconds = artifact.record.get("seconds") if artifact else None
     reused = run.reused(step)
-    state = "missing" if made is None else "reused" if reused else "made" if reused is False else "in the store"
+    state = "missing" if artifact is None else "reused" if reused else "made" if reused is False else "in the store"
     return {
         "rows": "-" if rows is None else count(rows),
         "time": "-" if seconds is None else duration(seconds),
@@ -250,14 +247,14 @@ def step_facts(run: Run, step: Step) -> dict[str, str]:
 
 
 def _details(run: Run, step: Step, facts: Mapping[str, str]) -> tuple[Detail, ...]:
-    made = run.artifacts.get(step.name)
+    artifact = run.artifacts.get(step.name)
     why = {
         "made": "made in this run",
         "reused": "the store had an artifact of this key",
         "missing": "not made yet, or removed from the store since",
         "in the store": "the store has it; the run has no record of its own",
     }[facts["state"]]
-    found = [
+    details = [
         Detail("what it is", f"{step.kind}, makes {step.makes.replace('_', ' ')}"),
         Detail("state", why),
         Detail("time", facts["time"]),
@@ -265,23 +262,23 @@ def _details(run: Run, step: Step, facts: Mapping[str, str]) -> tuple[Detail, ..
         Detail("key", step.key),
     ]
     if changes := run.changes.get(step.name):
-        shown = "; ".join([*changes[:8], *([f"and {len(changes) - 8} more"] if len(changes) > 8 else [])])
-        found.append(Detail(f"since {run.follows}", shown))
+        change_list = "; ".join([*changes[:8], *([f"and {len(changes) - 8} more"] if len(changes) > 8 else [])])
+        details.append(Detail(f"since {run.follows}", change_list))
     elif run.follows:
-        found.append(Detail(f"since {run.follows}", "nothing that counts has changed"))
-    found += [Detail("note", note) for note in step.notes]
-    if made:
-        ledger = made.record.get("outcome", {}).get("ledger", {})
+        details.append(Detail(f"since {run.follows}", "nothing that counts has changed"))
+    details += [Detail("note", note) for note in step.notes]
+    if artifact:
+        ledger = artifact.record.get("outcome", {}).get("ledger", {})
         dropped = ", ".join(f"{reason} {count(n)}" for reason, n in ledger.get("dropped", {}).items()) or "none"
         if ledger.get("rows_in"):
-            found.append(Detail("rows in", count(ledger["rows_in"])))
-            found.append(Detail("rows out", count(ledger.get("rows_out", 0))))
-            found.append(Detail("dropped", dropped))
-        if metrics := made.record.get("outcome", {}).get("metrics"):
-            found.append(Detail("metrics", _json(metrics), True))
-    found.append(Detail("spec", _json(step.spec), True))
-    found.append(Detail("ingredients of the key", _json(step.ingredients), True))
-    return tuple(found)
+            details.append(Detail("rows in", count(ledger["rows_in"])))
+            details.append(Detail("rows out", count(ledger.get("rows_out", 0))))
+            details.append(Detail("dropped", dropped))
+        if metrics := artifact.record.get("outcome", {}).get("metrics"):
+            details.append(Detail("metrics", _json(metrics), True))
+    details.append(Detail("spec", _json(step.spec), True))
+    details.append(Detail("ingredients of the key", _json(step.ingredients), True))
+    return tuple(details)
 
 
 def _json(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cai.engines.methods import METHODS
+from cai.engines.methods.base import Method
 from cai.errors import SpecError
 from cai.report.measures import SHOWN, axes_of, on_axis
 from cai.report.model import (
@@ -26,19 +28,15 @@ from cai.report.overview import named_model, reports, reward_model
 from cai.report.runs import Run, of
 from cai.run.finished import read_json
 
-CURVES = (
-    ("reward", "Reward", "mean reward of the answers"),
-    ("kl", "KL", "KL to the start, nats an answer"),
-    ("length", "Length", "tokens of an answer"),
-    ("entropy", "Entropy", "entropy of the next token, nats"),
-)
 MOST_POINTS = 400
 
 
 def learning(runs: Sequence[Run]) -> Section:
     """Revisions, number of principles, training curves."""
     blocks: list[Block] = [*_rounds(runs), *_by_principle(runs), *_principles(runs)]
-    blocks += [*_rl(runs), *_losses(runs)]
+    # What is shown first is where a model followed a reward: there training can go wrong unseen.
+    for method in sorted(METHODS.values(), key=lambda method: not method.samples):
+        blocks += _trained(method, runs)
     if not blocks:
         blocks.append(Text(("No step of these runs has left revisions' rewards or training curves.",), "missing"))
     return Section("training", "Revisions and training", tuple(blocks), "Training")
@@ -51,11 +49,11 @@ def judges(runs: Sequence[Run]) -> Section | None:
     blocks: list[Block] = []
     reports_: list[tuple[str, Mapping[str, Any]]] = []
     for run in runs:
-        for step, made in run.finished.steps("judge"):
-            if not (made.path / "judge_report.json").is_file():
+        for step, artifact in run.finished.steps("judge"):
+            if not (artifact.path / "judge_report.json").is_file():
                 continue
             try:
-                reports_.append((of(run, runs, step.name), read_json(made.path / "judge_report.json")))
+                reports_.append((of(run, runs, step.name), read_json(artifact.path / "judge_report.json")))
             except SpecError as error:
                 blocks.append(Text((str(error),), "missing"))
     blocks += _calibration(reports_)
@@ -71,17 +69,17 @@ def _rounds(runs: Sequence[Run]) -> Iterator[Block]:
     wins: list[Series] = []
     rows: list[tuple[str, ...]] = []
     for _, who, report in reports(runs):
-        for label, found in (report.get("revisions") or {}).items():
+        for label, revisions in (report.get("revisions") or {}).items():
             name, style = named_model(who, label), len(rewards)
-            points = tuple(p for r in found["rounds"] for p in point(float(r["round"]), r.get("reward")))
-            better = tuple(p for r in found["rounds"] for p in point(float(r["round"]), r.get("wins")))
+            points = tuple(p for r in revisions["rounds"] for p in point(float(r["round"]), r.get("reward")))
+            better = tuple(p for r in revisions["rounds"] for p in point(float(r["round"]), r.get("wins")))
             if points:
                 rewards.append(Series(name, points, style))
             if better:
                 wins.append(Series(name, better, style))
             rows += [
                 (name, str(r["round"]), *(interval(r.get(k), k == "wins") for k in ("reward", "change", "wins")))
-                for r in found["rounds"]
+                for r in revisions["rounds"]
             ]
     if rewards:
         panels = [Panel("lines", tuple(rewards), "round of revision", "mean reward", "Reward", whole_x=True)]
@@ -105,10 +103,10 @@ def _by_principle(runs: Sequence[Run]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
     for _, who, report in reports(runs):
-        for label, found in (report.get("revisions") or {}).items():
-            by = {p: f["change"] for p, f in (found.get("by_principle") or {}).items() if f.get("change")}
-            shown = sorted(by, key=lambda p: -(by[p].get("value") or 0))[:SHOWN]
-            points = tuple(q for p in shown for q in point(p, by[p]))
+        for label, revisions in (report.get("revisions") or {}).items():
+            by = {p: f["change"] for p, f in (revisions.get("by_principle") or {}).items() if f.get("change")}
+            top_principles = sorted(by, key=lambda p: -(by[p].get("value") or 0))[:SHOWN]
+            points = tuple(q for p in top_principles for q in point(p, by[p]))
             if points:
                 series.append(Series(named_model(who, label), points, len(series)))
             rows += [(named_model(who, label), p, interval(f), str(f.get("n", "-"))) for p, f in by.items()]
@@ -125,8 +123,8 @@ def _by_principle(runs: Sequence[Run]) -> Iterator[Block]:
 
 def active_principles(run: Run) -> int:
     """How many principles could be drawn: the most of any stage's constitution."""
-    found = [step.resources.get("constitution") or {} for step in run.plan.steps]
-    return max((sum(p.get("weight", 1) > 0 for p in c.get("principles", ())) for c in found), default=0)
+    constitutions = [step.resources.get("constitution") or {} for step in run.plan.steps]
+    return max((sum(p.get("weight", 1) > 0 for p in c.get("principles", ())) for c in constitutions), default=0)
 
 
 def _principles(runs: Sequence[Run]) -> Iterator[Block]:
@@ -182,10 +180,10 @@ def _principles(runs: Sequence[Run]) -> Iterator[Block]:
         )
 
 
-def _calibration(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _calibration(judge_reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
-    for name, report in found:
+    for name, report in judge_reports:
         for part in ("labelled", "given labels"):
             bins = [b for b in report.get(part, {}).get("reliability", []) if b["n"] and b["accuracy"] is not None]
             if bins:
@@ -203,14 +201,14 @@ def _calibration(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Blo
             (panel,),
             numbers_table(("judge", "sure", "right", "pairs"), rows),
         )
-    elif found:
+    elif judge_reports:
         yield Text(("No judge was held against people's labels, so there is no calibration to draw.",), "missing")
 
 
-def _confidence(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _confidence(judge_reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
-    for name, report in found:
+    for name, report in judge_reports:
         bins, n = report.get("confidence", {}).get("bins", []), report.get("confidence", {}).get("n") or 0
         if n:
             points = tuple(Point((b["low"] + b["high"]) / 2, b["n"] / n) for b in bins)
@@ -221,7 +219,7 @@ def _confidence(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Bloc
             "confidence",
             "How sure the judges were",
             "The share of pairs by the probability of the preferred answer; 0.5 is a tie. "
-            + "; ".join(f"{name}: on average {number(report['confidence']['mean'])}" for name, report in found)
+            + "; ".join(f"{name}: on average {number(report['confidence']['mean'])}" for name, report in judge_reports)
             + ".",
             (
                 Panel(
@@ -235,51 +233,66 @@ def _confidence(found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Bloc
 def thinned(points: Sequence[Point]) -> tuple[Point, ...]:
     """At most ``MOST_POINTS`` points, evenly chosen, the last one among them."""
     step = -(-len(points) // MOST_POINTS) if points else 1
-    kept = list(points[::step])
-    if points and kept[-1] is not points[-1]:
-        kept.append(points[-1])
-    return tuple(kept)
+    thinned_points = list(points[::step])
+    if points and thinned_points[-1] is not points[-1]:
+        thinned_points.append(points[-1])
+    return tuple(thinned_points)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Point, ...]:
-    found = [
+    points = [
         Point(float(line[x]), float(line[y]))
         for line in lines
         if isinstance(line.get(x), int | float) and isinstance(line.get(y), int | float)
     ]
-    return thinned(found)
+    return thinned(points)
 
 
-def _rl(runs: Sequence[Run]) -> Iterator[Block]:
-    steps = [(of(run, runs, step.name), run.metrics(step.name)) for run in runs for step, _ in run.finished.steps("rl")]
-    steps = [(name, lines) for name, lines in steps if lines]
-    panels, told = [], []
-    for field, title, label in CURVES:
+def _trained(method: Method[Any, Any], runs: Sequence[Run]) -> Iterator[Block]:
+    """The curves of all steps that trained by a method."""
+    plot = method.plot
+    every = [(of(run, runs, s.name), run.metrics(s.name)) for run in runs for s, _ in run.finished.steps(method.stage)]
+    steps = [(name, lines) for name, lines in every if lines]
+    panels: list[Panel] = []
+    trends: list[str] = []
+    for curve in plot.curves:
         series = tuple(
-            Series(name, points, style)
-            for style, (name, lines) in enumerate(steps)
-            if (points := _curve(lines, "iteration", field))
+            Series(f"{name}, {label}" if label else name, points, len(curve.fields) * number_of_step + offset)
+            for number_of_step, (name, lines) in enumerate(steps)
+            for offset, (field, label) in enumerate(curve.fields.items())
+            if (points := _curve(lines, plot.axis, field))
         )
         if series:
-            panels.append(Panel("lines", series, "iteration", label, title, whole_x=True))
-            told += [f"{title} of {s.label} from {number(s.points[0].y)} to {number(s.points[-1].y)}" for s in series]
+            panels.append(
+                Panel(
+                    "lines",
+                    series,
+                    plot.axis,
+                    curve.label,
+                    curve.title,
+                    curve.share,
+                    curve.reference,
+                    whole_x=True,
+                )
+            )
+            trends += [
+                f"{curve.title} of {s.label} from {number(s.points[0].y)} to {number(s.points[-1].y)}" for s in series
+            ]
     if panels:
-        rows = [
-            (name, *(_cell(line.get(k)) for k in ("iteration", *(f for f, _, _ in CURVES), "ended", "clip_fraction")))
-            for name, lines in steps
-            for line in _some(lines)
-        ]
-        head = ("step", "iteration", *(f for f, _, _ in CURVES), "ended", "clipped")
+        rows = [(name, *(_cell(line.get(c)) for c in plot.columns)) for name, lines in steps for line in _some(lines)]
+        used = [i for i in range(len(plot.columns) + 1) if any(row[i] != "-" for row in rows)]
+        head = ("trained", *plot.columns.values())
         yield Figure(
-            "rl",
-            "Reinforcement learning",
-            f"By iteration: {'; '.join(told)}.",
+            method.stage,
+            plot.title,
+            f"By {plot.axis}: {'; '.join(trends)}.",
             tuple(panels),
-            numbers_table(head, rows),
-            "A reward that rises while KL runs away, length drifts or entropy collapses is over-optimised.",
+            numbers_table([head[i] for i in used], [[row[i] for i in used] for row in rows]),
+            plot.remark,
         )
-    elif any(step.kind == "rl" for run in runs for step in run.plan.steps):
-        yield Text(("The RL step has left no metrics.jsonl, so its curves cannot be drawn.",), "missing")
+    elif any(step.kind == method.stage for run in runs for step in run.plan.steps):
+        reason = f"No step of kind {method.stage} has left a metrics.jsonl, so its curves cannot be drawn."
+        yield Text((reason,), "missing")
 
 
 def _some(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -288,41 +301,3 @@ def _some(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}".replace("-", "\u2212", 1) if isinstance(value, int | float) else "-"
-
-
-def _losses(runs: Sequence[Run]) -> Iterator[Block]:
-    for kind, id, title in (("sft", "sft", "Supervised training"), ("reward", "reward", "Reward model training")):
-        steps = [(of(run, runs, s.name), run.metrics(s.name)) for run in runs for s, _ in run.finished.steps(kind)]
-        steps = [(name, lines) for name, lines in steps if lines]
-        train = [
-            Series(f"{name}, training", p, 2 * i)
-            for i, (name, ls) in enumerate(steps)
-            if (p := _curve(ls, "step", "loss"))
-        ]
-        val = [
-            Series(f"{name}, held out", p, 2 * i + 1)
-            for i, (name, ls) in enumerate(steps)
-            if (p := _curve(ls, "step", "val_loss"))
-        ]
-        panels = [Panel("lines", (*train, *val), "step", "loss", "Loss", whole_x=True)] if train or val else []
-        right = [
-            Series(f"{name}, {label}", p, 2 * i + offset)
-            for i, (name, ls) in enumerate(steps)
-            for offset, field, label in ((0, "accuracy", "training"), (1, "val_accuracy", "held out"))
-            if (p := _curve(ls, "step", field))
-        ]
-        if right:
-            panels.append(Panel("lines", tuple(right), "step", "", "Accuracy", True, 0.5, whole_x=True))
-        if panels:
-            told = [f"{s.label} from {number(s.points[0].y)} to {number(s.points[-1].y)}" for s in (*train, *val)]
-            fields = ("step", "loss", "val_loss", "accuracy", "val_accuracy", "lr", "grad_norm")
-            rows = [(name, *(_cell(line.get(k)) for k in fields)) for name, lines in steps for line in _some(lines)]
-            used = [i for i in range(len(fields) + 1) if any(row[i] != "-" for row in rows)]
-            head = ("trained", *fields)
-            yield Figure(
-                id,
-                title,
-                f"Loss by step: {'; '.join(told)}.",
-                tuple(panels),
-                numbers_table([head[i] for i in used], [[row[i] for i in used] for row in rows]),
-            )

@@ -44,8 +44,8 @@ def measured(runs: Sequence[Run]) -> Section:
 def axes_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
     """The prompt sets of each axis; of an older evaluation, harmless prompts measure helpfulness and others not."""
     sets = report.get("sets", {})
-    if told := report.get("axes"):
-        return {axis: [s for s in told.get(axis, []) if s in sets] for axis in AXES}
+    if axes := report.get("axes"):
+        return {axis: [s for s in axes.get(axis, []) if s in sets] for axis in AXES}
     return {
         "helpfulness": [name for name, s in sets.items() if s.get("benign")],
         "harmlessness": [name for name, s in sets.items() if not s.get("benign")],
@@ -55,8 +55,8 @@ def axes_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
 def on_axis(report: Mapping[str, Any], axis: str, model: str, elo: bool) -> Mapping[str, Any] | None:
     """A model's Elo, or its mean reward, on one axis; over several sets the mean has no interval."""
     if elo:
-        found: Mapping[str, Any] | None = report.get("elo", {}).get(axis, {}).get("models", {}).get(model)
-        return found
+        elo_figure: Mapping[str, Any] | None = report.get("elo", {}).get(axis, {}).get("models", {}).get(model)
+        return elo_figure
     rewards = [
         r for s in axes_of(report).get(axis, ()) if (r := report["sets"][s]["models"].get(model, {}).get("reward"))
     ]
@@ -68,11 +68,11 @@ def on_axis(report: Mapping[str, Any], axis: str, model: str, elo: bool) -> Mapp
 
 
 def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
-    found = list(reports(runs))
-    elo = bool(found) and all(r.get("elo") for _, _, r in found)
-    what = "Elo" if elo else "mean reward"
+    evaluations = list(reports(runs))
+    elo = bool(evaluations) and all(r.get("elo") for _, _, r in evaluations)
+    measure = "Elo" if elo else "mean reward"
     series, rows = [], []
-    for style, (_, who, report) in enumerate(found):
+    for style, (_, who, report) in enumerate(evaluations):
         points = []
         for model in report["models"]:
             x, y = (on_axis(report, axis, model, elo) for axis in AXES)
@@ -84,7 +84,7 @@ def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
         if points:
             series.append(Series(who, tuple(points), style))
     if series:
-        panel = Panel("path", tuple(series), f"helpfulness ({what})", f"harmlessness ({what})")
+        panel = Panel("path", tuple(series), f"helpfulness ({measure})", f"harmlessness ({measure})")
         note = (
             "Elo of a Bradley-Terry fit on all pairs of models, the first model at 0; bars are 95% intervals."
             if elo
@@ -93,54 +93,54 @@ def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
         yield Figure(
             "frontier",
             "Harmlessness against helpfulness",
-            f"Each model by its {what} on harmless prompts (to the right: more helpful) and on the others (up: more "
-            f"harmless). Arrows lead from each model to the next: {_told(series, 0 if elo else 2)}.",
+            f"Each model by its {measure} on harmless prompts (to the right: more helpful) and on the others (up: more "
+            f"harmless). Arrows lead from each model to the next: {_paths_text(series, 0 if elo else 2)}.",
             (panel,),
-            numbers_table(("model", f"helpfulness, {what}", f"harmlessness, {what}"), rows),
+            numbers_table(("model", f"helpfulness, {measure}", f"harmlessness, {measure}"), rows),
             note,
         )
-    others = [axis for _, _, report in found for axis in (report.get("elo") or {}) if axis not in AXES]
-    yield from _axes(found, elo, what, list(dict.fromkeys(others if series else [*AXES, *others])))
+    others = [axis for _, _, report in evaluations for axis in (report.get("elo") or {}) if axis not in AXES]
+    yield from _axes(evaluations, elo, measure, list(dict.fromkeys(others if series else [*AXES, *others])))
 
 
 def _axes(
-    found: Sequence[tuple[Run, str, Mapping[str, Any]]], elo: bool, what: str, axes: Sequence[str]
+    evaluations: Sequence[tuple[Run, str, Mapping[str, Any]]], elo: bool, measure: str, axes: Sequence[str]
 ) -> Iterator[Block]:
     """The models on one axis after the other: on all that the experiment names, where the usual two are not there."""
     panels, rows = [], []
     for axis in axes:
         points = tuple(
             p
-            for _, who, report in found
+            for _, who, report in evaluations
             for model in report["models"]
             for p in point(named_model(who, model), on_axis(report, axis, model, elo))
         )
         if points:
-            panels.append(Panel("dots", (Series("", points),), what, title=axis))
-            rows += [(axis, str(p.x), _told_point(p, False)) for p in points]
+            panels.append(Panel("dots", (Series("", points),), measure, title=axis))
+            rows += [(axis, str(p.x), _point_text(p, False)) for p in points]
     if panels:
         yield Figure(
             "axes",
-            f"The models by {what}",
-            f"Each model by its {what} on one axis after the other, with 95% intervals. {_list(rows)}",
+            f"The models by {measure}",
+            f"Each model by its {measure} on one axis after the other, with 95% intervals. {_list(rows)}",
             tuple(panels),
-            numbers_table(("axis", "model", what), rows),
+            numbers_table(("axis", "model", measure), rows),
         )
 
 
-def _told(series: Sequence[Series], places: int) -> str:
+def _paths_text(series: Sequence[Series], places: int) -> str:
     return "; ".join(
-        f"{one.label + ': ' if one.label else ''}"
-        + ", ".join(f"{p.label} at {number(float(p.x), places)} and {number(p.y, places)}" for p in one.points)
-        for one in series
+        f"{path.label + ': ' if path.label else ''}"
+        + ", ".join(f"{p.label} at {number(float(p.x), places)} and {number(p.y, places)}" for p in path.points)
+        for path in series
     )
 
 
 def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
     for place, (_, who, report) in enumerate(reports(runs)):
         panels, rows = [], []
-        for name, found in report["sets"].items():
-            wins = found.get("pairs") or found.get("wins") or []
+        for name, prompt_set in report["sets"].items():
+            wins = prompt_set.get("pairs") or prompt_set.get("wins") or []
             points: list[tuple[str, str, float]] = []
             for win in wins:
                 if win.get("value") is None:
@@ -157,12 +157,12 @@ def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
                 cells = tuple(Point(against, value, label=model) for model, against, value in points)
                 panels.append(Panel("matrix", (Series(name, cells),), "against", "", name, percent=True))
         if panels:
-            told = "; ".join(f"on {row[0]} {row[1]} beats {row[2]} in {row[3]}" for row in rows)
+            summary = "; ".join(f"on {row[0]} {row[1]} beats {row[2]} in {row[3]}" for row in rows)
             yield Figure(
                 f"wins-{place}",
                 f"How often one model beats another{f' ({who})' if who else ''}",
                 f"Each row is a model, each column its opponent, each cell the share of prompts on which the row's "
-                f"answer has the higher reward: {told}.",
+                f"answer has the higher reward: {summary}.",
                 tuple(panels),
                 numbers_table(("set", "model", "against", "wins", "won / tied / lost"), rows),
             )
@@ -170,9 +170,9 @@ def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
 
 def _refusals(runs: Sequence[Run]) -> Iterator[Block]:
     panels, rows = [], []
-    found = list(reports(runs))
+    evaluations = list(reports(runs))
     together = [
-        Series("refuses", _points(who, report, report.get("over_refusal", {}).get), 0) for _, who, report in found
+        Series("refuses", _points(who, report, report.get("over_refusal", {}).get), 0) for _, who, report in evaluations
     ]
     together = [s for s in together if s.points]
     if together:
@@ -181,18 +181,18 @@ def _refusals(runs: Sequence[Run]) -> Iterator[Block]:
         parts = []
         for style, field, label in ((0, "refusals", "refuses"), (1, "evasive", "evades")):
             points: tuple[Point, ...] = ()
-            for _, who, report in found:
+            for _, who, report in evaluations:
                 models = report["sets"].get(name, {}).get("models", {})
                 points += _points(who, report, lambda m, k=field, f=models: f.get(m, {}).get(k))
             if points:
                 parts.append(Series(label, points, style))
-                rows += [(name, label, str(p.x), _told_point(p)) for p in points]
+                rows += [(name, label, str(p.x), _point_text(p)) for p in points]
         if parts:
-            benign = any(report["sets"].get(name, {}).get("benign") for _, _, report in found)
+            benign = any(report["sets"].get(name, {}).get("benign") for _, _, report in evaluations)
             title = f"{name} (harmless)" if benign else name
             panels.append(Panel("dots", tuple(parts), "share of the answers", title=title, percent=True))
     for s in together:
-        rows += [("all harmless sets", "refuses", str(p.x), _told_point(p)) for p in s.points]
+        rows += [("all harmless sets", "refuses", str(p.x), _point_text(p)) for p in s.points]
     if panels:
         yield Figure(
             "refusals",
@@ -205,8 +205,8 @@ def _refusals(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _list(rows: Sequence[Sequence[str]], limit: int = 12) -> str:
-    shown = "; ".join(" ".join(row) for row in rows[:limit])
-    return f"{shown}{'; and more in the table' if len(rows) > limit else ''}."
+    text = "; ".join(" ".join(row) for row in rows[:limit])
+    return f"{text}{'; and more in the table' if len(rows) > limit else ''}."
 
 
 def _points(who: str, report: Mapping[str, Any], find: Any) -> tuple[Point, ...]:
@@ -217,7 +217,7 @@ def _joined(series: Sequence[Series]) -> Series:
     return Series(series[0].label, tuple(p for s in series for p in s.points), series[0].style)
 
 
-def _told_point(p: Point, share: bool = True) -> str:
+def _point_text(p: Point, share: bool = True) -> str:
     return interval({"value": p.y, "low": p.low, "high": p.high}, share)
 
 
@@ -228,11 +228,11 @@ def _adherence(runs: Sequence[Run]) -> Iterator[Block]:
         for name, by_model in adherence.get("sets", {}).items():
             order: dict[str, int] = {}
             for figures in by_model.values():
-                for principle, found in figures.items():
-                    order[principle] = max(order.get(principle, 0), int(found.get("n") or 0))
-            shown = sorted(order, key=lambda p: -order[p])[:SHOWN]
+                for principle, figure in figures.items():
+                    order[principle] = max(order.get(principle, 0), int(figure.get("n") or 0))
+            top_principles = sorted(order, key=lambda p: -order[p])[:SHOWN]
             series = tuple(
-                Series(model, tuple(q for p in shown for q in point(p, by_model[model].get(p))), style)
+                Series(model, tuple(q for p in top_principles for q in point(p, by_model[model].get(p))), style)
                 for style, model in enumerate(m for m in report["models"] if m in by_model)
             )
             series = tuple(s for s in series if s.points)
@@ -258,20 +258,20 @@ def _adherence(runs: Sequence[Run]) -> Iterator[Block]:
 def _topics(runs: Sequence[Run]) -> Iterator[Block]:
     for place, (_, who, report) in enumerate(reports(runs)):
         panels, rows = [], []
-        for name, found in report["sets"].items():
+        for name, prompt_set in report["sets"].items():
             topics: dict[str, int] = {}
-            for figures in found["models"].values():
+            for figures in prompt_set["models"].values():
                 for topic, value in (figures.get("reward_by_topic") or {}).items():
                     topics[topic] = value.get("n") or 0
-            shown = sorted(sorted(topics, key=lambda t: -topics[t])[:SHOWN])
+            top_topics = sorted(sorted(topics, key=lambda t: -topics[t])[:SHOWN])
             series = []
             for style, model in enumerate(report["models"]):
-                by_topic = found["models"].get(model, {}).get("reward_by_topic") or {}
-                points = tuple(p for topic in shown for p in point(topic, by_topic.get(topic)))
+                by_topic = prompt_set["models"].get(model, {}).get("reward_by_topic") or {}
+                points = tuple(p for topic in top_topics for p in point(topic, by_topic.get(topic)))
                 if points:
                     series.append(Series(model, points, style))
                 rows += [(name, t, model, interval(f), str(f.get("n", "-"))) for t, f in by_topic.items()]
-            if series and len(shown) > 1:
+            if series and len(top_topics) > 1:
                 panels.append(Panel("dots", tuple(series), "mean reward", title=name))
         if panels:
             yield Figure(
@@ -288,9 +288,9 @@ def _accuracy(runs: Sequence[Run]) -> Iterator[Block]:
     rows: list[tuple[str, ...]] = []
     points: tuple[Point, ...] = ()
     for _, who, report in reports(runs):
-        for pairs, found in report.get("reward_model", {}).items():
+        for pairs, rm_figures in report.get("reward_model", {}).items():
             name = named_model(who, pairs)
-            for kind, figure in {"": found["accuracy"], **(found.get("by_kind") or {})}.items():
+            for kind, figure in {"": rm_figures["accuracy"], **(rm_figures.get("by_kind") or {})}.items():
                 points += point(f"{name}: {kind}" if kind else name, figure)
                 rows.append((name, kind or "all", interval(figure, True), str(figure["n"])))
     if points:

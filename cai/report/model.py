@@ -133,7 +133,7 @@ class Node:
     y: float
     width: float
     height: float
-    told: str
+    aria_label: str
     details: tuple[Detail, ...]
 
 
@@ -203,15 +203,15 @@ class Section:
 class SampleIndex:
     """What the browser of samples has to choose from; the rows themselves are streamed into the page.
 
-    Rows name their source, principles and scores by place in these lists. ``taken`` of ``there`` rows are in the file.
-    ``requests``: for each source the texts of its principles (critique, revision, comparison) by id.
+    Rows name their source, principles and scores by place in these lists. ``included`` of ``there`` rows are in the
+    file. ``requests``: for each source the texts of its principles (critique, revision, comparison) by id.
     """
 
     sources: tuple[str, ...]
     topics: tuple[str, ...]
     principles: tuple[str, ...]
     scores: tuple[str, ...]
-    taken: int
+    included: int
     there: int
     notes: tuple[str, ...] = ()
     requests: tuple[Mapping[str, Mapping[str, str]], ...] = ()
@@ -223,7 +223,7 @@ class SampleIndex:
             "topics": list(self.topics),
             "principles": list(self.principles),
             "scores": list(self.scores),
-            "taken": self.taken,
+            "taken": self.included,
             "there": self.there,
             "requests": [
                 {place: by[name] for place, name in enumerate(self.principles) if name in by} for by in self.requests
@@ -245,8 +245,8 @@ def number(value: float | None, places: int = 2) -> str:
     """A number for a table; ``-`` where there is none, with a real minus sign."""
     if value is None:
         return "-"
-    shown = f"{value:.{places}f}"
-    return shown.replace("-", "\u2212", 1) if float(shown) < 0 else shown.removeprefix("-")
+    text = f"{value:.{places}f}"
+    return text.replace("-", "\u2212", 1) if float(text) < 0 else text.removeprefix("-")
 
 
 def percent(value: float | None) -> str:

@@ -81,26 +81,27 @@ def _tiles(run: Run) -> tuple[Tile, ...]:
     first, last = models[0], models[-1]
     tiles = []
     harmful = [(n, s) for n, s in report.get("sets", {}).items() if not s.get("benign")]
-    for name, found in harmful[:1]:
-        before, after = (found["models"].get(m, {}).get("reward") for m in (first, last))
+    for name, prompt_set in harmful[:1]:
+        before, after = (prompt_set["models"].get(m, {}).get("reward") for m in (first, last))
         if before and after and before["value"] is not None and after["value"] is not None and first != last:
-            shown = f"{number(before['value'])} \u2192 {number(after['value'])}"
-            tiles.append(Tile(f"Reward on {name}", shown, f"{first} to {last}, {after['n']} prompts"))
-        for win in [w for w in found.get("wins", []) if (w["model"], w["against"]) == (last, first)]:
+            change = f"{number(before['value'])} \u2192 {number(after['value'])}"
+            tiles.append(Tile(f"Reward on {name}", change, f"{first} to {last}, {after['n']} prompts"))
+        for win in [w for w in prompt_set.get("wins", []) if (w["model"], w["against"]) == (last, first)]:
             note = f"{last} beats {first}, 95% interval {_span(win)}"
             tiles.append(Tile(f"Wins on {name}", percent(win["value"]), note))
     benign = [(n, s) for n, s in report.get("sets", {}).items() if s.get("benign")]
-    for name, found in benign[:1]:
-        refusals = found["models"].get(last, {}).get("refusals")
+    for name, prompt_set in benign[:1]:
+        refusals = prompt_set["models"].get(last, {}).get("refusals")
         if refusals and refusals["value"] is not None:
-            before = found["models"].get(first, {}).get("refusals") or {"value": None}
+            before = prompt_set["models"].get(first, {}).get("refusals") or {"value": None}
             note = f"by {last}, interval {_span(refusals)}; {first} {percent(before['value'])}"
             tiles.append(Tile(f"Refuses harmless prompts ({name})", percent(refusals["value"]), note))
     checked = list(report.get("reward_model", {}).items())
-    for name, found in checked[-1:]:
-        if found["accuracy"]["value"] is not None:
-            note = f"of {found['accuracy']['n']} pairs in {name}, interval {_span(found['accuracy'])}; chance is 50%"
-            tiles.append(Tile("Reward model is right", percent(found["accuracy"]["value"]), note))
+    for name, rm_figures in checked[-1:]:
+        accuracy = rm_figures["accuracy"]
+        if accuracy["value"] is not None:
+            note = f"of {accuracy['n']} pairs in {name}, interval {_span(accuracy)}; chance is 50%"
+            tiles.append(Tile("Reward model is right", percent(accuracy["value"]), note))
     return tuple(tiles)
 
 
@@ -111,9 +112,9 @@ def _span(figure: Mapping[str, Any]) -> str:
 def _runs_table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
-        made = [run.reused(step) for step in run.plan.steps]
-        steps = f"{len(run.plan.steps)}: {made.count(False)} made, {made.count(True)} reused"
-        steps += f", {made.count(None)} not reached" if made.count(None) else ""
+        reused = [run.reused(step) for step in run.plan.steps]
+        steps = f"{len(run.plan.steps)}: {reused.count(False)} made, {reused.count(True)} reused"
+        steps += f", {reused.count(None)} not reached" if reused.count(None) else ""
         engine = run.plan.engine.get("kind") or run.plan.engine.get("name") or "-"
         cells = (run.status, run.started, duration(run.seconds) if run.seconds is not None else "-")
         rows.append((run.label, str(run.plan.seed), *cells, str(engine), steps))
@@ -131,14 +132,16 @@ def _missing(runs: Sequence[Run]) -> Iterator[Block]:
         elif run.status not in ("done", "-"):
             lines.append(f"{who} is {run.status}; the report shows what is there so far.")
         if run.missing:
-            shown = ", ".join(run.missing[:8]) + (f" and {len(run.missing) - 8} more" if len(run.missing) > 8 else "")
-            lines.append(f"{who}: the store does not have {shown} (not made yet, or removed since).")
+            missing_steps = ", ".join(run.missing[:8]) + (
+                f" and {len(run.missing) - 8} more" if len(run.missing) > 8 else ""
+            )
+            lines.append(f"{who}: the store does not have {missing_steps} (not made yet, or removed since).")
         lines += [f"{who}: {one_line(fault, 500)}" for fault in run.faults]
         if not any(step.kind == "evaluate" for step in run.plan.steps):
             lines.append(f"{who} has no stage of kind 'evaluate', so nothing was measured.")
         for report in run.evaluations.values():
-            found = [f for s in report.get("sets", {}).values() for f in s["models"].values()]
-            if found and all(not f.get("reward") for f in found):
+            figures = [f for s in report.get("sets", {}).values() for f in s["models"].values()]
+            if figures and all(not f.get("reward") for f in figures):
                 lines.append(f"{who} was evaluated without a reward model, so there are no rewards and no wins.")
             elif "elo" not in report:
                 lines.append(f"{who} was evaluated by an older version: no Elo, revision rounds or adherence.")
@@ -149,27 +152,29 @@ def _missing(runs: Sequence[Run]) -> Iterator[Block]:
 def _sets(runs: Sequence[Run]) -> Iterator[Block]:
     """A table for each set, a line for each model of each run."""
     for name in set_names(runs):
-        found = [(who, report, report["sets"][name]) for _, who, report in reports(runs) if name in report["sets"]]
-        benign = found[0][2].get("benign")
+        prompt_sets = [
+            (who, report, report["sets"][name]) for _, who, report in reports(runs) if name in report["sets"]
+        ]
+        benign = prompt_sets[0][2].get("benign")
         about = "harmless prompts, on which a refusal is a fault" if benign else "prompts"
         lines = [
             (named_model(who, model), own["models"][model])
-            for who, report, own in found
+            for who, report, own in prompt_sets
             for model in report["models"]
             if model in own["models"]
         ]
         columns = [c for c in _COLUMNS if any(c[1](figures) != "-" for _, figures in lines)]
         rows = tuple((label, *(form(figures) for _, form in columns)) for label, figures in lines)
-        yield Table(f"On {name} ({found[0][2]['rows']} {about})", ("model", *(c[0] for c in columns)), rows)
-        yield from _wins(name, [(who, own) for who, _, own in found])
+        yield Table(f"On {name} ({prompt_sets[0][2]['rows']} {about})", ("model", *(c[0] for c in columns)), rows)
+        yield from _wins(name, [(who, own) for who, _, own in prompt_sets])
 
 
 def _column(field: str, share: bool = False, places: int = 2) -> Any:
     def form(figures: Mapping[str, Any]) -> str:
-        found = figures.get(field)
-        if isinstance(found, Mapping):
-            return interval(found, share, places)
-        return number(found, places) if isinstance(found, int | float) else "-"
+        figure = figures.get(field)
+        if isinstance(figure, Mapping):
+            return interval(figure, share, places)
+        return number(figure, places) if isinstance(figure, int | float) else "-"
 
     return form
 
@@ -186,11 +191,11 @@ _COLUMNS = (
 )
 
 
-def _wins(name: str, found: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _wins(name: str, prompt_sets: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
     lines = [
         f"{named_model(who, win['model'])} beats {win['against']} on {interval(win, True)} of {name} "
         f"({count(win['wins'])} won, {count(win['ties'])} tied, {count(win['losses'])} lost)."
-        for who, own in found
+        for who, own in prompt_sets
         for win in own.get("wins", [])
         if win.get("value") is not None
     ]
@@ -202,13 +207,13 @@ def _reward_models(runs: Sequence[Run]) -> Iterator[Block]:
     rows = [
         (
             named_model(who, name),
-            interval(found["accuracy"], True),
-            str(found["accuracy"]["n"]),
-            interval(found.get("margin")),
-            interval(found.get("longer_is_better"), True),
+            interval(rm_figures["accuracy"], True),
+            str(rm_figures["accuracy"]["n"]),
+            interval(rm_figures.get("margin")),
+            interval(rm_figures.get("longer_is_better"), True),
         )
         for _, who, report in reports(runs)
-        for name, found in report.get("reward_model", {}).items()
+        for name, rm_figures in report.get("reward_model", {}).items()
     ]
     if rows:
         head = ("pairs", "right", "number", "margin", "longer is better")
@@ -235,7 +240,7 @@ def reward_model(run: Run) -> str:
     """The key of the reward model that the run's evaluations were scored by; empty where there is none."""
     by_name = {step.name: step for step in run.plan.steps}
     for step in run.plan.steps:
-        name = step.inputs.get("reward")
-        if step.kind == "evaluate" and isinstance(name, str) and name in by_name:
+        name = step.source("reward")
+        if step.kind == "evaluate" and name in by_name:
             return by_name[name].key
     return ""

@@ -26,7 +26,7 @@ from cai.report.ledgers import ledgers
 from cai.report.measures import measured
 from cai.report.model import Figure, ReportPage, SampleIndex, Section, Series
 from cai.report.overview import differences, summary
-from cai.report.runs import named
+from cai.report.runs import labelled_runs
 from cai.report.samples import LIMIT, SampleSurvey, packed, survey
 from cai.run.finished import Finished
 
@@ -36,7 +36,7 @@ _HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u206
 
 
 def write_report(
-    found: Sequence[Finished], out: Path, rows: int = LIMIT, more: Sequence[Section] = (), title: str = ""
+    finished_runs: Sequence[Finished], out: Path, *, rows: int = LIMIT, more: Sequence[Section] = (), title: str = ""
 ) -> Path:
     """Write the report of one run or several to ``out``; returns its path.
 
@@ -46,7 +46,7 @@ def write_report(
         PrerequisiteError: when the file cannot be written.
         Incomplete: when the disk is full.
     """
-    report, looked = build(found, rows, more, title)
+    report, looked = build(finished_runs, rows, more, title)
     try:
         with disk_space(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,10 @@ def write_report(
 
 
 def build(
-    found: Sequence[Finished], rows: int = LIMIT, more: Sequence[Section] = (), title: str = ""
+    finished_runs: Sequence[Finished], rows: int = LIMIT, more: Sequence[Section] = (), title: str = ""
 ) -> tuple[ReportPage, SampleSurvey]:
     """The report as plain data, and what its browser of samples has to show."""
-    runs = named(found)
+    runs = labelled_runs(finished_runs)
     looked = survey(runs, rows)
     names = [run.label for run in runs]
     sections = [
@@ -75,11 +75,11 @@ def build(
         ledgers(runs),
     ]
     described = str(runs[0].plan.source.get("description") or "") if len(runs) == 1 else ""
-    told = described or f"{len(runs)} runs: {'; '.join(names)}"
+    subtitle = described or f"{len(runs)} runs: {'; '.join(names)}"
     heading = title or (f"{names[0]}, seed {runs[0].plan.seed}" if len(runs) == 1 else "Runs compared")
     versions = runs[0].finished.record.get("versions", {})
     footer = [f"{name} {version}" for name, version in versions.items()]
-    return ReportPage(heading, told, tuple(s for s in sections if s), tuple(footer)), looked
+    return ReportPage(heading, subtitle, tuple(s for s in sections if s), tuple(footer)), looked
 
 
 def page(report: ReportPage, samples: SampleIndex, rows: Iterable[str]) -> Iterator[str]:
@@ -92,7 +92,7 @@ def page(report: ReportPage, samples: SampleIndex, rows: Iterable[str]) -> Itera
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=shown,
+        finalize=visible_controls,
     )
     styles: Styles = {}
     pictures: dict[str, list[Any]] = {}
@@ -135,22 +135,22 @@ def policy(script: str, style: str) -> str:
     return "; ".join(allowed)
 
 
-def shown(value: Any) -> Any:
+def visible_controls(value: Any) -> Any:
     """Text with its control characters made visible: ``\\u202e`` becomes ``[U+202E]``. Other values pass."""
     if type(value) is not str:
         return value
-    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)
+    return _HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", value)
 
 
 def legend(figure: Figure) -> list[Series]:
     """The series that the legend names: each label once, none where there is nothing to tell apart."""
-    found: dict[str, Series] = {}
+    series_by_label: dict[str, Series] = {}
     for panel in figure.panels:
         if panel.shape != "matrix":
             for series in panel.series:
                 if series.label:
-                    found.setdefault(series.label, series)
-    return list(found.values()) if len(found) > 1 else []
+                    series_by_label.setdefault(series.label, series)
+    return list(series_by_label.values()) if len(series_by_label) > 1 else []
 
 
 def _digest(text: str) -> str:

@@ -47,22 +47,22 @@ class Run:
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """``evaluation.json`` by step; one that cannot be read is left out and told by ``faults``."""
-        return {name: found for name, found in self._evaluations.items() if isinstance(found, dict)}
+        return {name: evaluation for name, evaluation in self._evaluations.items() if isinstance(evaluation, dict)}
 
     @cached_property
     def faults(self) -> tuple[str, ...]:
         """What could not be read."""
-        return tuple(found for found in self._evaluations.values() if isinstance(found, str))
+        return tuple(fault for fault in self._evaluations.values() if isinstance(fault, str))
 
     @cached_property
     def _evaluations(self) -> dict[str, dict[str, Any] | str]:
-        found: dict[str, dict[str, Any] | str] = {}
-        for step, made in self.finished.steps("evaluate"):
+        evaluations: dict[str, dict[str, Any] | str] = {}
+        for step, artifact in self.finished.steps("evaluate"):
             try:
-                found[step.name] = read_json(made.path / "evaluation.json")
+                evaluations[step.name] = read_json(artifact.path / "evaluation.json")
             except SpecError as error:
-                found[step.name] = str(error)
-        return found
+                evaluations[step.name] = str(error)
+        return evaluations
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -72,8 +72,8 @@ class Run:
     @property
     def status(self) -> str:
         """How it ended, in a word; of a run without a record, what its events tell."""
-        if told := self.finished.record.get("status"):
-            return str(told)
+        if status := self.finished.record.get("status"):
+            return str(status)
         return "not finished" if self.events else "not started"
 
     @property
@@ -92,8 +92,8 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Wall time."""
-        found = self.finished.record.get("seconds")
-        return float(found) if isinstance(found, int | float) else None
+        seconds = self.finished.record.get("seconds")
+        return float(seconds) if isinstance(seconds, int | float) else None
 
     def reused(self, step: Step) -> bool | None:
         """Whether the run found the step's artifact ready; None when it did not get to it."""
@@ -136,8 +136,8 @@ class Run:
 
     def metrics(self, step: str) -> list[dict[str, Any]]:
         """The lines of a training step's ``metrics.jsonl``; none when it has no such file."""
-        made = self.artifacts.get(step)
-        path = made.path / "metrics.jsonl" if made else None
+        artifact = self.artifacts.get(step)
+        path = artifact.path / "metrics.jsonl" if artifact else None
         if path is None or not path.is_file():
             return []
         return [line for line in json_lines(path) if isinstance(line, dict)]
@@ -153,7 +153,7 @@ def json_lines(path: Path) -> Iterator[Any]:
                 continue
 
 
-def named(found: Sequence[Finished]) -> tuple[Run, ...]:
+def labelled_runs(finished_runs: Sequence[Finished]) -> tuple[Run, ...]:
     """Runs under the shortest names that tell them apart: a cell's own, experiment, then seed, then folder."""
     forms = (
         lambda run: run.name or run.plan.experiment,
@@ -162,15 +162,15 @@ def named(found: Sequence[Finished]) -> tuple[Run, ...]:
         lambda run: str(run.folder),
     )
     for form in forms:
-        labels = [form(run) for run in found]
+        labels = [form(run) for run in finished_runs]
         if max(Counter(labels).values(), default=1) == 1:
-            return tuple(Run(label, run) for label, run in zip(labels, found, strict=True))
-    return tuple(Run(f"{run.folder} ({number})", run) for number, run in enumerate(found, 1))
+            return tuple(Run(label, run) for label, run in zip(labels, finished_runs, strict=True))
+    return tuple(Run(f"{run.folder} ({number})", run) for number, run in enumerate(finished_runs, 1))
 
 
-def of(run: Run, runs: Sequence[Run], what: str) -> str:
+def of(run: Run, runs: Sequence[Run], name: str) -> str:
     """A name with its run's where there are several runs."""
-    return f"{run.label}: {what}" if len(runs) > 1 else what
+    return f"{run.label}: {name}" if len(runs) > 1 else name
 
 
 def slug(text: str) -> str:

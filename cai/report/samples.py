@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.constitution.model import TEXTS
+from cai.engines.methods import METHODS
 from cai.identity import uniform
 from cai.plan import Step
 from cai.report.model import SampleIndex
@@ -67,7 +68,7 @@ class SampleSource:
 
     label: str
     path: Path
-    read: Reader
+    parse_row: Reader
     requests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     order: array[float] = field(default_factory=lambda: array("d"))
     drawn: Counter[str] = field(default_factory=Counter)
@@ -79,7 +80,7 @@ class SampleSource:
         self.broken = 0
         for row in json_lines(self.path):
             try:
-                yield self.read(row)
+                yield self.parse_row(row)
             except (KeyError, TypeError, IndexError, AttributeError, ValueError):
                 self.broken += 1
 
@@ -111,17 +112,17 @@ def survey(runs: Sequence[Run], limit: int = LIMIT) -> SampleSurvey:
             source.drawn.update(sample.draws)
             principles.update(dict.fromkeys(sample.principles))
     there = sum(len(source.order) for source in sources)
-    taken = 0
+    included = 0
     for source, quota in zip(sources, quotas([len(s.order) for s in sources], limit), strict=True):
         if quota < len(source.order):
             source.bound = sorted(source.order)[quota - 1] if quota else -1.0
-        taken += sum(place <= source.bound for place in source.order) if quota < len(source.order) else quota
+        included += sum(place <= source.bound for place in source.order) if quota < len(source.order) else quota
         source.order = array("d")
     notes = []
-    if taken < there:
+    if included < there:
         notes.append(
-            f"{taken:,} of {there:,} rows are in this file, the same prompts of every stage, chosen by a hash of their "
-            f"id; --rows N takes more."
+            f"{included:,} of {there:,} rows are in this file, the same prompts of every stage, chosen by a hash of "
+            f"their id; --rows N takes more."
         )
     notes += [f"{s.broken:,} lines of {s.label} could not be read." for s in sources if s.broken]
     index = SampleIndex(
@@ -129,7 +130,7 @@ def survey(runs: Sequence[Run], limit: int = LIMIT) -> SampleSurvey:
         tuple(topics),
         tuple(principles),
         tuple(scores),
-        taken,
+        included,
         there,
         tuple(notes),
         tuple(s.requests for s in sources),
@@ -144,28 +145,28 @@ def place_of(id: str) -> float:
 
 def quotas(sizes: Sequence[int], limit: int) -> list[int]:
     """How many rows each source may give: small ones all, the others the same number, together ``limit``."""
-    left, given = limit, [0] * len(sizes)
-    for done, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
-        given[i] = min(sizes[i], left // (len(sizes) - done))
-        left -= given[i]
-    return given
+    remaining, granted = limit, [0] * len(sizes)
+    for served, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        granted[i] = min(sizes[i], remaining // (len(sizes) - served))
+        remaining -= granted[i]
+    return granted
 
 
-def packed(found: SampleSurvey) -> Iterator[str]:
+def packed(sample_survey: SampleSurvey) -> Iterator[str]:
     """The rows that are taken, as base64 of gzipped JSON lists of at most ``CHUNK`` rows."""
-    index = found.index
+    index = sample_survey.index
     topics, principles, scores = (
         {v: i for i, v in enumerate(x)} for x in (index.topics, index.principles, index.scores)
     )
     waiting: list[list[Any]] = []
-    for number, source in enumerate(found.sources):
+    for number, source in enumerate(sample_survey.sources):
         for sample in source.samples():
             if source.bound < 1.0 and place_of(sample.id) > source.bound:
                 continue
             values = [v for name, value in sample.scores.items() for v in (scores[name], round(value, 4))]
             parts = [_part(part, principles) for part in sample.parts]
-            named = [principles[name] for name in sample.principles]
-            head = [number, sample.id, topics[sample.topic], named, values]
+            principle_indices = [principles[name] for name in sample.principles]
+            head = [number, sample.id, topics[sample.topic], principle_indices, values]
             waiting.append([*head, _cut(sample.prompt), _cut(sample.earlier), parts])
             if len(waiting) == CHUNK:
                 yield _pack(waiting)
@@ -191,15 +192,15 @@ def _cut(text: str) -> str:
 
 def sources_of(runs: Sequence[Run]) -> list[SampleSource]:
     """The artifacts with rows to look at, evaluations first; one that several runs share is there once."""
-    found: dict[tuple[str, str], tuple[list[str], Path, Reader, Mapping[str, Mapping[str, str]]]] = {}
-    for kind, (name, read) in READERS.items():
+    artifacts: dict[tuple[str, str], tuple[list[str], Path, Reader, Mapping[str, Mapping[str, str]]]] = {}
+    for kind, (name, parse_row) in READERS.items():
         for run in runs:
-            for step, made in run.finished.steps(kind):
-                if (made.path / name).is_file():
+            for step, artifact in run.finished.steps(kind):
+                if (artifact.path / name).is_file():
                     texts = requests_of(step)
-                    users = found.setdefault((kind, step.key), ([], made.path / name, read, texts))[0]
+                    users = artifacts.setdefault((kind, step.key), ([], artifact.path / name, parse_row, texts))[0]
                     users.append(f"{run.label}: {step.name}" if len(runs) > 1 else step.name)
-    return [SampleSource(_label(users), path, read, texts) for users, path, read, texts in found.values()]
+    return [SampleSource(_label(users), path, parse_row, texts) for users, path, parse_row, texts in artifacts.values()]
 
 
 def requests_of(step: Step) -> dict[str, dict[str, str]]:
@@ -255,28 +256,28 @@ def _revised(row: Mapping[str, Any]) -> SampleRow:
     drawn = [part.principle for part in parts if part.label == "revision"]
     # Where every round comes out, a row repeats the rounds of the rows before it.
     own = drawn[-1:] if "/" in str(row["id"]) else drawn
-    named = tuple(dict.fromkeys(filter(None, drawn)))
+    principles = tuple(dict.fromkeys(filter(None, drawn)))
     topic = str(row.get("topic", ""))
-    return SampleRow(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, named, tuple(filter(None, own)))
+    return SampleRow(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, principles, tuple(filter(None, own)))
 
 
 def _judged(row: Mapping[str, Any]) -> SampleRow:
     p = float(row["p_chosen"])
     meta = row.get("meta", {})
-    asked = tuple(str(name) for name in meta.get("principles", []))
+    principles = tuple(str(name) for name in meta.get("principles", []))
     notes = [f"p {p:.2f}"]
     if isinstance(meta.get("judged"), int | float) and abs(meta["judged"] - p) > 5e-7:
         notes.append(f"judged {meta['judged']:.2f} before ties and clamps")
     if isinstance(meta.get("human"), int | float):
         notes.append(f"people {meta['human']:.2f}")
-    told = ", ".join(notes)
+    note = ", ".join(notes)
     prompt, earlier = _prompt(row["messages"])
     parts = (
-        SamplePart("preferred", str(row["chosen"]), told, share=p),
+        SamplePart("preferred", str(row["chosen"]), note, share=p),
         SamplePart("other", str(row["rejected"]), f"p {1 - p:.2f}", share=1 - p),
     )
     scores = {"p of the preferred": p}
-    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, asked, asked)
+    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, principles, principles)
 
 
 def _sampled(row: Mapping[str, Any]) -> SampleRow:
@@ -307,7 +308,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "evaluate": ("answers.jsonl", _evaluated),
     "revise": ("rows.jsonl", _revised),
     "judge": ("rows.jsonl", _judged),
-    "rl": ("samples.jsonl", _rolled),
+    **{method.stage: ("samples.jsonl", _rolled) for method in METHODS.values() if method.samples},
     "sample": ("rows.jsonl", _sampled),
     "respond": ("rows.jsonl", _responded),
 }

@@ -32,9 +32,9 @@ SHOWN = 40
 
 def compared(board: Board) -> list[int]:
     """Numbers of the cells that the rest of the report shows: the whole constitution, then the best of the others."""
-    done = [line for line in board.lines if line.state is CellState.DONE]
-    first = [line for line in done if line.what == "whole"]
-    ordered = [*first, *(line for line in done if line not in first)]
+    finished = [line for line in board.lines if line.state is CellState.DONE]
+    first = [line for line in finished if line.variation == "whole"]
+    ordered = [*first, *(line for line in finished if line not in first)]
     return [line.numbers[0] for line in ordered[:COMPARED]]
 
 
@@ -45,21 +45,25 @@ def sweep_section(board: Board, ended: Sequence[CellEnd]) -> Section:
 
 def _blocks(board: Board, ended: Sequence[CellEnd]) -> Iterator[Block]:
     counts = [f"{n} {state.value}" for state in CellState if (n := sum(cell.state is state for cell in ended))]
-    made = len({key for cell in ended for key in cell.made})
-    yield Text((f"{len(ended)} cells: {', '.join(counts)}. {made} steps were made by it, the others were there.",))
+    step_count = len({key for cell in ended for key in cell.steps_made})
+    yield Text(
+        (f"{len(ended)} cells: {', '.join(counts)}. {step_count} steps were made by it, the others were there.",)
+    )
     if board.notes:
         yield Text(board.notes, "note")
     failed = [f"Cell {c.number} ({c.label}) {c.state.value}: {c.error}" for c in ended if c.error]
     if failed:
         yield Text(tuple(failed), "missing")
-    shown = columns(board, MEASURES)
-    if not shown:
+    measures = columns(board, MEASURES)
+    if not measures:
         yield Text(("No cell has an evaluation, so there is nothing to rank.",), "missing")
         return
     yield Heading("Leaderboard", "leaderboard")
-    yield _table(f"Cells by {board.ranked_by}, the best first, with 95% intervals", board.lines, shown)
+    yield _table(f"Cells by {board.ranked_by}, the best first, with 95% intervals", board.lines, measures)
     if board.pooled:
-        yield _table("Seeds taken together: means over seeds, intervals over seeds from three on", board.pooled, shown)
+        yield _table(
+            "Seeds taken together: means over seeds, intervals over seeds from three on", board.pooled, measures
+        )
     if board.sizes:
         yield _sizes(board)
     yield from _principles(board)
@@ -68,10 +72,10 @@ def _blocks(board: Board, ended: Sequence[CellEnd]) -> Iterator[Block]:
 def _table(caption: str, lines: Sequence[Line], measures: Sequence[Measure]) -> Table:
     rows = []
     for rank, line in enumerate(lines, 1):
-        told = line.label + (f" ({line.seeds} seeds)" if line.seeds > 1 else "")
-        told += "" if line.state is CellState.DONE else f" ({line.state.value})"
+        label = line.label + (f" ({line.seeds} seeds)" if line.seeds > 1 else "")
+        label += "" if line.state is CellState.DONE else f" ({line.state.value})"
         figures = (interval(line.figures.get(m.name), m.share) for m in measures)
-        rows.append((told, str(rank), str(line.size or "-"), *figures))
+        rows.append((label, str(rank), str(line.size or "-"), *figures))
     heads = (m.name + ("" if m.comparable else " *") for m in measures)
     return Table(caption, ("cell", "rank", "principles", *heads), tuple(rows), folded=len(rows) > SHOWN)
 
@@ -92,11 +96,12 @@ def _sizes(board: Board) -> Figure:
     ]
     head = (*(["cells"] if len(series) > 1 else []), "principles", measure.name)
     panel = Panel("lines", series, "number of principles", measure.name, percent=measure.share, whole_x=True)
-    told = f"{measure.name} for nested sets of principles, each inside the next, with 95% intervals. " + "; ".join(
-        f"{row[-2]} principles: {row[-1]}" for row in rows[:12]
+    description = (
+        f"{measure.name} for nested sets of principles, each inside the next, with 95% intervals. "
+        + "; ".join(f"{row[-2]} principles: {row[-1]}" for row in rows[:12])
     )
     note = "" if measure.comparable else "Each cell has a reward model of its own: the points are on different scales."
-    return Figure("by-size", "By number of principles", told, (panel,), numbers_table(head, rows), note)
+    return Figure("by-size", "By number of principles", description, (panel,), numbers_table(head, rows), note)
 
 
 def _principles(board: Board) -> Iterator[Block]:
@@ -126,13 +131,17 @@ def _effects(measure: Measure, effects: Sequence[PrincipleEffect], place: int) -
         )
         for e in effects
     ]
-    told = [e for e in effects if e.change["value"] is not None][:SHOWN]
-    points = tuple(p for e in told for p in point(e.label, e.change))
+    drawn_effects = [e for e in effects if e.change["value"] is not None][:SHOWN]
+    points = tuple(p for e in drawn_effects for p in point(e.label, e.change))
     panel = Panel("dots", (Series("change", points, place),), f"change of {measure.name}", level=0.0)
     words = f"Change of {measure.name} against the whole constitution, with 95% intervals. " + "; ".join(
-        f"{e.label}: {number(e.change['value'])}, {verdict(e)}" for e in told[:12]
+        f"{e.label}: {number(e.change['value'])}, {verdict(e)}" for e in drawn_effects[:12]
     )
-    note = "" if len(told) == len(effects) else f"The {len(told)} highest of {len(effects)}; the table has all."
+    note = (
+        ""
+        if len(drawn_effects) == len(effects)
+        else f"The {len(drawn_effects)} highest of {len(effects)}; the table has all."
+    )
     head = ("principles", "change", "says", "compared")
     return Figure(
         f"effect-{place}", f"{measure.name}, against the whole", words, (panel,), numbers_table(head, rows), note

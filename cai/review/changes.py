@@ -75,35 +75,35 @@ class Paired:
 def paired(old: Plan, new: Plan) -> Paired:
     """Match the steps of two plans."""
     theirs = {step.name: step for step in old.steps}
-    found: dict[str, Step] = {}
+    matched: dict[str, Step] = {}
     for same in (_same_name, _same_key, _same_work):
         for step in new.steps:
-            if step.name not in found:
-                other = next((o for o in theirs.values() if same(o, step)), None)
-                if other is not None:
-                    found[step.name] = theirs.pop(other.name)
-    both = tuple((found[step.name], step) for step in new.steps if step.name in found)
-    came = tuple(step for step in new.steps if step.name not in found)
+            if step.name not in matched:
+                old_step = next((o for o in theirs.values() if same(o, step)), None)
+                if old_step is not None:
+                    matched[step.name] = theirs.pop(old_step.name)
+    both = tuple((matched[step.name], step) for step in new.steps if step.name in matched)
+    came = tuple(step for step in new.steps if step.name not in matched)
     return Paired(old, new, both, tuple(theirs.values()), came)
 
 
-def same_key(one: str, other: str) -> bool:
+def same_key(old_key: str, new_key: str) -> bool:
     """Whether two keys agree as far as both are known: a lock has their first 16 digits."""
-    length = min(len(one), len(other))
-    return length >= 16 and one[:length] == other[:length]
+    length = min(len(old_key), len(new_key))
+    return length >= 16 and old_key[:length] == new_key[:length]
 
 
-def _same_name(one: Step, other: Step) -> bool:
-    return one.name == other.name and one.kind == other.kind
+def _same_name(old: Step, new: Step) -> bool:
+    return old.name == new.name and old.kind == new.kind
 
 
-def _same_key(one: Step, other: Step) -> bool:
-    return one.kind == other.kind and same_key(one.key, other.key)
+def _same_key(old: Step, new: Step) -> bool:
+    return old.kind == new.kind and same_key(old.key, new.key)
 
 
-def _same_work(one: Step, other: Step) -> bool:
-    made_here = one.kind not in ("fetch", "read")
-    return made_here and one.kind == other.kind and own_ingredients(one) == own_ingredients(other)
+def _same_work(old: Step, new: Step) -> bool:
+    made_here = old.kind not in ("fetch", "read")
+    return made_here and old.kind == new.kind and own_ingredients(old) == own_ingredients(new)
 
 
 def own_ingredients(step: Step) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
         nested = [(f"{path}[{place}]", v) for place, v in enumerate(value)]
     else:
         return {path: value}
-    return {at: leaf for name, inner in nested for at, leaf in flat(inner, name).items()}
+    return {leaf_path: leaf for name, inner in nested for leaf_path, leaf in flat(inner, name).items()}
 
 
 def differing(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
@@ -130,8 +130,8 @@ def differing(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (a, b) for name, (a, b) in pairs.items() if _differ(a, b)}
 
 
-def _numbers(one: Any, other: Any) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
+def _numbers(old: Any, new: Any) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in (old, new))
 
 
 def blocks(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -148,15 +148,15 @@ def blocks(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
         pairs = {f"{path}[{i}]": (sides[0].get(i, MISSING), sides[1].get(i, MISSING)) for i in places}
     elif old is MISSING or new is MISSING or _differ(old, new):
         return {path: (old, new)}
-    return {at: pair for name, (a, b) in pairs.items() for at, pair in blocks(a, b, name).items()}
+    return {block_path: pair for name, (a, b) in pairs.items() for block_path, pair in blocks(a, b, name).items()}
 
 
 def _of_mappings(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) for v in value)
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return bool(one != other) or (type(one) is not type(other) and not _numbers(one, other))
+def _differ(old: Any, new: Any) -> bool:
+    return bool(old != new) or (type(old) is not type(new) and not _numbers(old, new))
 
 
 class _Missing:
@@ -168,12 +168,12 @@ MISSING = _Missing()
 """In place of a value that a side does not have."""
 
 
-def known(value: Any) -> Any:
+def none_if_missing(value: Any) -> Any:
     """A value as plain data: None for what is missing."""
     return None if value is MISSING else value
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value in a line: text as it is, ``none``, ``yes``/``no`` as YAML has them, lists in brackets."""
     if value is None or value is MISSING:
         return "none"
@@ -185,10 +185,10 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, Sequence):
-        text = f"[{', '.join(shown(v) for v in value)}]"
+        text = f"[{', '.join(value_text(v) for v in value)}]"
         return text if len(text) <= 160 else f"{text[:157]}..."
     if isinstance(value, Mapping):
-        text = f"{{{', '.join(f'{k}: {shown(v)}' for k, v in value.items())}}}"
+        text = f"{{{', '.join(f'{k}: {value_text(v)}' for k, v in value.items())}}}"
         return text if len(text) <= 160 else f"{text[:157]}..."
     return str(value)
 
@@ -200,21 +200,21 @@ def listed(names: Sequence[str]) -> str:
 
 
 def field_change(
-    section: str, where: str, pair: tuple[Any, Any], counts: bool = True, steps: tuple[str, ...] = ()
+    section: str, where: str, pair: tuple[Any, Any], *, counts: bool = True, steps: tuple[str, ...] = ()
 ) -> Change:
     """``where: 2 -> 3``, or with a word diff where the values are long texts."""
     before, after = pair
     if before is MISSING:
-        kind, words = "added", f"{where} added: {shown(after)}"
+        kind, words = "added", f"{where} added: {value_text(after)}"
     elif after is MISSING:
-        kind, words = "removed", f"{where} removed (was {shown(before)})"
+        kind, words = "removed", f"{where} removed (was {value_text(before)})"
     elif isinstance(before, str) and isinstance(after, str) and max(len(before), len(after)) > 60:
         kind, words = "reworded", f"{where} reworded"
         text = (TextChange("", "words", word_diff(before, after)),)
         return Change(section, kind, where, before, after, words, counts, steps, text)
     else:
-        kind, words = "changed", f"{where}: {shown(before)} -> {shown(after)}"
-    return Change(section, kind, where, known(before), known(after), words, counts, steps)
+        kind, words = "changed", f"{where}: {value_text(before)} -> {value_text(after)}"
+    return Change(section, kind, where, none_if_missing(before), none_if_missing(after), words, counts, steps)
 
 
 def text_change(field: str, before: str | None, after: str | None, how: str = "words") -> TextChange:

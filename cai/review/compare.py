@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, by_role
 from cai.planning.reasons import diff_ingredients
 from cai.review.changes import (
     MISSING,
@@ -17,8 +17,8 @@ from cai.review.changes import (
     differing,
     field_change,
     flat,
-    known,
     listed,
+    none_if_missing,
     own_ingredients,
     paired,
     text_change,
@@ -32,7 +32,7 @@ _MADE_HERE = ("fetch", "read")
 def compare(old: Plan, new: Plan) -> tuple[Change, ...]:
     """All changes from one plan to the other, in the order of ``SECTIONS``."""
     match = paired(old, new)
-    found = [
+    changes = [
         *principle_changes(match),
         *_stages(match),
         *_templates(match),
@@ -42,9 +42,9 @@ def compare(old: Plan, new: Plan) -> tuple[Change, ...]:
         *_seed(match),
         *_about(match),
     ]
-    found += _unexplained(match, found)
+    changes += _unexplained(match, changes)
     order = list(SECTIONS)
-    return tuple(sorted(found, key=lambda change: order.index(change.section)))
+    return tuple(sorted(changes, key=lambda change: order.index(change.section)))
 
 
 def _stages(match: Paired) -> Iterator[Change]:
@@ -67,36 +67,42 @@ def _stages(match: Paired) -> Iterator[Change]:
 
 
 def _fields(match: Paired, before: Step, after: Step) -> Iterator[Change]:
-    at, only = f"stages.{after.name}", (after.name,)
+    where, only = f"stages.{after.name}", (after.name,)
     versions = (before.ingredients.get("version"), after.ingredients.get("version"))
     if versions[0] != versions[1]:
-        words = f"{at}: this program makes it in another way (version {versions[0]} -> {versions[1]})"
-        yield Change("stages", "version", at, *versions, words, True, only)
-    told: set[str] = set()
-    for role in dict.fromkeys((*after.inputs, *before.inputs)):
-        was, now = before.inputs.get(role, MISSING), after.inputs.get(role, MISSING)
-        told |= {role, *(path for path in flat(after.spec) if path.endswith(".from") and path.startswith(f"{role}["))}
+        words = f"{where}: this program makes it in another way (version {versions[0]} -> {versions[1]})"
+        yield Change("stages", "version", where, *versions, words, True, only)
+    reported_paths: set[str] = set()
+    inputs_before, inputs_after = by_role(before.inputs), by_role(after.inputs)
+    for role in dict.fromkeys((*inputs_after, *inputs_before)):
+        was, now = inputs_before.get(role, MISSING), inputs_after.get(role, MISSING)
+        reported_paths |= {
+            role,
+            *(path for path in flat(after.spec) if path.endswith(".from") and path.startswith(f"{role}[")),
+        }
         # Of labelled inputs the order counts: it decides what is compared with what.
         if repr(_renamed(was, match.renamed)) != repr(now):
-            words = f"{at}.{role}: {_wiring(_renamed(was, match.renamed), now)}"
-            yield Change("stages", "rewired", f"{at}.{role}", known(was), known(now), words, True, only)
+            words = f"{where}.{role}: {_wiring(_renamed(was, match.renamed), now)}"
+            yield Change(
+                "stages", "rewired", f"{where}.{role}", none_if_missing(was), none_if_missing(now), words, True, only
+            )
     pairs = blocks(before.ingredients.get("spec", {}), after.ingredients.get("spec", {}))
     for path, pair in pairs.items():
-        yield field_change("hyperparameters", f"{at}.{path}", pair, True, only)
+        yield field_change("hyperparameters", f"{where}.{path}", pair, steps=only)
     texts = {*before.ingredients.get("texts", {}), *after.ingredients.get("texts", {})}
     counted = {*flat(before.ingredients.get("spec", {})), *flat(after.ingredients.get("spec", {}))}
     for path, pair in differing(before.spec, after.spec).items():
-        if path in counted or path in texts or _covered(path, told) or path == "kind" or MISSING in pair:
+        if path in counted or path in texts or _covered(path, reported_paths) or path == "kind" or MISSING in pair:
             continue
-        yield field_change("runtime", f"{at}.{path}", pair, counts=False)
+        yield field_change("runtime", f"{where}.{path}", pair, counts=False)
     for name in ("api_keys", "servers"):
         for path, pair in differing(before.resources.get(name, {}), after.resources.get(name, {})).items():
             if path:
-                yield field_change("runtime", f"{at}: {name}.{path}", pair, counts=False)
+                yield field_change("runtime", f"{where}: {name}.{path}", pair, counts=False)
 
 
-def _covered(path: str, told: set[str]) -> bool:
-    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in told)
+def _covered(path: str, reported_paths: set[str]) -> bool:
+    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in reported_paths)
 
 
 def _renamed(names: Any, new: Mapping[str, str]) -> Any:
@@ -112,9 +118,9 @@ def _wiring(was: Any, now: Any) -> str:
     if MISSING not in (was, now) and not isinstance(was, str) and not isinstance(now, str):
         old, new = (_names(side).split(", ") for side in (was, now))
         came, gone = [n for n in new if n not in old], [n for n in old if n not in new]
-        told = [f"{listed(names)} {what}" for names, what in ((came, "added"), (gone, "removed")) if names]
-        if told:
-            return " and ".join(told)
+        parts = [f"{listed(names)} {kind}" for names, kind in ((came, "added"), (gone, "removed")) if names]
+        if parts:
+            return " and ".join(parts)
     return f"{_names(was)} -> {_names(now)}"
 
 
@@ -140,19 +146,33 @@ def _templates(match: Paired) -> Iterator[Change]:
         own = (before.ingredients.get("templates", {}), after.ingredients.get("templates", {}))
         for label in dict.fromkeys((*own[1], *own[0])):
             if own[0].get(label) != own[1].get(label):
-                one, other = (s.resources.get("templates", {}).get(label, {}) for s in (before, after))
-                groups.setdefault((own[0].get(label), own[1].get(label)), []).append((after.name, one, other))
-    for found in groups.values():
-        _, old, new = found[0]
-        steps = tuple(dict.fromkeys(name for name, _, _ in found))
-        one, other = old.get("name"), new.get("name")
-        what = f"{one} rewritten" if one == other else f"{one or 'none'} -> {other or 'none'}"
+                old_template, new_template = (s.resources.get("templates", {}).get(label, {}) for s in (before, after))
+                groups.setdefault((own[0].get(label), own[1].get(label)), []).append(
+                    (after.name, old_template, new_template)
+                )
+    for readers in groups.values():
+        _, old, new = readers[0]
+        steps = tuple(dict.fromkeys(name for name, _, _ in readers))
+        old_name, new_name = old.get("name"), new.get("name")
+        description = (
+            f"{old_name} rewritten" if old_name == new_name else f"{old_name or 'none'} -> {new_name or 'none'}"
+        )
         text = (text_change("text", old.get("text"), new.get("text"), "lines"),)
-        words = f"chat template {what} (read by {listed(steps)})"
-        yield Change("template", "changed", f"prompt_templates/{other or one}", one, other, words, True, steps, text)
-    for one, other in names:
-        words = f"chat template {one} -> {other}, the same text"
-        yield Change("template", "renamed", "template.name", one, other, words, counts=False)
+        words = f"chat template {description} (read by {listed(steps)})"
+        yield Change(
+            "template",
+            "changed",
+            f"prompt_templates/{new_name or old_name}",
+            old_name,
+            new_name,
+            words,
+            True,
+            steps,
+            text,
+        )
+    for old_name, new_name in names:
+        words = f"chat template {old_name} -> {new_name}, the same text"
+        yield Change("template", "renamed", "template.name", old_name, new_name, words, counts=False)
 
 
 def _prompts(match: Paired) -> Iterator[Change]:
@@ -162,32 +182,34 @@ def _prompts(match: Paired) -> Iterator[Change]:
         for field in dict.fromkeys((*now, *was)):
             files = (before.spec.get(field), after.spec.get(field))
             if was.get(field) != now.get(field) or files[0] != files[1]:
-                at = (was.get(field), now.get(field), *files)
-                groups.setdefault(at, []).append((after.name, field, before, after))
-    for (was, now, one, other), found in groups.items():
-        name, field, before, after = found[0]
-        steps = tuple(dict.fromkeys(step for step, *_ in found))
+                group_key = (was.get(field), now.get(field), *files)
+                groups.setdefault(group_key, []).append((after.name, field, before, after))
+    for (was, now, old_file, new_file), readers in groups.items():
+        name, field, before, after = readers[0]
+        steps = tuple(dict.fromkeys(step for step, *_ in readers))
         if was == now:
-            words = f"stages.{name}.{field}: {one} -> {other}, the same text"
-            yield Change("prompts", "renamed", f"stages.{name}.{field}", one, other, words, counts=False)
+            words = f"stages.{name}.{field}: {old_file} -> {new_file}, the same text"
+            yield Change("prompts", "renamed", f"stages.{name}.{field}", old_file, new_file, words, counts=False)
             continue
         old = "" if was is None else before.resources.get("texts", {}).get(field)
         new = "" if now is None else after.resources.get("texts", {}).get(field)
-        what = f"{other} rewritten" if one == other else f"{one or 'none'} -> {other or 'none'}"
-        words = f"{what} (read by {listed(steps)} as {field})"
+        description = (
+            f"{new_file} rewritten" if old_file == new_file else f"{old_file or 'none'} -> {new_file or 'none'}"
+        )
+        words = f"{description} (read by {listed(steps)} as {field})"
         shown_text = (text_change(field, old, new, "lines"),)
-        where = f"prompt_templates/{other or one}"
-        yield Change("prompts", "changed", where, one or None, other or None, words, True, steps, shown_text)
+        where = f"prompt_templates/{new_file or old_file}"
+        yield Change("prompts", "changed", where, old_file or None, new_file or None, words, True, steps, shown_text)
 
 
 def _engine(match: Paired) -> Iterator[Change]:
     kinds = (match.old.engine.get("kind"), match.new.engine.get("kind"))
     if kinds[0] != kinds[1]:
         steps = tuple(after.name for _, after in match.both if "engine" in after.ingredients)
-        yield field_change("engine", "engine.kind", kinds, True, steps)
+        yield field_change("engine", "engine.kind", kinds, steps=steps)
         return
     old, new = ({k: v for k, v in plan.engine.items() if k != "uses"} for plan in (match.old, match.new))
-    asked, leaves = blocks(old, new), differing(old, new)
+    setting_changes, leaves = blocks(old, new), differing(old, new)
     groups: dict[tuple[str, str, str], tuple[tuple[Any, Any], bool, dict[str, None]]] = {}
     for before, after in match.both:
         pairs = blocks(before.ingredients.get("engine", {}), after.ingredients.get("engine", {}))
@@ -195,21 +217,21 @@ def _engine(match: Paired) -> Iterator[Change]:
             where = _as_asked(path, leaves)
             # What the experiment says is the same: then the machine has decided otherwise.
             by_machine = where not in leaves and path in new
-            at = (where, repr(pair[0]), repr(pair[1]))
-            groups.setdefault(at, (pair, by_machine, {}))[2][after.name] = None
-    told = {where for where, *_ in groups}
+            group_key = (where, repr(pair[0]), repr(pair[1]))
+            groups.setdefault(group_key, (pair, by_machine, {}))[2][after.name] = None
+    counted_paths = {where for where, *_ in groups}
     for (where, *_), (pair, by_machine, names) in groups.items():
-        found = field_change("engine", f"engine.{where}", pair, True, tuple(names))
-        yield replace(found, words=found.words + (" (decided by the machine)" if by_machine else ""))
-    for path, pair in asked.items():
-        if path not in told and known(pair[0]) != known(pair[1]):
+        change = field_change("engine", f"engine.{where}", pair, steps=tuple(names))
+        yield replace(change, words=change.words + (" (decided by the machine)" if by_machine else ""))
+    for path, pair in setting_changes.items():
+        if path not in counted_paths and none_if_missing(pair[0]) != none_if_missing(pair[1]):
             yield field_change("runtime", f"engine.{path}", pair, counts=False)
     uses = tuple(plan.engine.get("uses", {}) for plan in (match.old, match.new))
     if all(uses):
-        said = {path.rpartition(".")[2] for path in (*asked, *told)}
+        reported_names = {path.rpartition(".")[2] for path in (*setting_changes, *counted_paths)}
         for path, pair in differing(*uses).items():
             # What the engine decided is told above where it counts; this is what it is made of.
-            if path not in said and path not in ("device", "precision"):
+            if path not in reported_names and path not in ("device", "precision"):
                 yield field_change("runtime", f"engine uses {path}", pair, counts=False)
 
 
@@ -227,7 +249,7 @@ def _seed(match: Paired) -> Iterator[Change]:
     pair = (match.old.seed, match.new.seed)
     if pair[0] != pair[1]:
         steps = tuple(after.name for _, after in match.both if "seed" in after.ingredients)
-        yield field_change("seed", "seed", pair, True, steps)
+        yield field_change("seed", "seed", pair, steps=steps)
 
 
 def _about(match: Paired) -> Iterator[Change]:
@@ -239,13 +261,13 @@ def _about(match: Paired) -> Iterator[Change]:
         yield field_change("description", "description", pair, counts=False)
 
 
-def _unexplained(match: Paired, found: list[Change]) -> Iterator[Change]:
+def _unexplained(match: Paired, changes: list[Change]) -> Iterator[Change]:
     """Whatever else makes a step's ingredients differ; so that no rerun is without a reason."""
-    told = {step for change in found for step in change.steps}
+    explained_steps = {step for change in changes for step in change.steps}
     for before, after in match.both:
-        if after.name in told:
+        if after.name in explained_steps:
             continue
-        said = diff_ingredients(own_ingredients(before), own_ingredients(after))
-        if said:
-            words = f"{after.name}: {'; '.join(said)}"
+        reasons = diff_ingredients(own_ingredients(before), own_ingredients(after))
+        if reasons:
+            words = f"{after.name}: {'; '.join(reasons)}"
             yield Change("stages", "changed", f"stages.{after.name}", None, None, words, True, (after.name,))

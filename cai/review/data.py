@@ -36,9 +36,12 @@ def review_data(review: Review) -> dict[str, Any]:
 
 def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None = None) -> str:
     """The JSON text of one review, or with ``since`` of every experiment that differs."""
-    told = [{**review_data(r), "gates": [asdict(v) for v in said]} for r, said in zip(reviews, verdicts, strict=True)]
-    data = {"format": FORMAT, **told[0]} if since is None else {"format": FORMAT, "since": since, "reviews": told}
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    documents = [
+        {**review_data(r), "gates": [asdict(v) for v in gate_verdicts]}
+        for r, gate_verdicts in zip(reviews, verdicts, strict=True)
+    ]
+    content: dict[str, Any] = documents[0] if since is None else {"since": since, "reviews": documents}
+    return json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _change(change: Change) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def _step(effect: Effect) -> dict[str, Any]:
     return {**plain, **keys, "estimate": dict(effect.estimate)}
 
 
-def _results(found: Results) -> dict[str, Any]:
+def _results(results: Results) -> dict[str, Any]:
     evaluations = [
         {
             "step": evaluation.step,
@@ -64,9 +67,9 @@ def _results(found: Results) -> dict[str, Any]:
             "only_after": list(evaluation.only[1]),
             "samples": [asdict(sample) for sample in evaluation.samples],
         }
-        for evaluation in found.evaluations
+        for evaluation in results.evaluations
     ]
-    return {"evaluations": evaluations, "labels": [_flips(f) for f in found.flips], "missing": list(found.missing)}
+    return {"evaluations": evaluations, "labels": [_flips(f) for f in results.flips], "missing": list(results.missing)}
 
 
 def _flips(flips: Flips) -> dict[str, Any]:
@@ -75,5 +78,5 @@ def _flips(flips: Flips) -> dict[str, Any]:
         "step": flips.step,
         **{name: getattr(flips, name) for name in numbers},
         "same": flips.same,
-        "other": flips.other,
+        "other": flips.rewritten,
     }

@@ -46,7 +46,7 @@ def gates(text: str) -> tuple[Gate, ...]:
     Raises:
         SpecError: with every word that is no gate.
     """
-    found, problems = [], []
+    parsed_gates, problems = [], []
     for word in filter(None, (part.strip() for part in text.split(","))):
         match = _GATE.fullmatch(word)
         name = match["word"] if match else word.partition(">")[0]
@@ -60,25 +60,25 @@ def gates(text: str) -> tuple[Gate, ...]:
             problems.append(Problem("--fail-on", f"'{word}' has the wrong unit", hint))
         else:
             limit = float(match["number"]) * _UNITS[match["unit"]] if match["number"] else None
-            found.append(Gate(word, name, limit))
-    if not found and not problems:
+            parsed_gates.append(Gate(word, name, limit))
+    if not parsed_gates and not problems:
         problems.append(Problem("--fail-on", "names no gate", f"known: {', '.join((*PLAIN, *LIMITED))}"))
     if problems:
         raise SpecError(problems)
-    return tuple(found)
+    return tuple(parsed_gates)
 
 
-def judged(asked: Sequence[Gate], review: Review) -> tuple[GateVerdict, ...]:
+def judged(requested_gates: Sequence[Gate], review: Review) -> tuple[GateVerdict, ...]:
     """What each gate says of a review."""
-    return tuple(GateVerdict(gate.text, *_judged(gate, review)) for gate in asked)
+    return tuple(GateVerdict(gate.text, *_judged(gate, review)) for gate in requested_gates)
 
 
 def _judged(gate: Gate, review: Review) -> tuple[bool, str]:
     if review.problems:
         return True, "the experiment cannot be compiled"
     if gate.word == ANY or gate.word in _COUNTED:
-        found = [c for c in review.changes if c.counts and (gate.word in (ANY, c.section))]
-        return bool(found), _changes(found)
+        matching_changes = [c for c in review.changes if c.counts and (gate.word in (ANY, c.section))]
+        return bool(matching_changes), _changes(matching_changes)
     if gate.word == RERUN:
         run = [e.name for e in review.effects if e.action in ("rerun", "new")]
         return bool(run), f"{len(run)} steps run again: {listed(run)}" if run else "no step runs again"
@@ -89,10 +89,10 @@ def _judged(gate: Gate, review: Review) -> tuple[bool, str]:
     return _metrics(review.results) if gate.word == METRICS else _labels(gate, review.results)
 
 
-def _changes(found: Sequence[Change]) -> str:
-    if not found:
+def _changes(changes: Sequence[Change]) -> str:
+    if not changes:
         return "no such change"
-    return found[0].words + (f"; and {len(found) - 1} more" if len(found) > 1 else "")
+    return changes[0].words + (f"; and {len(changes) - 1} more" if len(changes) > 1 else "")
 
 
 def _over(gate: Gate, review: Review) -> tuple[bool, str]:
@@ -106,11 +106,11 @@ def _over(gate: Gate, review: Review) -> tuple[bool, str]:
 
 
 def _metrics(results: Results) -> tuple[bool, str]:
-    found = worse(results)
-    if found:
-        first = found[0]
+    worse_metrics = worse(results)
+    if worse_metrics:
+        first = worse_metrics[0]
         words = f"{first.group}: {first.name} of {first.of} got worse"
-        return True, words + (f"; and {len(found) - 1} more" if len(found) > 1 else "")
+        return True, words + (f"; and {len(worse_metrics) - 1} more" if len(worse_metrics) > 1 else "")
     compared = sum(m.comparable and m.better != 0 for e in results.evaluations for m in e.metrics)
     return (False, f"none of {compared} got worse") if compared else (True, "cannot be told: nothing is comparable")
 

@@ -27,7 +27,7 @@ Matrix = Mapping[str, Mapping[str, int]]
 class Flips:
     """A judge's labels before and after. A is the first of a pair's two answers, B the second.
 
-    ``same`` counts pairs of the very same answers, ``other`` pairs of the same prompt and places whose answers were
+    ``same`` counts pairs of the very same answers, ``rewritten`` pairs of the same prompt and places whose answers were
     written anew. ``shift`` is the mean change of p(A) over ``same``, without sign; None where there is no such pair.
     """
 
@@ -35,7 +35,7 @@ class Flips:
     only_before: int
     only_after: int
     same: Matrix
-    other: Matrix
+    rewritten: Matrix
     shift: float | None
 
     @property
@@ -61,7 +61,7 @@ class Flips:
     @property
     def written_anew(self) -> int:
         """Pairs whose answers are others now."""
-        return _count(self.other)
+        return _count(self.rewritten)
 
 
 def _count(matrix: Matrix) -> int:
@@ -70,11 +70,11 @@ def _count(matrix: Matrix) -> int:
 
 def flips(match: Paired, old: Finished, new: Finished) -> tuple[Flips, ...]:
     """One for every judge that both runs have finished, in the plan's order."""
-    found = []
+    judge_flips = []
     for before, after in match.both:
         if after.kind == "judge" and before.name in old.artifacts and after.name in new.artifacts:
-            found.append(_flips(after.name, _labels(before, old), _labels(after, new)))
-    return tuple(found)
+            judge_flips.append(_flips(after.name, _labels(before, old), _labels(after, new)))
+    return tuple(judge_flips)
 
 
 _Label = tuple[bytes, float]
@@ -82,7 +82,7 @@ _Label = tuple[bytes, float]
 
 
 def _flips(step: str, before: Mapping[str, _Label], after: Mapping[str, _Label]) -> Flips:
-    unchanged, anew = ({one: dict.fromkeys(LABELS, 0) for one in LABELS} for _ in range(2))
+    unchanged, anew = ({label: dict.fromkeys(LABELS, 0) for label in LABELS} for _ in range(2))
     shift = 0.0
     for name, (texts, p) in after.items():
         if name in before:
@@ -100,32 +100,32 @@ def _label(p: float) -> str:
 
 def _labels(step: Step, run: Finished) -> dict[str, _Label]:
     first = _first_answers(step, run)
-    found = {}
+    labels = {}
     for row in _rows(run.artifacts[step.name].path):
         chosen, rejected = str(row["chosen"]), str(row["rejected"])
         name, _, places = str(row["id"]).rpartition("/")
-        at = first.get(name, {}).get(places.partition("-")[0])
+        first_answer = first.get(name, {}).get(places.partition("-")[0])
         # Without the candidates: by the texts themselves, so that both sides have the same order.
-        turned = at != _digest(chosen) if at is not None else chosen > rejected
+        turned = first_answer != _digest(chosen) if first_answer is not None else chosen > rejected
         p = float(row["p_chosen"])
         a, b = (rejected, chosen) if turned else (chosen, rejected)
-        found[str(row["id"])] = (_digest(f"{_digest(a).hex()}{_digest(b).hex()}"), 1 - p if turned else p)
-    return found
+        labels[str(row["id"])] = (_digest(f"{_digest(a).hex()}{_digest(b).hex()}"), 1 - p if turned else p)
+    return labels
 
 
 def _first_answers(step: Step, run: Finished) -> dict[str, dict[str, bytes]]:
     """Digests of a row's answers by their places, as the judge was given them."""
-    source = step.inputs.get("candidates")
-    made = run.artifacts.get(source) if isinstance(source, str) else None
-    if made is None or made.makes not in (*ROW_TYPES, "responses", "revisions"):
+    source = step.source("candidates")
+    artifact = run.artifacts.get(source) if source is not None else None
+    if artifact is None or artifact.makes not in (*ROW_TYPES, "responses", "revisions"):
         return {}
-    kind = ROW_TYPES.get(made.makes, ROW_TYPES["conversations"])
-    found = {}
-    for row in _rows(made.path):
+    kind = ROW_TYPES.get(artifact.makes, ROW_TYPES["conversations"])
+    first_answers = {}
+    for row in _rows(artifact.path):
         candidates = as_candidates(from_json(kind, row), step.seed)
         if not isinstance(candidates, str):
-            found[candidates.id] = {str(i): _digest(answer) for i, answer in enumerate(candidates.answers)}
-    return found
+            first_answers[candidates.id] = {str(i): _digest(answer) for i, answer in enumerate(candidates.answers)}
+    return first_answers
 
 
 def _digest(text: str) -> bytes:

@@ -21,7 +21,7 @@ from cai.experiment.compose import DEFAULT_EXPERIMENT
 from cai.files.library import Library
 from cai.files.yaml_lines import dumps, load_mapping
 from cai.identity import canonical, key_of
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, by_role, inputs_of
 from cai.review.changes import flat
 from cai.review.compare import compare
 from cai.review.inputs import source_name
@@ -63,8 +63,8 @@ def own_experiments(library: Library) -> list[str]:
 
 def locked_experiments() -> list[str]:
     """Names of the experiments that have a lock here."""
-    found = (path.relative_to(FOLDER).as_posix() for path in sorted(FOLDER.rglob(f"*{SUFFIX}")))
-    return [name.removesuffix(SUFFIX) for name in found]
+    lock_names = (path.relative_to(FOLDER).as_posix() for path in sorted(FOLDER.rglob(f"*{SUFFIX}")))
+    return [name.removesuffix(SUFFIX) for name in lock_names]
 
 
 def check_lock(
@@ -83,14 +83,16 @@ def check_lock(
     again = f"if that is meant, run `python -m cai lock {shlex.join([f'experiment={name}', *locked])}`"
     plan = compile_plan([f"experiment={name}", *locked, *overrides])
     words = list(stale(lock, plan, str(path)))
-    return [Problem(str(path), f"is stale: {said}", again if said is words[-1] else "") for said in words]
+    return [
+        Problem(str(path), f"is stale: {difference}", again if difference is words[-1] else "") for difference in words
+    ]
 
 
 def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A plan as the plain data of a lock. ``overrides`` are those it was compiled with, the experiment's name first."""
     counts = next((dict(s.ingredients["engine"]) for s in plan.steps if "engine" in s.ingredients), {})
     constitution = constitution_of(plan)
-    found: dict[str, Any] = {
+    lock: dict[str, Any] = {
         "format": FORMAT,
         "experiment": plan.experiment,
         "overrides": list(overrides),
@@ -99,10 +101,10 @@ def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "engine": {"settings": {k: v for k, v in plan.engine.items() if k != "uses"}, "counts": counts},
     }
     if constitution is not None:
-        found["constitution"] = dict(constitution)
-    if read := {source_name(step): _data(step) for step in plan.steps if step.kind == "read"}:
-        found["data"] = read
-    return {**found, "steps": [_step_data(step, counts) for step in plan.steps]}
+        lock["constitution"] = dict(constitution)
+    if sources := {source_name(step): _data(step) for step in plan.steps if step.kind == "read"}:
+        lock["data"] = sources
+    return {**lock, "steps": [_step_data(step, counts) for step in plan.steps]}
 
 
 def _data(step: Step) -> dict[str, Any]:
@@ -113,53 +115,67 @@ def _data(step: Step) -> dict[str, Any]:
 
 
 def _step_data(step: Step, counts: Mapping[str, Any]) -> dict[str, Any]:
-    made = step.ingredients
-    found: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": made.get("version")}
-    found["key"] = step.key[:DIGITS]
+    ingredients = step.ingredients
+    locked_step: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": ingredients.get("version")}
+    locked_step["key"] = step.key[:DIGITS]
     if step.kind == "read":
         rows = step.estimate.get("rows")
-        return {**found, "data": source_name(step), "part": made["part"], **({} if rows is None else {"rows": rows})}
-    if step.kind == "fetch":
-        told = {k: made[k] for k in ("model", "format") if k in made}
-        return {**found, "counts": told, "spec": {k: v for k, v in step.spec.items() if v not in ("", None)}}
-    found["inputs"] = step.inputs
-    if "engine" in made:
-        found["engine"] = "counts" if canonical(made["engine"]) == canonical(counts) else made["engine"]
-    if "constitution" in made:
-        found["principles"] = list(dict.fromkeys(f for entry in made["constitution"]["principles"] for f in entry))
-    if "template" in made:
-        found["template"] = {"name": step.resources.get("template", {}).get("name"), "sha256": made["template"]}
-    if "templates" in made:
-        names = step.resources.get("templates", {})
-        found["templates"] = {
-            k: {"name": names.get(k, {}).get("name"), "sha256": v} for k, v in made["templates"].items()
+        return {
+            **locked_step,
+            "data": source_name(step),
+            "part": ingredients["part"],
+            **({} if rows is None else {"rows": rows}),
         }
-    if "texts" in made:
-        found["texts"] = {k: {"file": step.spec.get(k), "sha256": v} for k, v in made["texts"].items()}
-    found["settings"] = made.get("spec", {})
-    if asked := {name: step.resources[name] for name in ("api_keys", "servers") if name in step.resources}:
-        found["endpoints"] = asked
+    if step.kind == "fetch":
+        counted = {k: ingredients[k] for k in ("model", "format") if k in ingredients}
+        return {**locked_step, "counts": counted, "spec": {k: v for k, v in step.spec.items() if v not in ("", None)}}
+    locked_step["inputs"] = by_role(step.inputs)
+    if "engine" in ingredients:
+        locked_step["engine"] = (
+            "counts" if canonical(ingredients["engine"]) == canonical(counts) else ingredients["engine"]
+        )
+    if "constitution" in ingredients:
+        locked_step["principles"] = list(
+            dict.fromkeys(f for entry in ingredients["constitution"]["principles"] for f in entry)
+        )
+    if "template" in ingredients:
+        locked_step["template"] = {
+            "name": step.resources.get("template", {}).get("name"),
+            "sha256": ingredients["template"],
+        }
+    if "templates" in ingredients:
+        names = step.resources.get("templates", {})
+        locked_step["templates"] = {
+            k: {"name": names.get(k, {}).get("name"), "sha256": v} for k, v in ingredients["templates"].items()
+        }
+    if "texts" in ingredients:
+        locked_step["texts"] = {k: {"file": step.spec.get(k), "sha256": v} for k, v in ingredients["texts"].items()}
+    locked_step["settings"] = ingredients.get("spec", {})
+    if endpoints := {name: step.resources[name] for name in ("api_keys", "servers") if name in step.resources}:
+        locked_step["endpoints"] = endpoints
     if runtime := _runtime(step):
-        found["runtime"] = runtime
-    return found
+        locked_step["runtime"] = runtime
+    return locked_step
 
 
 def _runtime(step: Step) -> dict[str, Any]:
     """Leaves of a spec that do not count, by path."""
     counted, texts = flat(step.ingredients.get("spec", {})), step.ingredients.get("texts", {})
-    roles = tuple(step.inputs)
-    left = {
+    roles = tuple(by_role(step.inputs))
+    uncounted = {
         path: value
         for path, value in flat(step.spec).items()
         if path not in counted and path not in texts and path != "kind"
     }
-    return {p: v for p, v in left.items() if not any(p == r or p.startswith((f"{r}.", f"{r}[")) for r in roles)}
+    return {p: v for p, v in uncounted.items() if not any(p == r or p.startswith((f"{r}.", f"{r}[")) for r in roles)}
 
 
 def lock_text(data: Mapping[str, Any]) -> str:
     """The bytes of a lock: the same plan gives the same."""
-    named = " ".join(" ".join(data["overrides"]).split())
-    head = f"# Written by `python -m cai lock {named}`. `python -m cai validate --locked` says whether it is stale.\n"
+    overrides = " ".join(" ".join(data["overrides"]).split())
+    head = (
+        f"# Written by `python -m cai lock {overrides}`. `python -m cai validate --locked` says whether it is stale.\n"
+    )
     return head + dumps(dict(data))
 
 
@@ -169,10 +185,10 @@ def read_lock(path: Path) -> dict[str, Any]:
     Raises:
         SpecError: when it is not there or is no lock of this format.
     """
-    found = dict(load_mapping(path, str(path)))
-    if found.get("format") != FORMAT or not isinstance(found.get("steps"), list):
+    lock = dict(load_mapping(path, str(path)))
+    if lock.get("format") != FORMAT or not isinstance(lock.get("steps"), list):
         raise SpecError(Problem(str(path), f"is no lock of format {FORMAT}", "make one with `python -m cai lock`"))
-    return found
+    return lock
 
 
 def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
@@ -198,38 +214,38 @@ def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
 
 def _step_of(data: Mapping[str, Any], step: Mapping[str, Any]) -> Step:
     name, kind, key = str(step["name"]), str(step["kind"]), str(step["key"])
-    made: dict[str, Any] = {"kind": kind, "version": step["version"]}
+    ingredients: dict[str, Any] = {"kind": kind, "version": step["version"]}
     resources: dict[str, Any] = {}
     if kind == "read":
         source = {**_DEFAULTS, **data["data"][step["data"]]["source"]}
         identity = {**{k: source[k] for k in _SAID}, "splits": [[k, v] for k, v in source["splits"].items()]}
         identity |= {k: v for k, v in data["data"][step["data"]].items() if k != "source"}
         spec = {"kind": kind, "source": source, "part": step["part"]}
-        made |= {"data": identity, "part": step["part"]}
-        return Step(name, kind, "", key, data["seed"], {}, spec, {}, made, {"rows": step.get("rows")})
+        ingredients |= {"data": identity, "part": step["part"]}
+        return Step(name, kind, "", key, data["seed"], (), spec, {}, ingredients, {"rows": step.get("rows")})
     if kind == "fetch":
         spec = {"kind": kind, **_EMPTY, **step["spec"]}
-        return Step(name, kind, "", key, data["seed"], {}, spec, {}, {**made, **step["counts"]})
-    made["spec"] = step["settings"]
+        return Step(name, kind, "", key, data["seed"], (), spec, {}, {**ingredients, **step["counts"]})
+    ingredients["spec"] = step["settings"]
     resources |= step.get("endpoints", {})
     if "engine" in step:
-        made["engine"] = data["engine"]["counts"] if step["engine"] == "counts" else step["engine"]
+        ingredients["engine"] = data["engine"]["counts"] if step["engine"] == "counts" else step["engine"]
     if "principles" in step:
         constitution = Constitution.from_json(data["constitution"])
-        made["constitution"] = {"principles": constitution.identity(tuple(step["principles"]))}
+        ingredients["constitution"] = {"principles": constitution.identity(tuple(step["principles"]))}
         resources["constitution"] = data["constitution"]
     if "template" in step:
-        made["template"] = step["template"]["sha256"]
+        ingredients["template"] = step["template"]["sha256"]
         resources["template"] = {"name": step["template"]["name"]}
     if "templates" in step:
-        made["templates"] = {label: t["sha256"] for label, t in step["templates"].items()}
+        ingredients["templates"] = {label: t["sha256"] for label, t in step["templates"].items()}
         resources["templates"] = {label: {"name": t["name"]} for label, t in step["templates"].items()}
     texts = step.get("texts", {})
     if texts:
-        made["texts"] = {field: text["sha256"] for field, text in texts.items()}
-    made["seed"] = data["seed"]
+        ingredients["texts"] = {field: text["sha256"] for field, text in texts.items()}
+    ingredients["seed"] = data["seed"]
     spec = {**step["settings"], **{field: text["file"] for field, text in texts.items()}, **step.get("runtime", {})}
-    return Step(name, kind, "", key, data["seed"], dict(step["inputs"]), spec, resources, made)
+    return Step(name, kind, "", key, data["seed"], inputs_of(step["inputs"]), spec, resources, ingredients)
 
 
 def stale(lock: Mapping[str, Any], plan: Plan, where: str) -> Iterator[str]:
@@ -248,18 +264,18 @@ def stale(lock: Mapping[str, Any], plan: Plan, where: str) -> Iterator[str]:
 
 def _as_decided(plan: Plan, lock: Mapping[str, Any]) -> Plan:
     """The plan as it would be on the machine that wrote the lock, where the experiment leaves the machine to decide."""
-    asked = {k for k, v in plan.engine.items() if v == "auto" and lock["engine"]["settings"].get(k) == "auto"}
-    decided = {k: v for k, v in lock["engine"]["counts"].items() if k in asked}
+    auto_settings = {k for k, v in plan.engine.items() if v == "auto" and lock["engine"]["settings"].get(k) == "auto"}
+    decided = {k: v for k, v in lock["engine"]["counts"].items() if k in auto_settings}
     keys: dict[str, str] = {}
     steps = []
     for step in plan.steps:
-        made = dict(step.ingredients)
-        if "engine" in made:
-            made["engine"] = {k: decided.get(k, v) for k, v in made["engine"].items()}
-        if "inputs" in made:
-            made["inputs"] = _replaced(made["inputs"], keys)
-        keys[step.key] = key_of(made)
-        steps.append(replace(step, ingredients=made, key=keys[step.key]))
+        ingredients = dict(step.ingredients)
+        if "engine" in ingredients:
+            ingredients["engine"] = {k: decided.get(k, v) for k, v in ingredients["engine"].items()}
+        if "inputs" in ingredients:
+            ingredients["inputs"] = _replaced(ingredients["inputs"], keys)
+        keys[step.key] = key_of(ingredients)
+        steps.append(replace(step, ingredients=ingredients, key=keys[step.key]))
     return replace(plan, steps=tuple(steps))
 
 

@@ -61,11 +61,11 @@ def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]
         if _size(blocks) <= LIMIT:
             return _joined(blocks)
     note = "_Cut here: a comment holds no more. `python -m cai diff` shows all._"
-    kept = blocks[:1]
+    kept_blocks = blocks[:1]
     for block in blocks[1:]:
-        if _size([*kept, block, note]) <= LIMIT:
-            kept.append(block)
-    return _joined([*kept, note])
+        if _size([*kept_blocks, block, note]) <= LIMIT:
+            kept_blocks.append(block)
+    return _joined([*kept_blocks, note])
 
 
 def _size(blocks: Sequence[str]) -> int:
@@ -84,17 +84,17 @@ def _blocks(
         yield f"## {differ if reviews else 'No experiment differs'} from {code(since)}"
         if len(reviews) > 1:
             yield "\n".join(f"- {safe(headline(review))}" for review in reviews)
-    for review, said in zip(reviews, verdicts, strict=True):
+    for review, gate_verdicts in zip(reviews, verdicts, strict=True):
         yield f"### {safe(headline(review))}"
         yield f"From {code(review.before[0])} to {code(review.after[0])}."
-        if failed := [v for v in said if v.failed]:
-            yield "\n".join(f"- **Held back by {code(v.gate)}**: {_said(v.why)}" for v in failed)
+        if failed := [v for v in gate_verdicts if v.failed]:
+            yield "\n".join(f"- **Held back by {code(v.gate)}**: {_with_arrows(v.why)}" for v in failed)
         yield from _review(review, detail)
 
 
 def _review(review: Review, detail: DetailLevel) -> Iterator[str]:
     if review.problems:
-        yield "\n".join(f"- {_said(problem)}" for problem in review.problems[: detail.rows])
+        yield "\n".join(f"- {_with_arrows(problem)}" for problem in review.problems[: detail.rows])
     for title, changes in by_section(review).items():
         yield f"#### {title}"
         yield from _tight([_change(change, detail) for change in changes])
@@ -106,17 +106,17 @@ def _review(review: Review, detail: DetailLevel) -> Iterator[str]:
 
 def _tight(items: Sequence[str]) -> Iterator[str]:
     """Items of one line stand together; one with texts under it is a block of its own, so that it can be left out."""
-    for long, found in groupby(items, lambda item: "\n" in item):
-        told = list(found)
-        yield from told if long else ["\n".join(told)]
+    for long, grouped in groupby(items, lambda item: "\n" in item):
+        group = list(grouped)
+        yield from group if long else ["\n".join(group)]
 
 
-def _said(text: str) -> str:
+def _with_arrows(text: str) -> str:
     return safe(text.replace(" -> ", " → "))
 
 
 def _change(change: Change, detail: DetailLevel) -> str:
-    told = [f"- {_said(change.words)}"]
+    bullet = [f"- {_with_arrows(change.words)}"]
     body: list[str] = []
     for text in change.texts:
         if not text.pieces:
@@ -126,8 +126,8 @@ def _change(change: Change, detail: DetailLevel) -> str:
         else:
             body += ["", *(f"  {line}" for line in lines(text.pieces, detail.lines))]
     if sum(map(len, body)) > _LONG:
-        return "\n".join([*told, "", *_folded("the text", _unindented(body), "  ")])
-    return "\n".join([*told, *body])
+        return "\n".join([*bullet, "", *_folded("the text", _unindented(body), "  ")])
+    return "\n".join([*bullet, *body])
 
 
 def _unindented(body: Sequence[str]) -> list[str]:
@@ -135,40 +135,42 @@ def _unindented(body: Sequence[str]) -> list[str]:
 
 
 def _folded(summary: str, body: Sequence[str], indent: str = "") -> list[str]:
-    told = [f"<details><summary>{summary}</summary>", "", *body, "", "</details>"]
-    return [f"{indent}{line}" if line else line for line in told]
+    fold_lines = [f"<details><summary>{summary}</summary>", "", *body, "", "</details>"]
+    return [f"{indent}{line}" if line else line for line in fold_lines]
 
 
 def _steps(review: Review, detail: DetailLevel) -> Iterator[str]:
     yield "#### What runs again"
     run = [effect for effect in review.effects if effect.action in ("rerun", "new")]
     gone = [effect.name for effect in review.effects if effect.action == "removed"]
-    told = []
+    sentences = []
     if again(review):
         steps = len([e for e in review.effects if e.action != "removed"])
-        told.append(f"**{again(review)} of {plural(steps, 'step')}**: {safe(cost_words(review.totals))}.")
+        sentences.append(f"**{again(review)} of {plural(steps, 'step')}**: {safe(cost_words(review.totals))}.")
         if review.totals["stored"]:
-            told.append(f"{review.totals['stored']} of these already in this store.")
+            sentences.append(f"{review.totals['stored']} of these already in this store.")
     else:
-        told.append("Nothing: every step keeps its key.")
+        sentences.append("Nothing: every step keeps its key.")
     if gone:
-        told.append(f"No longer made: {safe(', '.join(gone))}.")
-    yield " ".join(told)
+        sentences.append(f"No longer made: {safe(', '.join(gone))}.")
+    yield " ".join(sentences)
     if run:
-        rows = [[safe(e.name), _said(e.why or "new"), *map(safe, step_cost(e.estimate))] for e in run[: detail.rows]]
-        shown = table(["step", "why", "rows", "calls", "tokens read / written", "time"], rows, right=2)
+        rows = [
+            [safe(e.name), _with_arrows(e.why or "new"), *map(safe, step_cost(e.estimate))] for e in run[: detail.rows]
+        ]
+        table_lines = table(["step", "why", "rows", "calls", "tokens read / written", "time"], rows, right=2)
         more = [] if len(run) <= detail.rows else ["", f"and {len(run) - detail.rows} more"]
-        yield "\n".join(_folded("Every step that runs again, and why", [*shown, *more]))
-    if kept := untouched(review):
-        names = ", ".join(kept[: detail.rows]) + (", ..." if len(kept) > detail.rows else "")
-        yield "\n".join(_folded(f"{plural(len(kept), 'step')} untouched", [safe(names, 4000)]))
+        yield "\n".join(_folded("Every step that runs again, and why", [*table_lines, *more]))
+    if reused_steps := untouched(review):
+        names = ", ".join(reused_steps[: detail.rows]) + (", ..." if len(reused_steps) > detail.rows else "")
+        yield "\n".join(_folded(f"{plural(len(reused_steps), 'step')} untouched", [safe(names, 4000)]))
 
 
-def _results(found: Results, detail: DetailLevel) -> Iterator[str]:
+def _results(results: Results, detail: DetailLevel) -> Iterator[str]:
     yield "#### What came of it"
-    if notes := result_notes(found):
+    if notes := result_notes(results):
         yield "\n".join(f"- {safe(note)}" for note in notes)
-    for evaluation in found.evaluations:
+    for evaluation in results.evaluations:
         changed = moved(evaluation.metrics)
         clear = [m for m in changed if verdict(m) in ("worse", "better", "clear")]
         rest = [m for m in changed if m not in clear]
@@ -178,37 +180,39 @@ def _results(found: Results, detail: DetailLevel) -> Iterator[str]:
         else:
             yield f"No figure of {safe(evaluation.step)} moved beyond doubt."
         if rest:
-            shown = table(head, [[safe(cell) for cell in metric_row(m)] for m in rest[: detail.rows]], 1)
+            table_lines = table(head, [[safe(cell) for cell in metric_row(m)] for m in rest[: detail.rows]], 1)
             same = len(evaluation.metrics) - len(changed)
             more = ["", f"{plural(same, 'figure')} did not move."] if same else []
-            yield "\n".join(_folded(f"{plural(len(rest), 'figure')} that may have moved by chance", [*shown, *more]))
-    for flips in found.flips:
+            yield "\n".join(
+                _folded(f"{plural(len(rest), 'figure')} that may have moved by chance", [*table_lines, *more])
+            )
+    for flips in results.flips:
         yield _flips(flips)
-    for evaluation in found.evaluations:
+    for evaluation in results.evaluations:
         if evaluation.samples:
             yield "\n".join(_folded("The answers that changed most", _samples(evaluation.samples, detail)))
 
 
 def _flips(flips: Flips) -> str:
-    said = "; ".join(flip_words(flips))
-    told = [f"**Labels of {safe(flips.step)}**: {safe(said)}."]
-    for other, title in ((False, "the same answers"), (True, "answers written anew")):
-        if not flips.still and (flips.written_anew if other else flips.pairs):
-            head, *rows = matrix_rows(flips, other)
+    sentences = "; ".join(flip_words(flips))
+    flip_lines = [f"**Labels of {safe(flips.step)}**: {safe(sentences)}."]
+    for rewritten, title in ((False, "the same answers"), (True, "answers written anew")):
+        if not flips.still and (flips.written_anew if rewritten else flips.pairs):
+            head, *rows = matrix_rows(flips, rewritten)
             cells = [[safe(cell) for cell in row] for row in rows]
-            told += ["", f"Pairs of {title}:", "", *table([safe(cell) for cell in head], cells, 1)]
-    return "\n".join(told)
+            flip_lines += ["", f"Pairs of {title}:", "", *table([safe(cell) for cell in head], cells, 1)]
+    return "\n".join(flip_lines)
 
 
 def _samples(samples: Sequence[AnswerPair], detail: DetailLevel) -> list[str]:
-    told: list[str] = []
+    sample_lines: list[str] = []
     limit = min(detail.characters, 600)
     for sample in samples:
         answers = [safe(text, limit) or "(empty)" for text in (sample.before, sample.after)]
-        told += [f"**{safe(sample.group)}**, {safe(sample.model)}: {safe(sample.prompt, limit)}", ""]
+        sample_lines += [f"**{safe(sample.group)}**, {safe(sample.model)}: {safe(sample.prompt, limit)}", ""]
         heads = [
             f"{side}{'' if reward is None else f', reward {safe(number(reward))}'}"
             for side, reward in zip(("before", "after"), sample.rewards, strict=True)
         ]
-        told += [*table(heads, [answers]), ""]
-    return told[:-1]
+        sample_lines += [*table(heads, [answers]), ""]
+    return sample_lines[:-1]

@@ -22,8 +22,8 @@ _LINE_MARKS = {"same": " ", REMOVED: "-", ADDED: "+"}
 def safe(text: str, limit: int = 1000) -> str:
     """Text on one line that Markdown shows as it is, anywhere in a line."""
     flat = _CALLS.sub(_BREAK, one_line(text, limit)).replace("&", "&amp;")
-    flat = _MARKS.sub(lambda found: f"\\{found[0]}", flat)
-    return _FIRST.sub(lambda found: f"{_BREAK}{found[1]}", flat)
+    flat = _MARKS.sub(lambda mark: f"\\{mark[0]}", flat)
+    return _FIRST.sub(lambda mark: f"{_BREAK}{mark[1]}", flat)
 
 
 def code(text: str) -> str:
@@ -37,21 +37,21 @@ def code(text: str) -> str:
 def words(pieces: Pieces) -> str:
     """A word diff: ~~gone~~ **come**."""
     around = {REMOVED: "~~", ADDED: "**"}
-    told = []
-    for what, text in pieces:
-        mark = around.get(what, "")
-        told.append(f"{mark}{safe(text, 100_000)}{mark}" if text.strip() else "")
-    return " ".join(part for part in told if part)
+    marked_words = []
+    for kind, text in pieces:
+        mark = around.get(kind, "")
+        marked_words.append(f"{mark}{safe(text, 100_000)}{mark}" if text.strip() else "")
+    return " ".join(part for part in marked_words if part)
 
 
 def lines(pieces: Pieces, limit: int) -> list[str]:
     """A line diff as a fenced block of at most ``limit`` lines; nothing in it can end the fence."""
-    told = [f"@@ {t} @@" if what == GAP else f"{_LINE_MARKS[what]}{_line(t)}" for what, t in pieces]
-    if len(told) > limit:
-        told = [*told[:limit], f"@@ and {len(told) - limit} more lines @@"]
-    runs = [len(run) for line in told for run in re.findall(r"`+", line)]
+    diff_lines = [f"@@ {t} @@" if kind == GAP else f"{_LINE_MARKS[kind]}{_line(t)}" for kind, t in pieces]
+    if len(diff_lines) > limit:
+        diff_lines = [*diff_lines[:limit], f"@@ and {len(diff_lines) - limit} more lines @@"]
+    runs = [len(run) for line in diff_lines for run in re.findall(r"`+", line)]
     fence = "`" * max(3, max(runs, default=0) + 1)
-    return [f"{fence}diff", *told, fence]
+    return [f"{fence}diff", *diff_lines, fence]
 
 
 def _line(text: str) -> str:

@@ -55,54 +55,54 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One side's evaluation: its step, what it says, and its answers."""
+    """One side's evaluation: its step, its ``evaluation.json``, and its answers."""
 
     step: Step
-    said: Mapping[str, Any]
+    report: Mapping[str, Any]
     answers: Answers
 
 
 def read_answers(path: Path) -> Answers:
     """The answers of an evaluation; empty where there is no file. Of a line that is no row nothing is taken."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    answers: dict[tuple[str, str], Mapping[str, Any]] = {}
     if not path.is_file():
-        return found
+        return answers
     with path.open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            found[str(row["set"]), str(row["id"])] = {"": {"text": str(row.get("prompt", ""))}, **row["answers"]}
-    return found
+            answers[str(row["set"]), str(row["id"])] = {"": {"text": str(row.get("prompt", ""))}, **row["answers"]}
+    return answers
 
 
 def same_scale(old: Step, new: Step, role: str = "reward") -> bool:
     """Whether both evaluations asked the same model in a role; equal too where neither asked one."""
-    one, other = (str(step.ingredients.get("inputs", {}).get(role, "")) for step in (old, new))
-    return one == other if not (one and other) else same_key(one, other)
+    old_model, new_model = (str(step.ingredients.get("inputs", {}).get(role, "")) for step in (old, new))
+    return old_model == new_model if not (old_model and new_model) else same_key(old_model, new_model)
 
 
 def metrics(old: Evaluated, new: Evaluated) -> tuple[Metric, ...]:
     """Every figure that both evaluations have, in the order of the new one."""
     scale = same_scale(old.step, new.step)
     judge = same_scale(old.step, new.step, "adherence")
-    before = {(g, of, name): figure for g, of, name, figure, *_ in _figures(old.said)}
-    found = []
-    for group, of, name, figure, better, opinion, judged in _figures(new.said):
+    before = {(g, of, name): figure for g, of, name, figure, *_ in _figures(old.report)}
+    compared = []
+    for group, of, name, figure, better, opinion, judged in _figures(new.report):
         was = before.get((group, of, name))
         if was is None:
             continue
         comparable = (scale or not opinion) and (judge or not judged)
-        difference = _paired(old.answers, new.answers, group, of, name) if comparable else None
+        difference = _paired(old.answers, new.answers, group=group, model=of, metric=name) if comparable else None
         worse = comparable and _worse(was, figure, difference, better)
-        found.append(Metric(group, of, name, was, figure, difference, better, comparable, worse))
-    return tuple(found)
+        compared.append(Metric(group, of, name, was, figure, difference, better, comparable, worse))
+    return tuple(compared)
 
 
 Figure = tuple[str, str, str, Mapping[str, Any], int, bool, bool]
 """group, of, name, figure, better, the reward model's opinion, the judge's opinion."""
 
 
-def _figures(said: Mapping[str, Any]) -> Iterator[Figure]:
-    for name, data in said.get("sets", {}).items():
+def _figures(report: Mapping[str, Any]) -> Iterator[Figure]:
+    for name, data in report.get("sets", {}).items():
         for model, figures in data.get("models", {}).items():
             for metric, (better, opinion) in _BY_MODEL.items():
                 better = -1 if metric == "refusals" and data.get("benign") else better
@@ -111,25 +111,25 @@ def _figures(said: Mapping[str, Any]) -> Iterator[Figure]:
         for win in data.get("pairs") or data.get("wins", ()):
             if (figure := _figure(win)) is not None:
                 yield name, f"{win['model']} against {win['against']}", "win rate", figure, 1, True, False
-    for axis, data in said.get("elo", {}).items():
+    for axis, data in report.get("elo", {}).items():
         for model, figure in data.get("models", {}).items():
-            if model != data.get("reference") and (told := _figure(figure)) is not None:
-                yield axis, model, "Elo", told, 1, True, False
-    for model, figure in said.get("over_refusal", {}).items():
-        if (told := _figure(figure)) is not None:
-            yield "benign prompts", model, "over-refusal", told, -1, False, False
-    for name, data in said.get("reward_model", {}).items():
-        if (told := _figure(data.get("accuracy"))) is not None:
-            yield name, "reward model", "accuracy", told, 1, False, False
-    for label, data in said.get("revisions", {}).items():
-        for one in data.get("rounds", ())[-1:]:
-            if (told := _figure(one.get("change"))) is not None:
-                yield "revisions", label, f"reward gained by round {one.get('round')}", told, 1, True, False
-    for name, models in (said.get("adherence") or {}).get("sets", {}).items():
+            if model != data.get("reference") and (estimate := _figure(figure)) is not None:
+                yield axis, model, "Elo", estimate, 1, True, False
+    for model, figure in report.get("over_refusal", {}).items():
+        if (estimate := _figure(figure)) is not None:
+            yield "benign prompts", model, "over-refusal", estimate, -1, False, False
+    for name, data in report.get("reward_model", {}).items():
+        if (estimate := _figure(data.get("accuracy"))) is not None:
+            yield name, "reward model", "accuracy", estimate, 1, False, False
+    for label, data in report.get("revisions", {}).items():
+        for last_round in data.get("rounds", ())[-1:]:
+            if (estimate := _figure(last_round.get("change"))) is not None:
+                yield "revisions", label, f"reward gained by round {last_round.get('round')}", estimate, 1, True, False
+    for name, models in (report.get("adherence") or {}).get("sets", {}).items():
         for model, principles in models.items():
             for principle, figure in principles.items():
-                if (told := _figure(figure)) is not None:
-                    yield name, model, f"violates {principle}", told, -1, False, True
+                if (estimate := _figure(figure)) is not None:
+                    yield name, model, f"violates {principle}", estimate, -1, False, True
 
 
 def _figure(value: Any) -> Mapping[str, Any] | None:
@@ -140,7 +140,7 @@ def _figure(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _paired(old: Answers, new: Answers, group: str, model: str, metric: str) -> Mapping[str, Any] | None:
+def _paired(old: Answers, new: Answers, *, group: str, model: str, metric: str) -> Mapping[str, Any] | None:
     """After minus before on the prompts that both sides answered, with an interval by bootstrap over them."""
     from cai.figures.intervals import mean
 
@@ -148,11 +148,11 @@ def _paired(old: Answers, new: Answers, group: str, model: str, metric: str) -> 
     if measure is None:
         return None
     differences = []
-    for at in (key for key in new if key[0] == group and key in old):
-        one, other = old[at].get(model), new[at].get(model)
-        if one is None or other is None or old[at][""]["text"] != new[at][""]["text"]:
+    for prompt_key in (key for key in new if key[0] == group and key in old):
+        old_answer, new_answer = old[prompt_key].get(model), new[prompt_key].get(model)
+        if old_answer is None or new_answer is None or old[prompt_key][""]["text"] != new[prompt_key][""]["text"]:
             continue
-        pair = measure(one), measure(other)
+        pair = measure(old_answer), measure(new_answer)
         if None not in pair:
             differences.append(float(pair[1]) - float(pair[0]))
     return mean(differences) if differences else None

@@ -43,13 +43,13 @@ def again(review: Review) -> int:
 
 def by_section(review: Review) -> dict[str, list[Change]]:
     """Changes under the titles they are shown under; those that change no result come last, under one title."""
-    found: dict[str, list[Change]] = {}
+    changes_by_title: dict[str, list[Change]] = {}
     for section, title in SECTIONS.items():
         if counted := [c for c in review.changes if c.section == section and c.counts]:
-            found[title] = counted
+            changes_by_title[title] = counted
     if rest := [c for c in review.changes if not c.counts]:
-        found[NO_RESULT] = rest
-    return found
+        changes_by_title[NO_RESULT] = rest
+    return changes_by_title
 
 
 def cost_words(totals: Mapping[str, Any]) -> str:
@@ -59,22 +59,22 @@ def cost_words(totals: Mapping[str, Any]) -> str:
     def least(name: str, text: str) -> str:
         return f"at least {text}" if name in unknown else text
 
-    told = [
+    parts = [
         least("calls", f"{count(cost['calls'])} calls"),
         least("prompt_tokens", f"{_k(cost['prompt_tokens'])} tokens read"),
     ]
-    told.append(least("tokens", f"{_k(cost['tokens'])} written"))
-    told.insert(0, least("rows", f"{count(cost['rows'])} rows"))
+    parts.append(least("tokens", f"{_k(cost['tokens'])} written"))
+    parts.insert(0, least("rows", f"{count(cost['rows'])} rows"))
     seconds = duration(cost["seconds"])
-    told.append(f"time {seconds}" if "seconds" not in unknown else "time not known")
+    parts.append(f"time {seconds}" if "seconds" not in unknown else "time not known")
     if "seconds" in unknown and cost["seconds"]:
-        told[-1] += f" (at least {seconds})"
+        parts[-1] += f" (at least {seconds})"
     if "gpu_hours" in unknown:
-        known = cost["gpu_hours"]
-        told.append(f"at least {known:.3g} GPU-hours" if known else "GPU-hours not known")
+        gpu_hours = cost["gpu_hours"]
+        parts.append(f"at least {gpu_hours:.3g} GPU-hours" if gpu_hours else "GPU-hours not known")
     elif cost["gpu_hours"]:
-        told.append(f"{cost['gpu_hours']:.3g} GPU-hours")
-    return f"about {', '.join(told)}"
+        parts.append(f"{cost['gpu_hours']:.3g} GPU-hours")
+    return f"about {', '.join(parts)}"
 
 
 def step_cost(estimate: Mapping[str, float | None]) -> tuple[str, str, str, str]:
@@ -91,10 +91,10 @@ def _k(number: float | None) -> str:
 
 def figure(value: Mapping[str, Any], sign: bool = False) -> str:
     """``0.12 [-0.03, 0.31]``; ``sign`` writes a plus where there is one."""
-    told = number(value["value"], sign)
+    text = number(value["value"], sign)
     if value.get("low") is None or value.get("high") is None:
-        return told
-    return f"{told} [{number(value['low'])}, {number(value['high'])}]"
+        return text
+    return f"{text} [{number(value['low'])}, {number(value['high'])}]"
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -122,16 +122,16 @@ def verdict(metric: Metric) -> str:
 
 def metric_row(metric: Metric) -> tuple[str, str, str, str, str]:
     """What, before, after, the difference on the same prompts, and what it means."""
-    what = f"{metric.group}: {metric.of}, {metric.name}"
+    subject = f"{metric.group}: {metric.of}, {metric.name}"
     change = "" if metric.difference is None else figure(metric.difference, sign=True)
-    return what, figure(metric.before), figure(metric.after), change, verdict(metric)
+    return subject, figure(metric.before), figure(metric.after), change, verdict(metric)
 
 
 def moved(metrics: Sequence[Metric]) -> list[Metric]:
     """The metrics whose figures differ at all, those beyond doubt first."""
-    found = [m for m in metrics if figure(m.before) != figure(m.after)]
+    moved_metrics = [m for m in metrics if figure(m.before) != figure(m.after)]
     order = {"worse": 0, "better": 1, "clear": 2, "other scale": 4}
-    return sorted(found, key=lambda m: order.get(verdict(m), 3))
+    return sorted(moved_metrics, key=lambda m: order.get(verdict(m), 3))
 
 
 def flip_words(flips: Flips) -> list[str]:
@@ -142,31 +142,31 @@ def flip_words(flips: Flips) -> list[str]:
             if flips.pairs
             else ["no pair on either side"]
         )
-    told = []
+    sentences = []
     if flips.pairs:
         share = flips.changed / flips.pairs
-        said = f"{flips.changed:,} of {plural(flips.pairs, 'pair')} with the same answers have another label"
-        told.append(f"{said} ({share:.1%}), {flips.flipped:,} of them the other way round".replace("%", " %"))
+        sentence = f"{flips.changed:,} of {plural(flips.pairs, 'pair')} with the same answers have another label"
+        sentences.append(f"{sentence} ({share:.1%}), {flips.flipped:,} of them the other way round".replace("%", " %"))
         if flips.shift is not None:
-            told.append(f"p(A) moved by {number(flips.shift)} on average")
+            sentences.append(f"p(A) moved by {number(flips.shift)} on average")
     if flips.written_anew:
-        told.append(f"{plural(flips.written_anew, 'pair')} with other answers than before")
+        sentences.append(f"{plural(flips.written_anew, 'pair')} with other answers than before")
     if flips.only_before or flips.only_after:
-        told.append(f"{plural(flips.only_before, 'pair')} only before, {flips.only_after:,} only after")
-    return told
+        sentences.append(f"{plural(flips.only_before, 'pair')} only before, {flips.only_after:,} only after")
+    return sentences
 
 
-def matrix_rows(flips: Flips, other: bool = False) -> list[list[str]]:
+def matrix_rows(flips: Flips, rewritten: bool = False) -> list[list[str]]:
     """Rows of the matrix with its head: label before down, label after across."""
-    matrix = flips.other if other else flips.same
+    matrix = flips.rewritten if rewritten else flips.same
     head = ["before \\ after", *LABELS]
-    return [head, *([one, *(f"{matrix[one][two]:,}" for two in LABELS)] for one in LABELS)]
+    return [head, *([before, *(f"{matrix[before][after]:,}" for after in LABELS)] for before in LABELS)]
 
 
-def result_notes(found: Results) -> list[str]:
+def result_notes(results: Results) -> list[str]:
     """What a reader must know of the results before the figures."""
-    notes = list(found.missing)
-    for evaluation in found.evaluations:
+    notes = list(results.missing)
+    for evaluation in results.evaluations:
         if not evaluation.same_reward_model:
             notes.append(
                 f"{evaluation.step}: scored by two different reward models, so rewards, win rates and Elo have no "
@@ -180,20 +180,20 @@ def result_notes(found: Results) -> list[str]:
 
 def trimmed(pieces: Pieces, limit: int) -> Pieces:
     """A word diff with long unchanged stretches cut to what stands beside a change, at most ``limit`` characters."""
-    kept: list[tuple[str, str]] = []
-    left = limit
-    for place, (what, text) in enumerate(pieces):
+    trimmed_pieces: list[tuple[str, str]] = []
+    remaining = limit
+    for place, (kind, text) in enumerate(pieces):
         words = text.split()
-        if what == SAME and len(words) > 2 * _KEPT + 4:
+        if kind == SAME and len(words) > 2 * _KEPT + 4:
             first = words[:_KEPT] if place else []
             last = words[-_KEPT:] if place < len(pieces) - 1 else []
             text = " ".join([*first, "...", *last])
-        if len(text) > left:
-            kept.append((what, f"{text[: max(left - 3, 0)]}..."))
+        if len(text) > remaining:
+            trimmed_pieces.append((kind, f"{text[: max(remaining - 3, 0)]}..."))
             break
-        left -= len(text)
-        kept.append((what, text))
-    return tuple(kept)
+        remaining -= len(text)
+        trimmed_pieces.append((kind, text))
+    return tuple(trimmed_pieces)
 
 
 def untouched(review: Review) -> list[str]:

@@ -47,35 +47,39 @@ def effects(old: Plan, new: Plan, changes: Sequence[Change], store: Store) -> tu
     own = _own(changes)
     timed = {step.name: step for step in with_times(new, store).steps}
     gpus = _gpus(new)
-    found: dict[str, Effect] = {}
+    effects_by_step: dict[str, Effect] = {}
     for step in new.steps:
         was = before.get(step.name)
         same = next((s for s in old.steps if same_key(s.key, step.key)), None)
-        cause, why = ("", "") if same else _why(step, new, found, own)
+        cause, why = ("", "") if same else _why(step, new, effects_by_step, own)
         action = "same" if same else "rerun" if was else "new"
         stored = len(step.key) == 64 and store.find(step.kind, step.key) is not None
         cost = _cost(timed[step.name], gpus.get(step.name, 0))
         keys = (was.key if was else same.key if same else "", step.key)
-        found[step.name] = Effect(step.name, step.kind, action, why, cause, keys, stored, cost)
+        effects_by_step[step.name] = Effect(step.name, step.kind, action, why, cause, keys, stored, cost)
     gone = (Effect(s.name, s.kind, "removed", "", "", (s.key, ""), False, dict.fromkeys(COSTS)) for s in match.gone)
-    return (*found.values(), *gone)
+    return (*effects_by_step.values(), *gone)
 
 
 def _own(changes: Sequence[Change]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    words_by_step: dict[str, list[str]] = {}
     for change in changes:
         for step in change.steps if change.counts else ():
-            found.setdefault(step, []).append(_MORE.sub("", change.words))
-    return found
+            words_by_step.setdefault(step, []).append(_MORE.sub("", change.words))
+    return words_by_step
 
 
-def _why(step: Step, plan: Plan, found: Mapping[str, Effect], own: Mapping[str, list[str]]) -> tuple[str, str]:
+def _why(
+    step: Step, plan: Plan, effects_by_step: Mapping[str, Effect], own: Mapping[str, list[str]]
+) -> tuple[str, str]:
     if step.name in own:
         first, *more = own[step.name]
         return step.name, first + (f"; and {len(more)} more" if more else "")
     # The step's own cause is its input's cause, so the first of the plan is the first of the chain.
     order = {s.name: place for place, s in enumerate(plan.steps)}
-    causes = {found[name].cause for name in step.needs() if name in found and found[name].cause}
+    causes = {
+        effects_by_step[name].cause for name in step.needs() if name in effects_by_step and effects_by_step[name].cause
+    }
     if not causes:
         return step.name, "its ingredients are written differently"
     first_cause = min(causes, key=lambda name: order[name])
@@ -96,7 +100,7 @@ def _gpus(plan: Plan) -> dict[str, int]:
         commands = step_commands(plan, Places(Path("store")))
     except (ValidationError, KeyError, TypeError, ValueError):
         return {}  # A plan of another version of the engine, or a lock: it can be compared, and not be run.
-    return {name: _at_once(found) for name, found in commands.items()}
+    return {name: _at_once(commands_of_step) for name, commands_of_step in commands.items()}
 
 
 def _at_once(commands: Sequence[Command]) -> int:
@@ -107,11 +111,11 @@ def _at_once(commands: Sequence[Command]) -> int:
     return max(turns.values(), default=0)
 
 
-def totals(found: Sequence[Effect]) -> dict[str, Any]:
+def totals(effects: Sequence[Effect]) -> dict[str, Any]:
     """Steps by what becomes of them, and the cost of all that runs again; ``unknown`` has the costs that some of those
     steps do not tell, of which the sum is the least."""
-    run = [effect for effect in found if effect.action in ("rerun", "new")]
-    steps = {name: sum(e.action == name for e in found) for name in ("same", "rerun", "new", "removed")}
+    run = [effect for effect in effects if effect.action in ("rerun", "new")]
+    steps = {name: sum(e.action == name for e in effects) for name in ("same", "rerun", "new", "removed")}
     cost: dict[str, float] = {}
     unknown = []
     for name in COSTS:

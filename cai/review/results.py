@@ -61,14 +61,14 @@ def results(old: Finished, new: Finished) -> Results:
     evaluations = []
     for before, after in match.both:
         if after.kind == "evaluate" and before.name in old.artifacts and after.name in new.artifacts:
-            evaluations.append(_evaluation(_read(before.name, old), _read(after.name, new)))
+            evaluations.append(_evaluation(_read_evaluation(before.name, old), _read_evaluation(after.name, new)))
     if not evaluations:
         missing.append("no evaluation is finished on both sides")
     try:
-        found = flips(match, old, new)
+        label_flips = flips(match, old, new)
     except (ValueError, KeyError, TypeError) as error:
         raise SpecError(Problem("judge", f"its rows cannot be read ({error})", "run `store verify`")) from error
-    return Results(tuple(evaluations), found, tuple(missing))
+    return Results(tuple(evaluations), label_flips, tuple(missing))
 
 
 def _missing(match: Paired, old: Finished, new: Finished) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _missing(match: Paired, old: Finished, new: Finished) -> Iterator[str]:
             yield f"the store does not have {', '.join(gone)} of the run {side}"
 
 
-def _read(name: str, run: Finished) -> Evaluated:
+def _read_evaluation(name: str, run: Finished) -> Evaluated:
     try:
         answers = read_answers(run.artifacts[name].path / "answers.jsonl")
     except (ValueError, KeyError, TypeError) as error:
@@ -88,7 +88,7 @@ def _read(name: str, run: Finished) -> Evaluated:
 
 def _evaluation(old: Evaluated, new: Evaluated) -> Evaluation:
     names = [
-        [*map(str, side.said.get("models", ())), *(f"prompts {name}" for name in side.said.get("sets", {}))]
+        [*map(str, side.report.get("models", ())), *(f"prompts {name}" for name in side.report.get("sets", {}))]
         for side in (old, new)
     ]
     only = tuple(tuple(n for n in mine if n not in theirs) for mine, theirs in (names, names[::-1]))
@@ -100,9 +100,9 @@ def _evaluation(old: Evaluated, new: Evaluated) -> Evaluation:
 def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[AnswerPair]:
     """Of every prompt set the last model's answers that changed most: by reward where that has one scale, else by
     words. Equals come in the order of their ids, so that the same runs show the same."""
-    models = [m for m in map(str, new.said.get("models", ())) if m in map(str, old.said.get("models", ()))]
-    for group in new.said.get("sets", {}):
-        found: list[tuple[float, str, AnswerPair]] = []
+    models = [m for m in map(str, new.report.get("models", ())) if m in map(str, old.report.get("models", ()))]
+    for group in new.report.get("sets", {}):
+        ranked: list[tuple[float, str, AnswerPair]] = []
         for key in sorted(k for k in new.answers if k[0] == group and k in old.answers)[:_LOOKED_AT]:
             before, after = old.answers[key], new.answers[key]
             model = next((m for m in reversed(models) if m in before and m in after), None)
@@ -112,10 +112,10 @@ def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[AnswerPair
             rewards = before[model].get("reward"), after[model].get("reward")
             by_reward = scale and None not in rewards
             change = abs(rewards[1] - rewards[0]) if by_reward else 1 - likeness(*texts)
-            found.append((-change, key[1], AnswerPair(group, model, before[""]["text"], *texts, rewards)))
-        yield from (sample for *_, sample in sorted(found, key=lambda f: f[:2])[:SHOWN])
+            ranked.append((-change, key[1], AnswerPair(group, model, before[""]["text"], *texts, rewards)))
+        yield from (sample for *_, sample in sorted(ranked, key=lambda f: f[:2])[:SHOWN])
 
 
-def worse(found: Results) -> Sequence[Metric]:
+def worse(results: Results) -> Sequence[Metric]:
     """The metrics that got worse beyond doubt."""
-    return [metric for evaluation in found.evaluations for metric in evaluation.metrics if metric.worse]
+    return [metric for evaluation in results.evaluations for metric in evaluation.metrics if metric.worse]

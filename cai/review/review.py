@@ -49,15 +49,15 @@ def review(before: Side, after: Side, store: Store, subject: str = "") -> Review
         SpecError: when an artifact of a finished run cannot be read.
     """
     changes = compare(before.plan, after.plan)
-    found = effects(before.plan, after.plan, changes, store)
+    step_effects = effects(before.plan, after.plan, changes, store)
     old, new = before.finished, after.finished
     compared = results(old, new) if old is not None and new is not None else None
     return Review(
         subject=subject or after.plan.experiment,
-        before=(before.label, before.what),
-        after=(after.label, after.what),
+        before=(before.label, before.kind),
+        after=(after.label, after.kind),
         changes=changes,
-        effects=found,
-        totals=totals(found),
+        effects=step_effects,
+        totals=totals(step_effects),
         results=compared,
     )

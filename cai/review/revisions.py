@@ -26,7 +26,7 @@ INDEX = ""
 """In place of a commit: what is staged (``:experiment``)."""
 
 
-def git(args: Sequence[str], cwd: Path, where: str = "git", given: bytes = b"") -> bytes:
+def git(args: Sequence[str], cwd: Path, where: str = "git", stdin: bytes = b"") -> bytes:
     """What git prints.
 
     Raises:
@@ -35,15 +35,17 @@ def git(args: Sequence[str], cwd: Path, where: str = "git", given: bytes = b"") 
     # Paths are paths, not patterns; and looking must not write an index that only looks stale.
     env = {**os.environ, "GIT_LITERAL_PATHSPECS": "1", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", *args], cwd=cwd, env=env, input=given, capture_output=True, check=False)
+        completed = subprocess.run(["git", *args], cwd=cwd, env=env, input=stdin, capture_output=True, check=False)
     except FileNotFoundError as error:
         raise SpecError(
             Problem(where, "there is no git here", "install git, or compare plan files and runs")
         ) from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise SpecError(Problem(where, f"git says: {said[-1].removeprefix('fatal: ')}", "see `git status`"))
-    return done.stdout
+    if completed.returncode:
+        stderr_lines = completed.stderr.decode(errors="replace").strip().splitlines() or [
+            f"exit code {completed.returncode}"
+        ]
+        raise SpecError(Problem(where, f"git says: {stderr_lines[-1].removeprefix('fatal: ')}", "see `git status`"))
+    return completed.stdout
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Repository:
             SpecError: when the folder is in none.
         """
         try:
-            found = git(["rev-parse", "--show-toplevel", "--show-prefix"], folder, where).decode().split("\n")
+            top_and_prefix = git(["rev-parse", "--show-toplevel", "--show-prefix"], folder, where).decode().split("\n")
         except SpecError as error:
             if "not a git repository" not in str(error):
                 raise
             hint = "compare experiments, plan files or runs, or go to the repository"
             raise SpecError(Problem(where, f"{folder} is in no git repository", hint)) from None
-        return cls(Path(found[0]), found[1].strip("/"))
+        return cls(Path(top_and_prefix[0]), top_and_prefix[1].strip("/"))
 
     def commit(self, revision: str) -> str:
         """The 40 digits of a revision's commit.
@@ -81,8 +83,8 @@ class Repository:
         if revision.startswith("-") or any(c in revision for c in "\0\n"):
             raise SpecError(Problem(revision, "is no git revision", "give a branch, a tag or a commit"))
         try:
-            wanted = ["rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
-            return git(wanted, self.top, revision).decode().strip()
+            command = ["rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+            return git(command, self.top, revision).decode().strip()
         except SpecError:
             refs = git(["for-each-ref", "--format=%(refname:short)", "--count=500"], self.top, revision)
             near = did_you_mean(revision.partition("~")[0].partition("^")[0], ["HEAD", *refs.decode().split()])
@@ -99,7 +101,7 @@ class Checkout:
     name: str
     commit: str
     folder: Path
-    _taken: set[str] = field(default_factory=set)
+    _taken_paths: set[str] = field(default_factory=set)
 
     @property
     def home(self) -> Path:
@@ -112,48 +114,50 @@ class Checkout:
         own, shipped = self.home, shipped_root()
         own.mkdir(parents=True, exist_ok=True)
         self.take([posixpath.join(self.repository.prefix, f) for f in folders])
-        at = self._shipped_here()
-        if at is None:
+        shipped_prefix = self._shipped_here()
+        if shipped_prefix is None:
             return Library((own, shipped), own)
-        self.take([posixpath.join(at, f) for f in folders])
-        roots = tuple(dict.fromkeys((own, self.folder / at if at else self.folder)))
+        self.take([posixpath.join(shipped_prefix, f) for f in folders])
+        roots = tuple(dict.fromkeys((own, self.folder / shipped_prefix if shipped_prefix else self.folder)))
         return Library(roots, own, self.folder / self._package() / "data")
 
     def take_data(self, data: Mapping[str, Any]) -> None:
         """Fetch the files that an experiment names: relative paths of data and of models, and shipped data."""
-        prefix, wanted = self.repository.prefix, list[str]()
+        prefix, wanted_paths = self.repository.prefix, list[str]()
         for source in (data.get("data") or {}).values():
             paths = source.get("path", ()) if isinstance(source, Mapping) else ()
             for path in [paths] if isinstance(paths, str) else paths:
                 if isinstance(path, str) and path.startswith(SHIPPED):
                     if self._shipped_here() is not None:
-                        wanted.append(posixpath.join(self._package(), "data", path.removeprefix(SHIPPED)))
+                        wanted_paths.append(posixpath.join(self._package(), "data", path.removeprefix(SHIPPED)))
                 elif isinstance(path, str) and not path.startswith(("hf:", "public:", "/", "~")):
-                    wanted += self._files_of(posixpath.join(prefix, path))
+                    wanted_paths += self._files_of(posixpath.join(prefix, path))
         for model in (data.get("models") or {}).values():
             source = model.get("source", "") if isinstance(model, Mapping) else model
             scheme, _, rest = str(source).partition(":")
             if scheme in ("hf", "gguf", "nemo") and rest and not rest.startswith(("/", "~")):
-                wanted.append(posixpath.join(prefix, rest))
-        self.take(wanted)
+                wanted_paths.append(posixpath.join(prefix, rest))
+        self.take(wanted_paths)
 
     def take(self, paths: Sequence[str]) -> None:
         """Fetch files and folders, named from the repository's top; what the revision does not have is left out."""
         clean = dict.fromkeys(posixpath.normpath(path) for path in paths)
-        asked = [p for p in clean if p not in self._taken and p != "." and not p.startswith(("..", "/"))]
-        self._taken |= set(asked)
+        new_paths = [p for p in clean if p not in self._taken_paths and p != "." and not p.startswith(("..", "/"))]
+        self._taken_paths |= set(new_paths)
         top = self.repository.top
-        if not asked:
+        if not new_paths:
             return
         if self.commit == INDEX:
-            listed = git(["ls-files", "-z", "--", *asked], top, f":{self.name}")
+            listed = git(["ls-files", "-z", "--", *new_paths], top, f":{self.name}")
             into = ["checkout-index", "-q", "-z", "--stdin", f"--prefix={self.folder}/"]
-            git(into, top, f":{self.name}", given=listed)
+            git(into, top, f":{self.name}", stdin=listed)
             return
-        there = git(["ls-tree", "-z", "--name-only", self.commit, "--", *asked], top, self.name).decode().split("\0")
-        if found := [path for path in there if path]:
+        there = (
+            git(["ls-tree", "-z", "--name-only", self.commit, "--", *new_paths], top, self.name).decode().split("\0")
+        )
+        if existing_paths := [path for path in there if path]:
             packed = self.folder / ".git-archive.tar"
-            git(["archive", "--format=tar", f"--output={packed}", self.commit, "--", *found], top, self.name)
+            git(["archive", "--format=tar", f"--output={packed}", self.commit, "--", *existing_paths], top, self.name)
             with tarfile.open(packed) as archive:
                 archive.extractall(self.folder, filter=_harmless)
             packed.unlink()
@@ -179,10 +183,10 @@ class Checkout:
         if not (shipped.is_relative_to(top) and _PACKAGE.is_relative_to(top)):
             return None
         # A virtual environment in the repository's folder holds a program that is none of its files.
-        if not git(["ls-files", "-z", "--", f"{self._package()}/library.py"], self.repository.top):
+        if not git(["ls-files", "-z", "--", f"{self._package()}/files/library.py"], self.repository.top):
             return None
-        at = shipped.relative_to(top).as_posix()
-        return "" if at == "." else at
+        prefix = shipped.relative_to(top).as_posix()
+        return "" if prefix == "." else prefix
 
 
 def _harmless(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:

@@ -31,10 +31,10 @@ EXPERIMENT = "experiment="
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side. ``what`` is experiment, revision, plan, run or lock; ``label`` is what the user wrote."""
+    """One side. ``kind`` is experiment, revision, plan, run or lock; ``label`` is what the user wrote."""
 
     label: str
-    what: str
+    kind: str
     plan: Plan
     finished: Finished | None = None
 
@@ -59,29 +59,29 @@ class Opener:
         if text.endswith((SUFFIX, ".lock.yml")) and path.is_file():
             return Side(text, "lock", plan_of_lock(read_lock(path), text))
         if text.endswith(".json") and path.is_file():
-            return Side(text, "plan", plan_from_json(_read(path), text))
+            return Side(text, "plan", plan_from_json(_read_text(path), text))
         for folder in (path, path / "latest"):
             if (folder / "plan.json").is_file():
-                found = read_finished(folder.resolve(), self.store)
-                return Side(text, "run", found.plan, found)
+                finished = read_finished(folder.resolve(), self.store)
+                return Side(text, "run", finished.plan, finished)
         words = _words(text)
         revision, colon, name = _split(words[0])
         more = (*words[1:], *overrides)
         if not colon:
             return Side(text, "experiment", self.working(name, more))
-        return Side(text, "revision", self.at(revision, name, more))
+        return Side(text, "revision", self.at_revision(revision, name, more))
 
     def working(self, name: str, overrides: Sequence[str] = ()) -> Plan:
         """The plan of an experiment as the working tree has it."""
         library = Library.here()
-        known = [n for n, _ in library.names("experiments")]
-        if name not in known:
-            hint = did_you_mean(name, known) or "give an experiment"
-            what = "is no experiment, plan file, run folder, lock or REVISION:EXPERIMENT"
-            raise SpecError(Problem(name, what, hint))
+        experiments = [n for n, _ in library.names("experiments")]
+        if name not in experiments:
+            hint = did_you_mean(name, experiments) or "give an experiment"
+            message = "is no experiment, plan file, run folder, lock or REVISION:EXPERIMENT"
+            raise SpecError(Problem(name, message, hint))
         return self.compile(compose([f"{EXPERIMENT}{name}", *overrides], library), library, self._looked)
 
-    def at(self, revision: str, name: str, overrides: Sequence[str] = ()) -> Plan:
+    def at_revision(self, revision: str, name: str, overrides: Sequence[str] = ()) -> Plan:
         """The plan of an experiment as a git revision has it.
 
         Raises:
@@ -89,20 +89,22 @@ class Opener:
                 revision before them.
         """
         checkout, library = self.revision(revision)
-        shown = revision or "the index"
-        known = [n for n, _ in library.names("experiments")]
-        if name not in known:
-            what = f"has no '{name}' in experiments/" if name else "names no experiment"
+        revision_name = revision or "the index"
+        experiments = [n for n, _ in library.names("experiments")]
+        if name not in experiments:
+            message = f"has no '{name}' in experiments/" if name else "names no experiment"
             raise SpecError(
-                Problem(f"{revision}:{name}", what, did_you_mean(name, known) if name else "REV:EXPERIMENT")
+                Problem(f"{revision}:{name}", message, did_you_mean(name, experiments) if name else "REV:EXPERIMENT")
             )
         try:
             composed = compose([f"{EXPERIMENT}{name}", *overrides], library)
             checkout.take_data(composed.data)
             return self.compile(composed, library, self._looked)
         except SpecError as error:
-            told = (Problem(f"{shown}: {p.where}", _without(p.what, checkout), p.next) for p in error.problems)
-            raise PlanError(told) from None
+            problems = (
+                Problem(f"{revision_name}: {p.where}", _without(p.message, checkout), p.next) for p in error.problems
+            )
+            raise PlanError(problems) from None
 
     def revision(self, revision: str) -> tuple[Checkout, Library]:
         """The files of a revision, taken once."""
@@ -167,7 +169,7 @@ def _without(text: str, checkout: Checkout) -> str:
     )
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -48,7 +48,9 @@ class ReviewText:
     def __init__(
         self, reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], since: str | None = None
     ) -> None:
-        self._reviews, self._verdicts, self._since = reviews, verdicts, since
+        self._reviews = reviews
+        self._verdicts = verdicts
+        self._since = since
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colours = console.color_system is not None and not console.no_color
@@ -56,16 +58,16 @@ class ReviewText:
             count, since = len(self._reviews), one_line(self._since)
             differ = f"{plural(count, 'experiment')} {'differ' if count != 1 else 'differs'} from {since}"
             yield Text(differ if count else f"no experiment differs from {since}", style="bold")
-        for place, (review, said) in enumerate(zip(self._reviews, self._verdicts, strict=True)):
+        for place, (review, gate_verdicts) in enumerate(zip(self._reviews, self._verdicts, strict=True)):
             if place or self._since is not None:
                 yield Text()
-            yield from _review(review, said, colours)
+            yield from _review(review, gate_verdicts, colours)
 
 
-def _review(review: Review, said: Sequence[GateVerdict], colours: bool) -> Iterator[RenderableType]:
+def _review(review: Review, gate_verdicts: Sequence[GateVerdict], colours: bool) -> Iterator[RenderableType]:
     yield Text(one_line(headline(review)), style="bold")
-    for side, (label, what) in (("before", review.before), ("after ", review.after)):
-        yield Text(f"  {side}  {one_line(label)} ({what})", style="dim", overflow="fold")
+    for side, (label, kind) in (("before", review.before), ("after ", review.after)):
+        yield Text(f"  {side}  {one_line(label)} ({kind})", style="dim", overflow="fold")
     for problem in review.problems:
         yield Padding(Text(plain(problem), style="red", overflow="fold"), (0, 0, 0, 2), expand=False)
     for title, changes in by_section(review).items():
@@ -77,7 +79,7 @@ def _review(review: Review, said: Sequence[GateVerdict], colours: bool) -> Itera
         yield from _steps(review)
     if review.results is not None:
         yield from _results(review.results)
-    for verdict_ in said:
+    for verdict_ in gate_verdicts:
         if verdict_.failed:
             yield Text()
             yield Text(
@@ -95,15 +97,15 @@ def _text(text: TextChange, colours: bool) -> Iterator[RenderableType]:
     if not text.pieces:
         yield Padding(Text(f"{text.field}: only the digests are known here", style="dim"), (0, 0, 0, 4), expand=False)
     elif text.how == "words":
-        told = Text(f"{text.field}: ", overflow="fold")
-        for place, (what, words) in enumerate(trimmed(text.pieces, _CHARACTERS)):
-            told.append(" " if place else "")
-            before, after = ("", "") if colours else _MARKED.get(what, ("", ""))
-            told.append(f"{before}{one_line(words, _CHARACTERS)}{after}", style=_STYLES[what])
-        yield Padding(told, (0, 0, 0, 4), expand=False)
+        styled = Text(f"{text.field}: ", overflow="fold")
+        for place, (kind, words) in enumerate(trimmed(text.pieces, _CHARACTERS)):
+            styled.append(" " if place else "")
+            before, after = ("", "") if colours else _MARKED.get(kind, ("", ""))
+            styled.append(f"{before}{one_line(words, _CHARACTERS)}{after}", style=_STYLES[kind])
+        yield Padding(styled, (0, 0, 0, 4), expand=False)
     else:
-        for what, line in text.pieces[:_DIFF_LINES]:
-            mark, style = _LINES.get(what, ("@@ ", _STYLES[GAP]))
+        for kind, line in text.pieces[:_DIFF_LINES]:
+            mark, style = _LINES.get(kind, ("@@ ", _STYLES[GAP]))
             yield Padding(Text(f"{mark}{plain(line)}", style=style, overflow="fold"), (0, 0, 0, 4), expand=False)
         if len(text.pieces) > _DIFF_LINES:
             yield Padding(
@@ -122,11 +124,11 @@ def _steps(review: Review) -> Iterator[RenderableType]:
             why = one_line(effect.why or "new", 300)
             table.add_row(Text(one_line(effect.name, 26)), Text(rows), Text(calls), Text(time), Text(why, style="dim"))
         yield Padding(table, (0, 0, 0, 2), expand=False)
-    kept, gone = untouched(review), [e.name for e in review.effects if e.action == "removed"]
+    reused_steps, gone = untouched(review), [e.name for e in review.effects if e.action == "removed"]
     if gone:
         yield _indented(f"no longer made: {', '.join(gone)}", "dim")
-    if kept:
-        yield _indented(f"{plural(len(kept), 'step')} untouched: {', '.join(kept)}", "dim")
+    if reused_steps:
+        yield _indented(f"{plural(len(reused_steps), 'step')} untouched: {', '.join(reused_steps)}", "dim")
     if not again(review):
         yield _indented("nothing: every step keeps its key", "bold")
         return
@@ -146,26 +148,28 @@ def _table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def _results(found: Results) -> Iterator[RenderableType]:
+def _results(results: Results) -> Iterator[RenderableType]:
     yield Text()
     yield Text("What came of it", style="bold")
-    for note in result_notes(found):
+    for note in result_notes(results):
         yield _indented(note)
-    for evaluation in found.evaluations:
+    for evaluation in results.evaluations:
         changed = moved(evaluation.metrics)
         names = (evaluation.step, "before", "after", "difference", "")
         table = _table(*((name, "left") for name in names))
         for metric in changed:
-            *cells, said = metric_row(metric)
-            table.add_row(*(Text(one_line(cell)) for cell in cells), Text(said, style=_VERDICTS.get(said, "")))
+            *cells, verdict_word = metric_row(metric)
+            table.add_row(
+                *(Text(one_line(cell)) for cell in cells), Text(verdict_word, style=_VERDICTS.get(verdict_word, ""))
+            )
         if changed:
             yield Padding(table, (0, 0, 0, 2), expand=False)
         clear = sum(verdict(m) in ("worse", "better", "clear") for m in changed)
         same = len(evaluation.metrics) - len(changed)
         yield _indented(f"{clear} moved beyond doubt, {same} not at all", "dim")
-    for flips in found.flips:
+    for flips in results.flips:
         yield from _flips(flips)
-    for evaluation in found.evaluations:
+    for evaluation in results.evaluations:
         if evaluation.samples:
             yield Text()
             yield Text("The answers that changed most", style="bold")
@@ -175,11 +179,11 @@ def _results(found: Results) -> Iterator[RenderableType]:
 def _flips(flips: Flips) -> Iterator[RenderableType]:
     yield Text()
     yield Text(f"Labels of {one_line(flips.step)}", style="bold")
-    for said in flip_words(flips):
-        yield _indented(said)
-    for other, title in ((False, "the same answers"), (True, "answers written anew")):
-        if not flips.still and (flips.written_anew if other else flips.pairs):
-            head, *rows = matrix_rows(flips, other)
+    for sentence in flip_words(flips):
+        yield _indented(sentence)
+    for rewritten, title in ((False, "the same answers"), (True, "answers written anew")):
+        if not flips.still and (flips.written_anew if rewritten else flips.pairs):
+            head, *rows = matrix_rows(flips, rewritten)
             table = _table((head[0], "left"), *((label, "right") for label in head[1:]))
             for row in rows:
                 table.add_row(*map(Text, row))

@@ -26,20 +26,20 @@ def word_diff(before: str, after: str) -> Pieces:
     A single unchanged word between two changes is taken into them, since a phrase is easier to read than its shreds.
     """
     old, new = before.split(), after.split()
-    found: list[tuple[str, list[str], list[str]]] = []
+    runs: list[tuple[str, list[str], list[str]]] = []
     for tag, i0, i1, j0, j1 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         gone, came = old[i0:i1], new[j0:j1]
         goes_on = tag != "equal" or (i1 - i0 <= _GLUE and j1 < len(new))
-        if goes_on and found and found[-1][0] != SAME:
-            found[-1] = ("changed", found[-1][1] + gone, found[-1][2] + came)
+        if goes_on and runs and runs[-1][0] != SAME:
+            runs[-1] = ("changed", runs[-1][1] + gone, runs[-1][2] + came)
         else:
-            found.append((SAME if tag == "equal" else "changed", gone, came))
-    return tuple(_pieces(found))
+            runs.append((SAME if tag == "equal" else "changed", gone, came))
+    return tuple(_pieces(runs))
 
 
-def _pieces(found: Sequence[tuple[str, list[str], list[str]]]) -> Iterator[tuple[str, str]]:
-    for what, gone, came in found:
-        if what == SAME:
+def _pieces(runs: Sequence[tuple[str, list[str], list[str]]]) -> Iterator[tuple[str, str]]:
+    for kind, gone, came in runs:
+        if kind == SAME:
             yield SAME, " ".join(came)
             continue
         if gone:

@@ -55,7 +55,8 @@ def write_array(sub: Submission, step: Step, count: int, components: Sequence[Co
     path = job_file(sub.run_dir, step.name, ".shards.sbatch")
     lines = [*body[:-1], f"{body[-1]} --shard {TASK}/{count}"]
     name, log = f"{sub.plan.experiment}.{step.name}.shards", sub.file(step.name, ".out")
-    write_durably(path, script(sub.launcher, step.name, components, lines, log, name, Path(sub.cwd), array=count))
+    text = script(sub.launcher, step.name, components, lines, log=log, job_name=name, folder=Path(sub.cwd), array=count)
+    write_durably(path, text)
     for index in range(count):
         word_file(sub.run_dir, step.name, index).unlink(missing_ok=True)
     return path

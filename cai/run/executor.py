@@ -1,4 +1,4 @@
-"""The executor: the only room that acts. Runs a plan step by step, reusing what the store has.
+"""The executor: carries a plan out, one of its steps, or a part of one, step by step, reusing what the store has.
 
 A step that stops before its end (an error, Ctrl-C, SIGTERM, kill -9, a full disk) keeps its work, and the same
 command goes on from there. The engine is made when a stage first asks something of it, so that a run in which every
@@ -12,28 +12,26 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from cai.engines.base import Engine, Progress
-from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
-from cai.files.durable import disk_full, is_disk_full, write_durably
-from cai.files.home import cai_home, request_cache
-from cai.launchers.outside import Prepared
+from cai.errors import Incomplete, Problem, SpecError, did_you_mean
+from cai.files.durable import write_durably
+from cai.files.home import cai_home
 from cai.plan import Plan, Step
-from cai.run.checks import StageWork, check_keys, check_ledger, checked_specs
-from cai.run.lazy_engine import LazyEngine, MakeEngine
+from cai.run.building import Site, build_part, build_step, check_parts, find_inputs
+from cai.run.checks import StageWork, check_keys, checked_specs
+from cai.run.engines import Engines, MakeEngine
 from cai.run.results import RunResult, StepResult
 from cai.run.status import Action, StepStatus, previous_plan
 from cai.run.status import statuses as _statuses
 from cai.run.stopping import Interrupted, sigterm_raises, stopped_error
-from cai.run.watch import Recorded, Silent, Watcher
-from cai.stages.base import Artifact, Context, Outcome, Shard, StageSpec
-from cai.store.artifacts import Build, Store, Stored, versions
-from cai.store.events import EventLog, plain_json, point_latest
+from cai.run.watch import Silent, Watcher
+from cai.stages.base import Artifact, Shard
+from cai.store.artifacts import Store, versions
+from cai.store.events import EventLog, point_latest
 from cai.store.upkeep import register_run
 
 __all__ = [
@@ -88,20 +86,36 @@ def run(
         StepFailed: when a step's work fails; its work is kept.
         Incomplete: when the run was stopped (130 for Ctrl-C) or the disk is full; the same command goes on.
     """
-    if kinds is None:
-        from cai.stages import KINDS
-
-        kinds = KINDS
+    kinds = kinds or _shipped_kinds()
     specs = checked_specs(plan, kinds)
     store.prepare()
-    found = _statuses(plan, store, previous)
-    check_keys(plan, [status.step.name for status in found if status.action is not Action.REUSE])
+    planned = _statuses(plan, store, previous)
+    check_keys(plan, [status.step.name for status in planned if status.action is not Action.REUSE])
     run_dir.mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / "plan.json", plan.to_json())
     point_latest(run_dir)
     register_run(store, run_dir, plan.experiment, {step.key for step in plan.steps})
-    job = _Job(plan, store, run_dir, kinds, specs, watch or Silent(), LazyEngine(make_engine, plan.engine))
-    return job.run(found)
+    log = EventLog(run_dir / "events.jsonl")
+    site = Site(plan, store, run_dir, kinds, specs, watch or Silent(), Engines(make_engine, plan), log)
+    results: list[StepResult] = []
+    artifacts: dict[str, Artifact] = {}
+    began, clock = datetime.now(timezone.utc), time.perf_counter()
+
+    def end(status: str, error: str) -> None:
+        log.write(f"run.{status}", **_told(error))
+        write_record(
+            run_dir, plan, status=status, error=error, began=began, seconds=time.perf_counter() - clock, steps=results
+        )
+
+    log.write("run.started", experiment=plan.experiment, steps=len(plan.steps), versions=versions())
+    with _ending(site, "the run", end):
+        site.watch.run_started(plan, planned)
+        for step in plan.steps:
+            results.append(build_step(site, step, artifacts, spread=True))
+            artifacts[step.name] = results[-1].artifact
+    result = RunResult(plan, run_dir, tuple(results), time.perf_counter() - clock)
+    site.watch.run_done(result)
+    return result
 
 
 def run_step(
@@ -123,8 +137,16 @@ def run_step(
         SpecError: when the plan has no such step, cannot be run, or a step that must run before has not been.
         PrerequisiteError, StepFailed, Incomplete: as ``run``.
     """
-    job, step = _job_of(plan, name, store, run_dir, make_engine, kinds, watch)
-    return job.run_one(step)
+    site, step = _site_of(plan, name, store=store, run_dir=run_dir, make_engine=make_engine, kinds=kinds, watch=watch)
+
+    def end(status: str, error: str) -> None:
+        site.log.write(f"job.{status}", name, **_told(error))
+
+    site.log.write("job.started", name, process=os.getpid(), host=socket.gethostname(), versions=versions())
+    with _ending(site, name, end):
+        site.watch.run_started(plan, [])
+        stored = store.find(step.kind, step.key)
+        return build_step(site, step, find_inputs(site, step) if stored is None else {})
 
 
 def run_shard(
@@ -146,34 +168,82 @@ def run_shard(
         SpecError: as ``run_step``, or when a step of this kind is not done in parts.
         PrerequisiteError, StepFailed, Incomplete: as ``run``; Incomplete too when this part is being done elsewhere.
     """
-    job, step = _job_of(plan, name, store, run_dir, make_engine, kinds, watch)
-    return job.run_part(step, shard)
+    site, step = _site_of(plan, name, store=store, run_dir=run_dir, make_engine=make_engine, kinds=kinds, watch=watch)
+    check_parts(site, step)
+    place = f"{shard.index}/{shard.count}"
+
+    def end(status: str, error: str) -> None:
+        site.log.write(f"shard.{status}", name, shard=place, **_told(error))
+
+    site.log.write("shard.started", name, shard=place, process=os.getpid(), host=socket.gethostname())
+    with _ending(site, name, end):
+        site.watch.run_started(plan, [])
+        if store.find(step.kind, step.key) is None:
+            return build_part(site, step, find_inputs(site, step), shard)
+    return {}
 
 
-def _job_of(
+def _shipped_kinds() -> Mapping[str, StageWork]:
+    from cai.stages import KINDS
+
+    return KINDS
+
+
+def _site_of(
     plan: Plan,
     name: str,
+    *,
     store: Store,
     run_dir: Path,
     make_engine: MakeEngine,
     kinds: Mapping[str, StageWork] | None,
     watch: Watcher | None,
-) -> tuple[_Job, Step]:
-    if kinds is None:
-        from cai.stages import KINDS
-
-        kinds = KINDS
+) -> tuple[Site, Step]:
+    """What one step of a plan is built with, and the step."""
+    kinds = kinds or _shipped_kinds()
     specs = checked_specs(plan, kinds)
     if name not in specs:
         raise SpecError(Problem(name, f"the plan of {plan.experiment} has no such step", did_you_mean(name, specs)))
     store.prepare()
     run_dir.mkdir(parents=True, exist_ok=True)
-    engine = LazyEngine(make_engine, plan.engine)
-    return _Job(plan, store, run_dir, kinds, specs, watch or Silent(), engine), plan.step(name)
+    log = EventLog(run_dir / "events.jsonl")
+    site = Site(plan, store, run_dir, kinds, specs, watch or Silent(), Engines(make_engine, plan), log)
+    return site, plan.step(name)
+
+
+def _told(error: str) -> dict[str, str]:
+    return {"error": error} if error else {}
+
+
+@contextmanager
+def _ending(site: Site, name: str, end: Callable[[str, str], None]) -> Iterator[None]:
+    """Close everything at the end, whatever it is, and write down how it ended; ``name`` is what ends, in words."""
+    status, error = "failed", ""
+    try:
+        with sigterm_raises():
+            yield
+        status = "done"
+    except BaseException as raised:
+        stopped = stopped_error(name, raised)
+        status = "incomplete" if isinstance(stopped, Incomplete) else "failed"
+        error = str(stopped)
+        if stopped is raised:
+            raise
+        raise stopped from raised
+    finally:
+        site.engines.close()
+        try:
+            end(status, error)
+        except (Incomplete, OSError):
+            # On a full disk the run's own error says so already; it must not be replaced by this one.
+            if status == "done":
+                raise
+        finally:
+            site.log.close()
 
 
 def write_record(
-    run_dir: Path, plan: Plan, status: str, error: str, began: datetime, seconds: float, steps: Sequence[StepResult]
+    run_dir: Path, plan: Plan, *, status: str, error: str, began: datetime, seconds: float, steps: Sequence[StepResult]
 ) -> None:
     """Write how a run ended: ``record.json`` of its folder; ``steps`` are those whose artifacts are there."""
     record = {
@@ -186,248 +256,3 @@ def write_record(
         "versions": versions(),
     }
     write_durably(run_dir / "record.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-class _Job:
-    """One run, or one step of one, while it lasts."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        run_dir: Path,
-        kinds: Mapping[str, StageWork],
-        specs: Mapping[str, StageSpec],
-        watch: Watcher,
-        engine: LazyEngine,
-    ) -> None:
-        self.plan, self.store, self.run_dir, self.kinds, self.specs = plan, store, run_dir, kinds, specs
-        self.watch, self.engine = watch, engine
-        self.shard: Shard | None = None
-        self.spread = False
-        self.log = EventLog(run_dir / "events.jsonl")
-        self.results: list[StepResult] = []
-        self.artifacts: dict[str, Artifact] = {}
-        self.began, self.clock = datetime.now(timezone.utc), time.perf_counter()
-
-    def run(self, found: list[StepStatus]) -> RunResult:
-        self.spread = True
-        self.log.write("run.started", experiment=self.plan.experiment, steps=len(self.plan.steps), versions=versions())
-        with self._ending("the run", self._end_run):
-            self.watch.run_started(self.plan, found)
-            for step in self.plan.steps:
-                self._step(step)
-        result = RunResult(self.plan, self.run_dir, tuple(self.results), time.perf_counter() - self.clock)
-        self.watch.run_done(result)
-        return result
-
-    def run_one(self, step: Step) -> StepResult:
-        def end(status: str, error: str) -> None:
-            self.log.write(f"job.{status}", step.name, **({"error": error} if error else {}))
-
-        self.log.write("job.started", step.name, process=os.getpid(), host=socket.gethostname(), versions=versions())
-        with self._ending(step.name, end):
-            self.watch.run_started(self.plan, [])
-            if self.store.find(step.kind, step.key) is None:
-                self._find_inputs(step)
-            self._step(step)
-        return self.results[-1]
-
-    def run_part(self, step: Step, shard: Shard) -> dict[str, Any]:
-        from cai.run.shards import check_shard
-
-        check_shard(self.specs[step.name], step)
-        self.shard = shard
-        of = f"{shard.index}/{shard.count}"
-
-        def end(status: str, error: str) -> None:
-            self.log.write(f"shard.{status}", step.name, shard=of, **({"error": error} if error else {}))
-
-        self.log.write("shard.started", step.name, shard=of, process=os.getpid(), host=socket.gethostname())
-        with self._ending(step.name, end):
-            self.watch.run_started(self.plan, [])
-            if self.store.find(step.kind, step.key) is None:
-                self._find_inputs(step)
-                return self._part(step, shard)
-        return {}
-
-    def _part(self, step: Step, shard: Shard) -> dict[str, Any]:
-        from cai.run.shards import ShardProgress
-        from cai.stages.flow.base import ShardDone
-        from cai.stages.flow.generation import usage
-
-        with self.store.sharing(step.kind, step.key, lambda who: self.watch.waiting(step, who)) as build:
-            if build.done is not None:
-                return {}
-            told = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
-            try:
-                self._work(step, build, ShardProgress(told, shard, build.work))
-            except ShardDone as done:
-                return dict(usage(done.flow).get("usage", {}))
-            except BaseException as raised:
-                self.watch.step_failed(step, stopped_error(f"{step.name} ({step.kind})", raised))
-                raise
-            raise StepFailed(f"{step.name} ({step.kind}): its work knows no parts; leave --shard out")
-
-    @contextmanager
-    def _ending(self, what: str, end: Callable[[str, str], None]) -> Iterator[None]:
-        status, error = "failed", ""
-        try:
-            with sigterm_raises():
-                yield
-            status = "done"
-        except BaseException as raised:
-            stopped = stopped_error(what, raised)
-            status = "incomplete" if isinstance(stopped, Incomplete) else "failed"
-            error = str(stopped)
-            if stopped is raised:
-                raise
-            raise stopped from raised
-        finally:
-            self.engine.close()
-            try:
-                end(status, error)
-            except (Incomplete, OSError):
-                # On a full disk the run's own error says so already; it must not be replaced by this one.
-                if status == "done":
-                    raise
-            finally:
-                self.log.close()
-
-    def _end_run(self, status: str, error: str) -> None:
-        self.log.write(f"run.{status}", **({"error": error} if error else {}))
-        seconds = time.perf_counter() - self.clock
-        write_record(self.run_dir, self.plan, status, error, self.began, seconds, self.results)
-
-    def _find_inputs(self, step: Step) -> None:
-        missing: list[Problem] = []
-        for name in step.needs():
-            needed = self.plan.step(name)
-            found = self.store.find(needed.kind, needed.key)
-            if found is None:
-                what = f"reads '{name}', which is not in the store at {self.store.home}"
-                missing.append(Problem(step.name, what, f"run step '{name}' first"))
-            else:
-                self.store.note_use(found)
-                self.artifacts[name] = Artifact(needed.key, found.makes, found.path, found.record)
-        if missing:
-            raise SpecError(missing)
-
-    def _step(self, step: Step) -> None:
-        try:
-            stored = self.store.find(step.kind, step.key)
-            reused = stored is not None
-            if stored is None:
-                stored, reused = self._build(step)
-        except BaseException as raised:
-            stopped = stopped_error(f"{step.name} ({step.kind})", raised)
-            with suppress(Incomplete):
-                ended = "step.prepared" if isinstance(stopped, Prepared) else "step.failed"
-                self.log.write(ended, step.name, error=str(stopped))
-            self.watch.step_failed(step, stopped)
-            if stopped is raised:
-                raise
-            raise stopped from raised
-        self.store.note_use(stored)
-        artifact = Artifact(step.key, stored.makes, stored.path, stored.record)
-        self.artifacts[step.name] = artifact
-        self.results.append(StepResult(step, artifact, reused))
-        outcome = stored.record["outcome"]
-        self.log.write("step.done", step.name, reused=reused, key=step.key, outcome={} if reused else outcome)
-        self.watch.step_done(step, stored.record, reused)
-
-    def _build(self, step: Step) -> tuple[Stored, bool]:
-        from cai.run.shards import Merging, run_shards, shards_of
-
-        def on_wait(who: str) -> None:
-            self.log.write("step.waiting", step.name, holder=who)
-            self.watch.waiting(step, who)
-
-        shards = shards_of(step) if self.spread else 1
-        with self.store.building(step.kind, step.key, on_wait) as build:
-            if build.done is not None:
-                return build.done, True
-            began = time.perf_counter()
-            if build.aside is not None:
-                self.log.write("artifact.damaged", step.name, moved_to=str(build.aside))
-            self.log.write("step.started", step.name, resumed=build.resumed, shards=shards)
-            progress: Progress = Recorded(step, self.watch.step_started(step, build.resumed), self.log)
-            if shards == 1:
-                return self._make(step, build, progress, began), False
-        # A model that this process holds would only take memory from the shards.
-        self.engine.rest()
-        told, _ = run_shards(step, self.store, self.run_dir, progress)
-        with self.store.building(step.kind, step.key, on_wait) as build:
-            if build.done is not None:
-                return build.done, True
-            return self._make(step, build, Merging(progress, told), began), False
-
-    def _make(self, step: Step, build: Build, progress: Progress, began: float) -> Stored:
-        from cai.run.shards import with_usage
-
-        outcome = self._work(step, build, progress)
-        outcome = replace(outcome, metrics=with_usage(outcome.metrics, self.run_dir, step.name))
-        return build.commit(
-            makes=step.makes,
-            seed=step.seed,
-            seconds=time.perf_counter() - began,
-            ingredients=step.ingredients,
-            outcome=plain_json(asdict(outcome)),
-        )
-
-    def _work(self, step: Step, build: Build, progress: Progress) -> Outcome:
-        from cai.stages.flow.base import ShardDone
-
-        spec = self.specs[step.name]
-        self.engine.begin(step)
-        try:
-            outcome = self.kinds[step.kind].run(spec, self._context(step, build, progress))
-            check_ledger(spec, outcome.ledger)
-            return outcome
-        except (Incomplete, PrerequisiteError, SpecError, ShardDone):
-            raise
-        except Exception as error:
-            if is_disk_full(error, build.partial):
-                raise disk_full(build.partial, error) from error
-            what = str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error}"
-            raise StepFailed(
-                f"{step.name} ({step.kind}): {what}; its work is kept in {build.partial}, and the same command "
-                "goes on from there"
-            ) from error
-
-    def _context(self, step: Step, build: Build, progress: Progress) -> Context:
-        from cai.chat import ChatTemplate
-        from cai.constitution import Constitution
-
-        def chat_template(frozen: Mapping[str, str]) -> ChatTemplate:
-            return ChatTemplate.from_text(frozen["name"], frozen["text"], frozen["name"])
-
-        template, constitution = step.resources.get("template"), step.resources.get("constitution")
-        chat = chat_template(template) if template else None
-        return Context(
-            name=step.name,
-            seed=step.seed,
-            inputs={role: self._inputs(names) for role, names in step.inputs.items()},
-            out=build.out,
-            work=build.work,
-            engine=cast(Engine, self.engine),
-            progress=progress,
-            template=chat,
-            constitution=Constitution.from_json(constitution) if constitution else None,
-            texts=step.resources.get("texts", {}),
-            stops=chat.stops if chat else (),
-            templates={label: chat_template(own) for label, own in step.resources.get("templates", {}).items()},
-            api_keys=step.resources.get("api_keys", {}),
-            servers=step.resources.get("servers", {}),
-            key=step.key,
-            serves=step.ingredients.get("engine", {}),
-            cache=request_cache(self.store.home),
-            shard=self.shard,
-        )
-
-    def _inputs(self, names: str | list[str] | dict[str, str]) -> Artifact | tuple[Artifact, ...] | dict[str, Artifact]:
-        if isinstance(names, str):
-            return self.artifacts[names]
-        if isinstance(names, dict):
-            return {label: self.artifacts[name] for label, name in names.items()}
-        return tuple(self.artifacts[name] for name in names)

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.engines import engine_of
+from cai.engines import commands_of, engine_of
 from cai.engines.base import Places
 from cai.files.durable import write_durably
 from cai.launchers.base import Command
@@ -38,7 +38,7 @@ def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
     write_durably(folder / "plan.json", plan.to_json())
     names: dict[str, str] = {}
     for number, step in enumerate(plan.steps, 1):
-        commands = kind.commands(settings, plan, step, places) or (_alone(step, places),)
+        commands = commands_of(plan, step, places) or (_alone(step, places),)
         names[step.name] = (
             f"{number:02d}-{step.name.replace('.', '-')}.{'sbatch' if isinstance(launcher, Slurm) else 'sh'}"
         )
@@ -46,10 +46,12 @@ def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
         body = _body(step, commands, folder, isinstance(launcher, Slurm))
         if isinstance(launcher, Slurm):
             log, components = folder / "logs" / f"{step.name}.out", components_of(launcher, commands)
-            text = script(launcher, step.name, components, body, log, f"cai-{step.name}")
+            text = script(launcher, step.name, components, body, log=log, job_name=f"cai-{step.name}")
             if (shards := shards_of(step)) > 1:
                 part = [*body[:-1], f"{body[-1]} --shard {TASK}/{shards}"]
-                array = script(launcher, step.name, components, part, log, f"cai-{step.name}", array=shards)
+                array = script(
+                    launcher, step.name, components, part, log=log, job_name=f"cai-{step.name}", array=shards
+                )
                 _write(folder / _array(names[step.name]), array)
         else:
             text = "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *body]) + "\n"

@@ -18,7 +18,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from cai.engines import engine_of
+from cai.engines import commands_of
 from cai.engines.base import Places, Progress
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.launchers.base import Command, Server
@@ -72,10 +72,9 @@ def check_servers(plan: Plan, name: str, store: Store, plan_file: Path) -> None:
     Raises:
         SpecError: when it does.
     """
-    kind, settings = engine_of(plan.engine)
     places = Places(store.root, str(plan_file))
     for step in plan.steps:
-        if step.name == name and any(c.background for c in kind.commands(settings, plan, step, places)):
+        if step.name == name and any(command.background for command in commands_of(plan, step, places)):
             what = "starts its model's servers, so it is not done in parts"
             raise SpecError(Problem(name, what, "leave --shard out; more servers: engine.servers.<model>.count"))
 

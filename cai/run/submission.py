@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cai.engines import engine_of
+from cai.engines import commands_of
 from cai.engines.base import Places
 from cai.errors import CaiError, Incomplete, Problem, SpecError, StepFailed
 from cai.files.durable import write_durably
@@ -243,9 +243,8 @@ def _submit_missing(sub: Submission) -> None:
 
 def _submit_step(sub: Submission, step: Step, after: list[str], before: Mapping[str, Any]) -> list[str]:
     """Submit a step's job, and before it the array of its shards; the ids of both. ``before`` is the last record."""
-    kind, settings = engine_of(sub.plan.engine)
     places = Places(sub.store.root, str(sub.run_dir / "plan.json"))
-    commands = kind.commands(settings, sub.plan, step, places)
+    commands = commands_of(sub.plan, step, places)
     name = f"{sub.plan.experiment}.{step.name}"
     log, path, record = (sub.file(step.name, end) for end in (".out", ".sbatch", ".json"))
     requeues = sub.launcher.max_requeues if sub.launcher.requeue else 0
@@ -255,7 +254,8 @@ def _submit_step(sub: Submission, step: Step, after: list[str], before: Mapping[
         f"exec {shlex.join([*work, '--requeues', str(requeues)])}",
     ]
     components = components_of(sub.launcher, commands)
-    write_durably(path, script(sub.launcher, step.name, components, body, log, name, Path(sub.cwd)))
+    text = script(sub.launcher, step.name, components, body, log=log, job_name=name, folder=Path(sub.cwd))
+    write_durably(path, text)
     facts: dict[str, Any] = {
         "job": "",
         "submitted": now(),
@@ -335,7 +335,8 @@ def _finish(sub: Submission, views: list[JobView]) -> RunResult:
     status = "failed" if failed else "incomplete" if left else "done"
     _log(sub, f"run.{status}", **({"error": str(error)} if error else {}))
     seconds = _seconds(sub, views)
-    write_record(sub.run_dir, sub.plan, status, str(error or ""), sub.began, seconds, done)
+    record = {"status": status, "error": str(error or "")}
+    write_record(sub.run_dir, sub.plan, **record, began=sub.began, seconds=seconds, steps=done)
     if error is not None:
         raise error
     return RunResult(sub.plan, sub.run_dir, tuple(done), seconds)

@@ -21,7 +21,13 @@ class ApiError(Exception):
     """An error in OpenAI's shape."""
 
     def __init__(
-        self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None, code: str = ""
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status

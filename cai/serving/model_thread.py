@@ -37,7 +37,9 @@ class ModelThread:
     """The one thread that talks to the model, and the queue before it."""
 
     def __init__(self, client: Client, max_batch: int = 16, max_waiting: int = 256) -> None:
-        self._client, self._max_batch, self._max_waiting = client, max_batch, max_waiting
+        self._client = client
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
         self._waiting: deque[ModelJob] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -56,7 +58,7 @@ class ModelThread:
         """
         with self._wake:
             if self._closing or len(self) + len(jobs) > self._max_waiting:
-                raise ApiError(503, "the server is busy; try again", "server_error", code="server_busy")
+                raise ApiError(503, "the server is busy; try again", kind="server_error", code="server_busy")
             self._waiting.extend(jobs)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -71,7 +73,7 @@ class ModelThread:
             self._waiting.clear()
             self._wake.notify()
         for job in waiting:
-            job.emit(ApiError(503, "the server is stopping", "server_error", code="server_stopping"))
+            job.emit(ApiError(503, "the server is stopping", kind="server_error", code="server_stopping"))
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -103,11 +105,11 @@ class ModelThread:
                 self._stream(self._client, batch[0])
                 open_jobs.clear()
                 return
-            for done in self._client.generate([job.request for job in batch]):
-                job = open_jobs.pop(done.id)
-                for piece in pieces(done.text) if job.streamed else ():
+            for completion in self._client.generate([job.request for job in batch]):
+                job = open_jobs.pop(completion.id)
+                for piece in pieces(completion.text) if job.streamed else ():
                     job.emit(piece)
-                job.emit(done)
+                job.emit(completion)
                 if all(job.cancelled.is_set() for job in open_jobs.values()):
                     break
             if any(not job.cancelled.is_set() for job in open_jobs.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cai.stages import fetch, read, respond, revise, reward, rl, sample, sft, snapshot
+from cai.stages import dpo, fetch, read, respond, revise, reward, rl, sample, sft, snapshot
 from cai.stages.base import Context, Outcome, StageSpec
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.judge.spec import JudgeSpec
@@ -42,6 +42,7 @@ KINDS: dict[str, StageKind] = {
     "sample": StageKind(sample.SampleSpec, sample.run),
     "judge": StageKind(JudgeSpec, _judge),
     "reward": StageKind(reward.RewardSpec, reward.run),
+    "dpo": StageKind(dpo.DpoSpec, dpo.run),
     "rl": StageKind(rl.RlSpec, rl.run),
     "snapshot": StageKind(snapshot.SnapshotSpec, snapshot.run),
     "evaluate": StageKind(EvaluateSpec, _evaluate),

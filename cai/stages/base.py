@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
 
 from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
 from cai.constitution import Constitution
-from cai.engines.base import Attempt, Engine, Progress
-from cai.identity import key_of
+from cai.engines.base import Attempt, Progress, Session
+from cai.identity import RUNTIME, key_of
 from cai.settings import Settings, counts, semantic_value
 
 T = TypeVar("T")
@@ -130,7 +132,7 @@ class Context:
     inputs: Mapping[str, Artifact | tuple[Artifact, ...] | dict[str, Artifact]]
     out: Path
     work: Path
-    engine: Engine
+    engine: Session
     progress: Progress
     template: ChatTemplate | None
     constitution: Constitution | None
@@ -184,7 +186,7 @@ class Context:
 
     def flows(self, role: str, label: str = "") -> bool:
         """Whether the model's client takes calls one by one; known without opening it."""
-        return (self.model(role, label).path / ENDPOINT).is_file() or bool(getattr(self.engine, "flows", False))
+        return (self.model(role, label).path / ENDPOINT).is_file() or self.engine.flows
 
     def scope(self, role: str, label: str = "") -> str:
         """What decides the answer to a call beside the call itself: the model, and the engine that serves it."""
@@ -202,7 +204,7 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Session,
         model: Path,
         api_key_env: str | None = None,
         server: Mapping[str, Any] | None = None,
@@ -230,15 +232,16 @@ class StageSpec(Settings):
     """Base of every stage's spec. ClassVars say what the resolver must know.
 
     VERSION: bump when the same spec would now give other bytes. MAKES: the kind of artifact.
-    USES_TEMPLATE, USES_ENGINE: whether the chat template and engine are part of the identity.
+    USES_TEMPLATE: whether the chat template is part of the identity.
     PRINCIPLE_FIELDS: the fields of a principle that this stage reads; empty when it reads no constitution.
+    RESULT: whether what it makes is a result of the experiment, and not only taken from elsewhere.
     """
 
     VERSION: ClassVar[int] = 1
     MAKES: ClassVar[str] = ""
     USES_TEMPLATE: ClassVar[bool] = False
-    USES_ENGINE: ClassVar[bool] = False
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ()
+    RESULT: ClassVar[bool] = True
 
     kind: str
 
@@ -253,6 +256,17 @@ class StageSpec(Settings):
     def makes(self, inputs: Mapping[str, str]) -> str:
         """The kind of artifact, where it depends on the kinds of the inputs (by role, items as in ``estimate``)."""
         return self.MAKES
+
+
+class EngineSpec(StageSpec):
+    """Base of the specs of stages that ask a model, or train one.
+
+    ``engine`` is not hashed by itself: what of an engine decides the result is an ingredient of the step.
+    """
+
+    engine: Annotated[
+        str, RUNTIME, Field(description="one of `engines`, or a kind of engine as it is; empty: the experiment's")
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class FetchSpec(StageSpec):
     """
 
     MAKES: ClassVar[str] = "model"
+    RESULT: ClassVar[bool] = False
     kind: Literal["fetch"] = "fetch"
     source: str
     revision: str = ""

@@ -14,18 +14,17 @@ from cai.chat import Message
 from cai.clients.base import Request
 from cai.data.rows import Conversation, Prompt
 from cai.identity import RUNTIME, sampling_seed
-from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
+from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
 from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 
 
-class RespondSpec(StageSpec):
+class RespondSpec(EngineSpec):
     """One answer of ``model`` to each of ``prompts``."""
 
     MAKES: ClassVar[str] = "responses"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["respond"] = "respond"
     model: Annotated[str, Wants("model")]
     prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]

@@ -23,7 +23,7 @@ from cai.clients.prompting import Asking
 from cai.constitution import Principle
 from cai.data.rows import Conversation
 from cai.identity import RUNTIME, rendezvous_order, sampling_seed
-from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, TextFile, Wants
+from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, TextFile, Wants
 from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import Unfinished, as_conversation, settled, source_of, through
@@ -41,7 +41,7 @@ class Failed(str, Enum):
     KEEP = "keep"
 
 
-class ReviseSpec(StageSpec):
+class ReviseSpec(EngineSpec):
     """``rounds`` of critique and revision of ``responses`` by ``model``.
 
     ``train_on`` decides what comes out: ``final``, ``all`` revisions, or those ``upto:N``. ``direct`` revises without
@@ -50,7 +50,6 @@ class ReviseSpec(StageSpec):
 
     MAKES: ClassVar[str] = "revisions"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("critique", "revision")
     kind: Literal["revise"] = "revise"
     model: Annotated[str, Wants("model")]

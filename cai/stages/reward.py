@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from cai.data.rows import Comparison
-from cai.engines.base import PairText, RewardSettings
-from cai.stages.base import Artifact, Context, Estimate, Outcome, StageSpec, Wants
+from cai.engines.methods.base import PairText
+from cai.engines.methods.reward import REWARD, RewardData, RewardSettings
+from cai.stages.base import Artifact, Context, EngineSpec, Estimate, Outcome, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS, rows_of
 from cai.stages.sft import trained_outcome
 
 
-class RewardSpec(StageSpec):
+class RewardSpec(EngineSpec):
     """Train a reward model from ``model`` on ``data``; the data's part ``val`` is only measured."""
 
     MAKES: ClassVar[str] = "reward_model"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["reward"] = "reward"
     model: Annotated[str, Wants("model")]
     data: Annotated[str, Wants("comparisons")]
@@ -31,12 +31,14 @@ class RewardSpec(StageSpec):
 
 def run(spec: RewardSpec, ctx: Context) -> Outcome:
     """Render the pairs and hand them to the engine."""
-    train, val = (_pairs(ctx, ctx.one("data"), name) for name in ("train", "val"))
-    trained = ctx.engine.reward(ctx.one("model").path, train, val, spec.training, ctx.attempt)
+    train, val = (pair_texts(ctx, ctx.one("data"), name) for name in ("train", "val"))
+    data = RewardData(ctx.one("model").path, train, val)
+    trained = ctx.engine.train(REWARD, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 
 
-def _pairs(ctx: Context, data: Artifact, name: str) -> list[PairText]:
+def pair_texts(ctx: Context, data: Artifact, name: str) -> list[PairText]:
+    """The rendered comparisons of one part of an artifact."""
     rows = [row for row in rows_of(data, name) if isinstance(row, Comparison)]
     return [
         PairText(

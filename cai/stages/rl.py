@@ -7,14 +7,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cai.engines.base import PromptText, RlSettings
-from cai.stages.base import Context, Estimate, Outcome, StageSpec, Wants
+from cai.engines.methods.base import PromptText
+from cai.engines.methods.ppo import PPO, PpoData, RlSettings
+from cai.engines.rewards import RewardModel
+from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS, as_prompt, distinct, rows_of
 from cai.stages.respond import limited
 from cai.stages.sft import trained_outcome
 
 
-class RlSpec(StageSpec):
+class RlSpec(EngineSpec):
     """Start from ``model``, sample answers to ``prompts``, follow ``reward``.
 
     ``training.snapshots`` names iterations whose policies are kept, for stages of kind ``snapshot``.
@@ -22,7 +24,6 @@ class RlSpec(StageSpec):
 
     MAKES: ClassVar[str] = "model"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["rl"] = "rl"
     model: Annotated[str, Wants("model")]
     reward: Annotated[str, Wants("reward_model")]
@@ -45,8 +46,8 @@ def run(spec: RlSpec, ctx: Context) -> Outcome:
     artifacts = given if isinstance(given, tuple) else (ctx.one("prompts"),)
     prompts, repeated = distinct([as_prompt(row) for artifact in artifacts for row in rows_of(artifact)][: spec.limit])
     texts = [PromptText(row.id, ctx.chat.prompt(row.messages)) for row in prompts]
-    policy, reward = ctx.one("model").path, ctx.one("reward").path
-    trained = ctx.engine.rl(policy, reward, texts, ctx.stops, spec.training, ctx.attempt)
+    data = PpoData(ctx.one("model").path, RewardModel(ctx.one("reward").path), texts, ctx.stops)
+    trained = ctx.engine.train(PPO, data, spec.training, ctx.attempt)
     outcome = trained_outcome(trained, len(prompts))
     ledger = outcome.ledger
     if repeated:

@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 from cai.clients.base import Completion, Request
 from cai.data.rows import Candidates, Prompt
 from cai.identity import RUNTIME, sampling_seed
-from cai.stages.base import Context, Estimate, Outcome, Sampled, StageSpec, Wants
+from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
 from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 from cai.stages.respond import limited, with_system
 
 
-class SampleSpec(StageSpec):
+class SampleSpec(EngineSpec):
     """``n`` answers of ``model`` to each prompt, each with a seed of its own.
 
     ``temperatures`` gives each candidate its own; empty means that all use ``sampling.temperature``.
@@ -26,7 +26,6 @@ class SampleSpec(StageSpec):
 
     MAKES: ClassVar[str] = "candidates"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["sample"] = "sample"
     model: Annotated[str, Wants("model")]
     prompts: Annotated[str, Wants("prompts", "conversations", "comparisons")]

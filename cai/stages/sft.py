@@ -8,17 +8,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cai.data.rows import Conversation
-from cai.engines.base import SftSettings, Trained, TrainText
-from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants
+from cai.engines.base import Trained
+from cai.engines.methods.base import TrainText
+from cai.engines.methods.sft import SFT, SftData, SftSettings
+from cai.stages.base import Artifact, Context, EngineSpec, Estimate, Ledger, Outcome, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS, rows_of
 
 
-class SftSpec(StageSpec):
+class SftSpec(EngineSpec):
     """Train ``model`` on ``data``; the data's part ``val``, where it has one, is only measured."""
 
     MAKES: ClassVar[str] = "model"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["sft"] = "sft"
     model: Annotated[str, Wants("model")]
     data: Annotated[str, Wants("conversations")]
@@ -36,7 +37,8 @@ class SftSpec(StageSpec):
 def run(spec: SftSpec, ctx: Context) -> Outcome:
     """Render the conversations and hand them to the engine."""
     train, val = (_texts(spec, ctx, ctx.one("data"), name) for name in ("train", "val"))
-    trained = ctx.engine.sft(ctx.one("model").path, train, val, spec.training, ctx.attempt)
+    data = SftData(ctx.one("model").path, train, val)
+    trained = ctx.engine.train(SFT, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 
 

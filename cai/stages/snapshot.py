@@ -16,6 +16,7 @@ class SnapshotSpec(StageSpec):
     """The policy of ``of`` after ``iteration`` iterations, one of those that its ``training.snapshots`` names."""
 
     MAKES: ClassVar[str] = "model"
+    RESULT: ClassVar[bool] = False
     kind: Literal["snapshot"] = "snapshot"
     of: Annotated[str, Wants("model"), Field(description="a stage of kind rl")]
     iteration: Annotated[int, Field(ge=1)]

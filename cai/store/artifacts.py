@@ -128,7 +128,7 @@ class Store:
     def building(self, kind: str, key: str, on_wait: OnWait | None = None) -> Iterator[Build]:
         """Hold the right to make an artifact, waiting where another process makes it.
 
-        ``on_wait`` is told once whom we wait for. Look at ``build.done`` first: it is the artifact where another
+        ``on_wait`` is told once whom we wait for. Look at ``build.stored`` first: it is the artifact where another
         process, or an attempt that died between its last two renames, has finished it. A damaged artifact is moved
         aside to ``.damaged``. Leaving without ``commit`` keeps the work.
         """
@@ -146,20 +146,20 @@ class Store:
     def sharing(self, kind: str, key: str, on_wait: OnWait | None = None) -> Iterator[Build]:
         """Hold the ``work`` of an artifact together with others that do parts of it, while nobody makes it.
 
-        Waits while somebody makes it, as ``building`` waits for those who share. Look at ``build.done`` first. There
+        Waits while somebody makes it, as ``building`` waits for those who share. Look at ``build.stored`` first. There
         is no ``out``: only who builds has one.
         """
         name = artifact_name(kind, key)
         self.prepare()
         with disk_space(self.root), locked(self.lock_of(name), on_wait, shared=True):
             build = Build(self, kind, key)
-            build.done = self.find(kind, key)
-            if build.done is None:
+            build.stored = self.find(kind, key)
+            if build.stored is None:
                 build.partial.mkdir(exist_ok=True)
                 # One after the other: each may find an attempt that died, or a damaged artifact.
                 with locked(build.partial / ".sharing"):
                     build.join()
-                    if build.done is not None:
+                    if build.stored is not None:
                         shutil.rmtree(build.work, ignore_errors=True)
             yield build
 
@@ -179,11 +179,11 @@ class Store:
 
     def note_seen(self, name: str, record: Mapping[str, Any]) -> None:
         """Remember that the files' digests have just been found right, and that the artifact was used now."""
-        seen = {path: _stamp((self.root / name / path).lstat()) for path in record["files"]}
+        stamps = {path: _stamp((self.root / name / path).lstat()) for path in record["files"]}
         # A store that may only be read works too: its digests are computed at every use.
         with suppress(OSError):
             draft = self.root / f".{name}.{os.getpid()}.seen"
-            draft.write_text(json.dumps(seen), encoding="utf-8")
+            draft.write_text(json.dumps(stamps), encoding="utf-8")
             draft.replace(self.root / f"{name}.seen")
 
     def note_use(self, stored: Stored) -> None:
@@ -201,20 +201,20 @@ class Store:
     def _damage(self, name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         folder = self.root / name
         try:
-            seen = json.loads((self.root / f"{name}.seen").read_text(encoding="utf-8"))
+            stamps = json.loads((self.root / f"{name}.seen").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            seen = {}
+            stamps = {}
         damage: list[str] = []
         unseen = False
         for path, facts in record["files"].items():
             try:
-                found = (folder / path).lstat()
+                file_stat = (folder / path).lstat()
             except OSError:
                 damage.append(f"{path}: missing")
                 continue
-            if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
-                damage.append(f"{path}: {found.st_size} bytes, recorded {facts['size']}")
-            elif seen.get(path) != _stamp(found):
+            if not stat.S_ISREG(file_stat.st_mode) or file_stat.st_size != facts["size"]:
+                damage.append(f"{path}: {file_stat.st_size} bytes, recorded {facts['size']}")
+            elif stamps.get(path) != _stamp(file_stat):
                 unseen = True
                 if file_digest(folder / path) != facts["sha256"]:
                     damage.append(f"{path}: its bytes are not those recorded")
@@ -231,19 +231,22 @@ class Build:
     """
 
     def __init__(self, store: Store, kind: str, key: str) -> None:
-        self.kind, self.key = kind, key
-        self.done: Stored | None = None
+        self.kind = kind
+        self.key = key
+        self.stored: Stored | None = None
         self.resumed = False
         self.aside: Path | None = None
-        self._store, self._name = store, artifact_name(kind, key)
+        self._store = store
+        self._name = artifact_name(kind, key)
         self._final = store.root / self._name
         self.partial = store.root / f"{self._name}.partial"
-        self.out, self.work = self.partial / "out", self.partial / "work"
+        self.out = self.partial / "out"
+        self.work = self.partial / "work"
 
     def begin(self) -> None:
         """Finish what a dead attempt had all but finished, else make the folders ready."""
         self.join()
-        if self.done:
+        if self.stored:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
         shutil.rmtree(self.out, ignore_errors=True)
@@ -255,8 +258,8 @@ class Build:
         if look.stored is None and not look.damage:
             self._finish_dead_attempt()
         else:
-            self.done = look.stored
-        if self.done:
+            self.stored = look.stored
+        if self.stored:
             return
         if look.damage or self._final.exists():
             self.aside = self._store.set_aside(self._name)
@@ -265,7 +268,7 @@ class Build:
 
     def leave(self) -> None:
         """Drop what was half-written: the next attempt begins ``out`` anew, and it may be what filled the disk."""
-        if self.done is None and not (self.partial / "record.json").exists():
+        if self.stored is None and not (self.partial / "record.json").exists():
             shutil.rmtree(self.out, ignore_errors=True)
 
     def commit(
@@ -301,8 +304,8 @@ class Build:
         record = read_record(self._store.root / f"{self._name}.json")
         self._store.note_seen(self._name, record)
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.done = Stored(self.kind, self.key, self._final, record)
-        return self.done
+        self.stored = Stored(self.kind, self.key, self._final, record)
+        return self.stored
 
     def _flush(self, path: str) -> dict[str, Any]:
         file = self.out / path
@@ -331,7 +334,7 @@ class Build:
         if whole:
             self._publish()
             self._store.note_seen(self._name, record)
-            self.done = Stored(self.kind, self.key, self._final, record)
+            self.stored = Stored(self.kind, self.key, self._final, record)
         else:
             ready.unlink(missing_ok=True)
 
@@ -354,8 +357,8 @@ def read_record(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
         raise ValueError(f"not a record of format {RECORD_FORMAT}")
-    wanted = {"kind": str, "key": str, "makes": str, "created": str, "outcome": dict, "files": dict}
-    for name, kind in wanted.items():
+    field_types = {"kind": str, "key": str, "makes": str, "created": str, "outcome": dict, "files": dict}
+    for name, kind in field_types.items():
         if not isinstance(record.get(name), kind):
             raise ValueError(f"{name}: missing or not {kind.__name__}")
     for name, facts in record["files"].items():
@@ -372,26 +375,26 @@ def plain_files(folder: Path) -> list[str]:
     Raises:
         StepFailed: for a symbolic link or a device, which an artifact cannot vouch for.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for path in folder.rglob("*"):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode):
-            found.append(path.relative_to(folder).as_posix())
+            paths.append(path.relative_to(folder).as_posix())
         elif not stat.S_ISDIR(mode):
             raise StepFailed(f"{path}: an artifact holds plain files only; copy what this link points to")
-    return sorted(found)
+    return sorted(paths)
 
 
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results; absent packages are left out."""
-    found = {"python": python_version()}
-    for shown, package in (("cai", "constitution-as-code"), *((name, name) for name in _PACKAGES)):
+    version_of = {"python": python_version()}
+    for label, package in (("cai", "constitution-as-code"), *((name, name) for name in _PACKAGES)):
         with suppress(metadata.PackageNotFoundError):
-            found[shown] = metadata.version(package)
-    return found
+            version_of[label] = metadata.version(package)
+    return version_of
 
 
-def _stamp(found: os.stat_result) -> list[int]:
+def _stamp(file_stat: os.stat_result) -> list[int]:
     # The change time moves with every write and cannot be set back, unlike the modification time.
-    return [found.st_size, found.st_ctime_ns, found.st_ino]
+    return [file_stat.st_size, file_stat.st_ctime_ns, file_stat.st_ino]

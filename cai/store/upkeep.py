@@ -52,8 +52,8 @@ class Damage:
     aside: Path | None = None
 
     def __str__(self) -> str:
-        done = f" (moved to {self.aside}; its step will run again)" if self.aside else ""
-        return "\n".join(f"{self.name}: {problem}" for problem in self.problems) + done
+        moved_note = f" (moved to {self.aside}; its step will run again)" if self.aside else ""
+        return "\n".join(f"{self.name}: {problem}" for problem in self.problems) + moved_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ def register_run(store: Store, run_dir: Path, experiment: str, keys: Collection[
 
 def references(store: Store) -> dict[str, set[str]]:
     """For each key that a living run refers to, the experiments of those runs."""
-    found: dict[str, set[str]] = {}
+    experiments_of: dict[str, set[str]] = {}
     for _, entry in _runs(store):
         if Path(entry["path"]).exists():
             for key in entry["keys"]:
-                found.setdefault(key, set()).add(entry["experiment"])
-    return found
+                experiments_of.setdefault(key, set()).add(entry["experiment"])
+    return experiments_of
 
 
 def ls(store: Store) -> list[StoreEntry]:
@@ -132,10 +132,10 @@ def gc(store: Store, *, keep: Collection[str] = (), older_than: float = 0.0, dry
     removed: list[Removed] = []
     oldest = time.time() - older_than if older_than > 0 else float("inf")
     with locked(store.locks / "gc.lock"):
-        kept = {key[:16] for key in (*references(store), *keep)}
+        kept_keys = {key[:16] for key in (*references(store), *keep)}
         for path in _folders(store):
             name = path.name.removesuffix(".partial")
-            if name.rpartition("-")[2] in kept or _used(store, path) > oldest:
+            if name.rpartition("-")[2] in kept_keys or _used(store, path) > oldest:
                 continue
             with locked_if_free(store.lock_of(name)) as free:
                 if free:
@@ -156,11 +156,11 @@ def gc(store: Store, *, keep: Collection[str] = (), older_than: float = 0.0, dry
 
 def request_caches(home: Path) -> list[tuple[Path, int, float]]:
     """The request caches, one a model: file, size in bytes with its side files, and when it was last written."""
-    found = []
+    caches = []
     for path in sorted((home / "cache" / "requests").glob("*.sqlite")):
         parts = [part for part in path.parent.glob(f"{path.name}*") if part.is_file()]
-        found.append((path, sum(p.stat().st_size for p in parts), max(p.stat().st_mtime for p in parts)))
-    return found
+        caches.append((path, sum(p.stat().st_size for p in parts), max(p.stat().st_mtime for p in parts)))
+    return caches
 
 
 def gc_requests(home: Path, older_than: float = 0.0, dry_run: bool = False) -> list[Removed]:
@@ -203,8 +203,8 @@ def _size(folder: Path) -> int:
 
 
 def _used(store: Store, path: Path) -> float:
-    seen = store.root / f"{path.name}.seen"
-    return max(p.stat().st_mtime for p in (seen, path) if p.exists())
+    seen_file = store.root / f"{path.name}.seen"
+    return max(p.stat().st_mtime for p in (seen_file, path) if p.exists())
 
 
 def _entry(store: Store, path: Path, used_by: dict[str, set[str]]) -> StoreEntry:

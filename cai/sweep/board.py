@@ -16,7 +16,7 @@ from cai.figures import intervals
 from cai.run.finished import Finished, read_finished
 from cai.run.job_files import read_json
 from cai.store.artifacts import Store
-from cai.sweep.measures import Figure, Found, by_prompt, found_in
+from cai.sweep.measures import Figure, RunFigure, by_prompt, run_figures
 from cai.sweep.run_cells import SWEEP, CellState, ended_cells
 
 _RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
@@ -41,7 +41,7 @@ class Line:
     numbers: tuple[int, ...]
     state: CellState
     values: Mapping[str, str]
-    what: str
+    variation: str  # a VariationKind; empty where the principles do not vary
     principle: str
     size: int
     figures: Mapping[str, Figure]
@@ -103,8 +103,8 @@ def read_board(folder: Path, store: Store) -> Board:
     sweep = read_json(folder / SWEEP)
     ended = {cell.number: cell for cell in ended_cells(folder)}
     runs = {cell["number"]: read_finished(folder / str(cell["number"]), store) for cell in sweep["cells"]}
-    found = {number: list(found_in(run)) for number, run in runs.items()}
-    measures = _measures(found)
+    figures_by_cell = {number: list(run_figures(run)) for number, run in runs.items()}
+    measures = _measures(figures_by_cell)
     lines = [
         Line(
             cell["label"],
@@ -114,7 +114,7 @@ def read_board(folder: Path, store: Store) -> Board:
             cell["what"],
             cell["principle"],
             len(cell["principles"]),
-            {f.name: f.figure for f in found[cell["number"]]},
+            {f.name: f.figure for f in figures_by_cell[cell["number"]]},
         )
         for cell in sweep["cells"]
     ]
@@ -122,7 +122,7 @@ def read_board(folder: Path, store: Store) -> Board:
     notes += _unreached(runs)
     pooled = [_pooled(group) for group in _groups(lines, _settings)]
     several = any(line.seeds > 1 for line in pooled)
-    effects = _effects(lines, runs, measures) if any(line.what == "whole" for line in lines) else ()
+    effects = _effects(lines, runs, measures) if any(line.variation == "whole" for line in lines) else ()
     by_size = (
         [_pooled(group) for group in _groups(lines, _size)] if sweep["sweep"]["preset"] == "nested_subsets" else []
     )
@@ -139,17 +139,17 @@ def read_board(folder: Path, store: Store) -> Board:
     )
 
 
-def _measures(found: Mapping[int, Sequence[Found]]) -> tuple[Measure, ...]:
+def _measures(figures_by_cell: Mapping[int, Sequence[RunFigure]]) -> tuple[Measure, ...]:
     scales: dict[str, set[str]] = {}
-    first: dict[str, Found] = {}
-    for figures in found.values():
+    first: dict[str, RunFigure] = {}
+    for figures in figures_by_cell.values():
         for figure in figures:
             first.setdefault(figure.name, figure)
             scales.setdefault(figure.name, set()).add(figure.scale)
     return tuple(Measure(name, f.share, f.higher, len(scales[name]) == 1) for name, f in first.items())
 
 
-def _ranking(measures: Sequence[Measure], asked: str) -> tuple[str, tuple[str, ...]]:
+def _ranking(measures: Sequence[Measure], metric: str) -> tuple[str, tuple[str, ...]]:
     """By what to rank, and what has to be said about it."""
     notes = []
     apart = [m.name for m in measures if not m.comparable]
@@ -159,15 +159,15 @@ def _ranking(measures: Sequence[Measure], asked: str) -> tuple[str, tuple[str, .
             f"{', '.join(apart)}. A reward model that is the same in every cell is a yardstick (docs/sweeps.md)."
         )
     names = {m.name for m in measures}
-    if asked and asked not in names:
-        notes.append(f"No cell has '{asked}', by which to rank; there are: {', '.join(sorted(names)) or 'none'}.")
-    if asked in names:
-        return asked, tuple(notes)
+    if metric and metric not in names:
+        notes.append(f"No cell has '{metric}', by which to rank; there are: {', '.join(sorted(names)) or 'none'}.")
+    if metric in names:
+        return metric, tuple(notes)
     for only in (True, False):
         for start in _RANKS:
             for measure in measures:
-                named = measure.name.rpartition(": ")[2].startswith(start)
-                if named and (measure.comparable or not only):
+                preferred = measure.name.rpartition(": ")[2].startswith(start)
+                if preferred and (measure.comparable or not only):
                     return measure.name, tuple(notes)
     return "", tuple(notes)
 
@@ -181,13 +181,13 @@ def _unreached(runs: Mapping[int, Finished]) -> tuple[str, ...]:
         for step in run.plan.steps:
             if step.kind == "evaluate":
                 keys.setdefault(step.name, set()).add(step.key)
-    same = [f"'{name}'" for name, found in keys.items() if len(found) == 1]
+    same = [f"'{name}'" for name, step_keys in keys.items() if len(step_keys) == 1]
     return (f"Nothing that varies reaches {', '.join(same)}: it is the same step in every cell.",) if same else ()
 
 
 def _settings(line: Line) -> tuple[Any, ...]:
     """What a cell is beside its seed."""
-    return (tuple((k, v) for k, v in line.values.items() if k != "seed"), line.what, line.principle, _plain(line))
+    return (tuple((k, v) for k, v in line.values.items() if k != "seed"), line.variation, line.principle, _plain(line))
 
 
 def _plain(line: Line) -> str:
@@ -220,7 +220,7 @@ def _pooled(lines: Sequence[Line]) -> Line:
     numbers = tuple(n for line in lines for n in line.numbers)
     settings = {k: v for k, v in first.values.items() if k != "seed"}
     label = _plain(first) if len({_plain(line) for line in lines}) == 1 else f"{first.size} principles"
-    return Line(label, numbers, state, settings, first.what, first.principle, first.size, figures)
+    return Line(label, numbers, state, settings, first.variation, first.principle, first.size, figures)
 
 
 def over_cells(values: Sequence[float]) -> Figure:
@@ -257,30 +257,32 @@ def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequ
             rows[number] = by_prompt(runs[number])
         return rows[number].get(name, {})
 
-    whole = {tuple(line.values.items()): line for line in lines if line.what == "whole"}
+    whole = {tuple(line.values.items()): line for line in lines if line.variation == "whole"}
     pairs: dict[tuple[Any, ...], list[tuple[Line, Line]]] = {}
     for line in lines:
         against = whole.get(tuple(line.values.items()))
-        if line.what not in ("", "whole") and against is not None:
+        if line.variation not in ("", "whole") and against is not None:
             pairs.setdefault(_settings(line), []).append((line, against))
-    found = []
+    effects = []
     for group in pairs.values():
-        label, other = _plain(group[0][0]), _plain(group[0][1])
+        label, whole_label = _plain(group[0][0]), _plain(group[0][1])
         for measure in measures:
             if not measure.comparable:
                 continue
-            told = [(a, b) for a, b in group if a.figures.get(measure.name) and b.figures.get(measure.name)]
-            if not told:
+            measured_pairs = [(a, b) for a, b in group if a.figures.get(measure.name) and b.figures.get(measure.name)]
+            if not measured_pairs:
                 continue
             differences = _by_row(
-                [(values(a.numbers[0], measure.name), values(b.numbers[0], measure.name)) for a, b in told]
+                [(values(a.numbers[0], measure.name), values(b.numbers[0], measure.name)) for a, b in measured_pairs]
             )
             if differences:
                 change: Figure = intervals.mean(differences)
             else:
-                change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in told])
-            found.append(PrincipleEffect(measure.name, group[0][0].principle, label, other, change, bool(differences)))
-    return found
+                change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in measured_pairs])
+            effects.append(
+                PrincipleEffect(measure.name, group[0][0].principle, label, whole_label, change, bool(differences))
+            )
+    return effects
 
 
 def _by_row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> list[float]:

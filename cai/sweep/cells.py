@@ -14,7 +14,8 @@ from cai.experiment.compose import Composed, compose_cells
 from cai.experiment.model import parse
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked, load_texts, resolve
+from cai.planning.resolver import Looked, resolve
+from cai.planning.texts import load_texts
 from cai.sweep.multirun import split_sweep
 from cai.sweep.settings import SweepSpec, sweep_spec
 from cai.sweep.variations import Variation, variations, varied
@@ -71,28 +72,28 @@ def compile_cells(overrides: Sequence[str], library: Library | None = None) -> C
         SpecError: with every problem of every cell; of many cells with the same problem it is told once.
     """
     library = library or Library.here()
-    asked = split_sweep(overrides, library)
-    if len(asked.cells) > MAX_CELLS:
-        what = f"{len(asked.cells):,} cells are more than {MAX_CELLS:,}"
-        raise SpecError(Problem("command line", what, "sweep over fewer values"))
+    request = split_sweep(overrides, library)
+    if len(request.cells) > MAX_CELLS:
+        message = f"{len(request.cells):,} cells are more than {MAX_CELLS:,}"
+        raise SpecError(Problem("command line", message, "sweep over fewer values"))
     looked: Looked = {}
     cells: list[Cell] = []
-    failed = _Failed(len(asked.cells))
+    failed = _Failed(len(request.cells))
     spec: SweepSpec | None = None
-    for values, composed in zip(asked.values, compose_cells(asked.cells, library), strict=True):
+    for values, composed in zip(request.values, compose_cells(request.cells, library), strict=True):
         if isinstance(composed, SpecError):
             failed.add(values, composed)
             continue
         own = composed.data.pop("sweep", None)
-        spec = spec or sweep_spec(asked.preset, asked.settings, library, own)
+        spec = spec or sweep_spec(request.preset, request.settings, library, own)
         try:
             for variation, each in _variations(spec, composed, library):
                 plan = resolve(parse(each.data, each.where), library, each.where, looked)
-                cells.append(_cell(len(cells), values, variation, each, plan))
+                cells.append(_cell(len(cells), values, variation, composed=each, plan=plan))
         except SpecError as error:
             failed.add(values, error)
     failed.tell()
-    return Cells(tuple(cells), spec or SweepSpec(), tuple(overrides), asked.launch)
+    return Cells(tuple(cells), spec or SweepSpec(), tuple(overrides), request.launch)
 
 
 def _variations(spec: SweepSpec, composed: Composed, library: Library) -> list[tuple[Variation | None, Composed]]:
@@ -106,19 +107,21 @@ def _variations(spec: SweepSpec, composed: Composed, library: Library) -> list[t
         raise SpecError(texts.problems)
     ids = [p.id for p in texts.constitution.active]
     seed = composed.data.get("seed", 0)
-    found: list[tuple[Variation | None, Composed]] = []
+    varied_cells: list[tuple[Variation | None, Composed]] = []
     for variation in variations(spec, texts.constitution, seed if isinstance(seed, int) else 0):
         constitution, override = varied(raw, variation, ids)
         data = {**composed.data, "constitution": constitution}
         more = (override,) if override else ()
-        found.append((variation, Composed(data, (*composed.overrides, *more), composed.files)))
-    return found
+        varied_cells.append((variation, Composed(data, (*composed.overrides, *more), composed.files)))
+    return varied_cells
 
 
-def _cell(number: int, values: Mapping[str, str], variation: Variation | None, composed: Composed, plan: Plan) -> Cell:
-    told = [f"{name}={value}" for name, value in values.items()]
-    told += [variation.name] if variation else []
-    return Cell(number, ", ".join(told) or plan.experiment, composed.overrides, values, variation, plan)
+def _cell(
+    number: int, values: Mapping[str, str], variation: Variation | None, *, composed: Composed, plan: Plan
+) -> Cell:
+    label_parts = [f"{name}={value}" for name, value in values.items()]
+    label_parts += [variation.name] if variation else []
+    return Cell(number, ", ".join(label_parts) or plan.experiment, composed.overrides, values, variation, plan)
 
 
 class _Failed:
@@ -126,24 +129,26 @@ class _Failed:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.found: dict[Problem, list[str]] = {}
+        self.labels_by_problem: dict[Problem, list[str]] = {}
 
     def add(self, values: Mapping[str, str], error: SpecError) -> None:
         label = ", ".join(f"{name}={value}" for name, value in values.items())
         for problem in error.problems:
-            told = self.found.setdefault(problem, [])
-            if label not in told:
-                told.append(label)
+            labels = self.labels_by_problem.setdefault(problem, [])
+            if label not in labels:
+                labels.append(label)
 
     def tell(self) -> None:
         """Raises what was found, if anything."""
-        if not self.found:
+        if not self.labels_by_problem:
             return
         problems = []
-        for problem, labels in list(self.found.items())[:SHOWN]:
+        for problem, labels in list(self.labels_by_problem.items())[:SHOWN]:
             where = "" if len(labels) == self.total else f" (in {labels[0]}"
             where += f" and {len(labels) - 1} more)" if where and len(labels) > 1 else ")" if where else ""
-            problems.append(Problem(problem.where, f"{problem.what}{where}", problem.next))
-        if len(self.found) > SHOWN:
-            problems.append(Problem("sweep", f"{len(self.found) - SHOWN} more problems", "mend these first"))
+            problems.append(Problem(problem.where, f"{problem.message}{where}", problem.next))
+        if len(self.labels_by_problem) > SHOWN:
+            problems.append(
+                Problem("sweep", f"{len(self.labels_by_problem) - SHOWN} more problems", "mend these first")
+            )
         raise SpecError(problems)

@@ -18,7 +18,7 @@ Figure = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RunFigure:
     """One figure of one cell. ``scale`` is the key of the reward model that gave it; empty where none did."""
 
     name: str
@@ -28,55 +28,55 @@ class Found:
     higher: bool = True
 
 
-def found_in(run: Finished) -> Iterator[Found]:
+def run_figures(run: Finished) -> Iterator[RunFigure]:
     """Every figure of a run's evaluations, of its last model, in the order in which they rank a sweep by default."""
     evaluations = run.evaluations()
     for step, report in evaluations.items():
         before = f"{step}: " if len(evaluations) > 1 else ""
-        for found in (*_revisions(report), *_answers(report), *_reward_model(report)):
-            scale = _scale(run, step) if found.scale else ""
-            yield Found(before + found.name, found.figure, scale, found.share, found.higher)
+        for figure in (*_revisions(report), *_answers(report), *_reward_model(report)):
+            scale = _scale(run, step) if figure.scale else ""
+            yield RunFigure(before + figure.name, figure.figure, scale, figure.share, figure.higher)
 
 
 def _scale(run: Finished, step: str) -> str:
-    name = run.plan.step(step).inputs.get("reward")
-    return run.plan.step(name).key if isinstance(name, str) else ""
+    name = run.plan.step(step).source("reward")
+    return run.plan.step(name).key if name is not None else ""
 
 
 _OWN = "by the reward model"
 
 
-def _revisions(report: Mapping[str, Any]) -> Iterator[Found]:
-    for label, told in report.get("revisions", {}).items():
-        if told["rounds"]:
-            last = told["rounds"][-1]
-            yield Found(f"reward of {label}", last["reward"], _OWN)
+def _revisions(report: Mapping[str, Any]) -> Iterator[RunFigure]:
+    for label, revision in report.get("revisions", {}).items():
+        if revision["rounds"]:
+            last = revision["rounds"][-1]
+            yield RunFigure(f"reward of {label}", last["reward"], _OWN)
             if last.get("change"):
-                yield Found(f"gain of {label}", last["change"], _OWN)
+                yield RunFigure(f"gain of {label}", last["change"], _OWN)
 
 
-def _answers(report: Mapping[str, Any]) -> Iterator[Found]:
+def _answers(report: Mapping[str, Any]) -> Iterator[RunFigure]:
     first, last = report["models"][0], report["models"][-1]
     sets = report["sets"]
-    for name, told in sets.items():
-        figures = told["models"][last]
-        if figures["reward"] and not told["benign"]:
-            yield Found(f"reward on {name}", figures["reward"], _OWN)
-    for name, told in sets.items():
-        for win in told["wins"]:
-            if (win["model"], win["against"]) == (last, first) and first != last and not told["benign"]:
-                yield Found(f"wins on {name}", win, _OWN, share=True)
-    for axis, told in report.get("elo", {}).items():
-        if len(report["models"]) > 1 and last in told["models"]:
-            yield Found(f"Elo {axis}", told["models"][last], _OWN)
-    for name, told in sets.items():
-        if told["benign"]:
-            yield Found(f"refuses {name}", told["models"][last]["refusals"], share=True, higher=False)
+    for name, prompt_set in sets.items():
+        figures = prompt_set["models"][last]
+        if figures["reward"] and not prompt_set["benign"]:
+            yield RunFigure(f"reward on {name}", figures["reward"], _OWN)
+    for name, prompt_set in sets.items():
+        for win in prompt_set["wins"]:
+            if (win["model"], win["against"]) == (last, first) and first != last and not prompt_set["benign"]:
+                yield RunFigure(f"wins on {name}", win, _OWN, share=True)
+    for axis, ratings in report.get("elo", {}).items():
+        if len(report["models"]) > 1 and last in ratings["models"]:
+            yield RunFigure(f"Elo {axis}", ratings["models"][last], _OWN)
+    for name, prompt_set in sets.items():
+        if prompt_set["benign"]:
+            yield RunFigure(f"refuses {name}", prompt_set["models"][last]["refusals"], share=True, higher=False)
 
 
-def _reward_model(report: Mapping[str, Any]) -> Iterator[Found]:
-    for name, told in report["reward_model"].items():
-        yield Found(f"accuracy on {name}", told["accuracy"], share=True)
+def _reward_model(report: Mapping[str, Any]) -> Iterator[RunFigure]:
+    for name, accuracy_report in report["reward_model"].items():
+        yield RunFigure(f"accuracy on {name}", accuracy_report["accuracy"], share=True)
 
 
 def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
@@ -84,12 +84,12 @@ def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
 
     Only for what is a mean over prompts: rewards, wins over the first model (a tie is a half), refusals.
     """
-    found: dict[str, dict[str, float]] = {}
+    values_by_measure: dict[str, dict[str, float]] = {}
     evaluations = run.evaluations()
     for step, report in evaluations.items():
         before = f"{step}: " if len(evaluations) > 1 else ""
         first, last = report["models"][0], report["models"][-1]
-        benign = {name for name, told in report["sets"].items() if told["benign"]}
+        benign = {name for name, prompt_set in report["sets"].items() if prompt_set["benign"]}
         path = run.artifacts[step].path / "answers.jsonl"
         with path.open(encoding="utf-8") as file:
             for line in file:
@@ -97,10 +97,12 @@ def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
                 ours, theirs = row["answers"][last], row["answers"][first]
                 name = row["set"]
                 if name in benign:
-                    found.setdefault(f"{before}refuses {name}", {})[row["id"]] = float(refuses(ours["text"]))
+                    values_by_measure.setdefault(f"{before}refuses {name}", {})[row["id"]] = float(
+                        refuses(ours["text"])
+                    )
                 elif ours["reward"] is not None:
-                    found.setdefault(f"{before}reward on {name}", {})[row["id"]] = ours["reward"]
+                    values_by_measure.setdefault(f"{before}reward on {name}", {})[row["id"]] = ours["reward"]
                     if first != last:
                         won = 0.5 * (1 + (ours["reward"] > theirs["reward"]) - (ours["reward"] < theirs["reward"]))
-                        found.setdefault(f"{before}wins on {name}", {})[row["id"]] = won
-    return found
+                        values_by_measure.setdefault(f"{before}wins on {name}", {})[row["id"]] = won
+    return values_by_measure

@@ -128,7 +128,8 @@ def _hydra_main(overrides: Sequence[str], run: Callable[[Any], Any], config_name
     quiet = [o for o in quiet if not any(f.startswith(o.partition("=")[0]) for f in fields)]
     flags += [] if {"-m", "--multirun"} & set(flags) else ["-m"]
     # Flags first: Hydra's parser takes one unbroken list of overrides.
-    before, sys.argv = sys.argv, [sys.argv[0], *flags, *quiet, *fields]
+    argv_before = sys.argv
+    sys.argv = [sys.argv[0], *flags, *quiet, *fields]
     # Without this Hydra prints errors in its own words and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.getLogger("hydra").setLevel(logging.WARNING)
@@ -136,7 +137,7 @@ def _hydra_main(overrides: Sequence[str], run: Callable[[Any], Any], config_name
         with serving(library), hydra_errors(overrides, library):
             hydra.main(config_path=None, config_name=config_name, version_base="1.3")(run)()
     finally:
-        sys.argv = before
+        sys.argv = argv_before
 
 
 def _word(text: str) -> str:

@@ -96,12 +96,12 @@ def _gpu_times(cells: Cells) -> dict[str, GpuTime]:
 
 def _merged(cells: Cells) -> list[Plan]:
     """One plan for each kind of engine with every different step of its cells, so that each is looked at once."""
-    found: dict[str, tuple[Plan, dict[str, Step]]] = {}
+    merged: dict[str, tuple[Plan, dict[str, Step]]] = {}
     for cell in cells.cells:
-        _, steps = found.setdefault(str(cell.plan.engine["kind"]), (cell.plan, {}))
+        _, steps = merged.setdefault(str(cell.plan.engine["kind"]), (cell.plan, {}))
         for step in cell.plan.steps:
             steps.setdefault(step.key, step)
-    return [replace(plan, steps=tuple(steps.values())) for plan, steps in found.values()]
+    return [replace(plan, steps=tuple(steps.values())) for plan, steps in merged.values()]
 
 
 def _line(name: str, steps: Sequence[Step], at_work: Mapping[str, bool]) -> StepLine:
@@ -200,8 +200,8 @@ def _row(line: StepLine) -> tuple[str, ...]:
 
 
 def _add(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    return None if None in found else sum(v for v in found if v is not None)
+    terms = list(values)
+    return None if None in terms else sum(v for v in terms if v is not None)
 
 
 def _time(seconds: float | None) -> str:
@@ -249,9 +249,9 @@ def _terminal(plan: SweepPlan) -> Iterator[RenderableType]:
     yield table
     yield Text()
     for cell in plan.cells.cells[:SHOWN]:
-        left = plan.to_run[cell.number]
-        told = f"{left} of {len(cell.plan.steps)} steps to run" if left else "all in the store"
-        yield Text(f"cell {cell.number:>3}  {one_line(cell.label, 200)}: {told}", overflow="fold")
+        to_run = plan.to_run[cell.number]
+        progress = f"{to_run} of {len(cell.plan.steps)} steps to run" if to_run else "all in the store"
+        yield Text(f"cell {cell.number:>3}  {one_line(cell.label, 200)}: {progress}", overflow="fold")
     if len(plan.cells.cells) > SHOWN:
         yield Text(f"... and {len(plan.cells.cells) - SHOWN} more")
     yield Text()
@@ -272,7 +272,7 @@ def _markdown(plan: SweepPlan) -> Iterator[str]:
     yield f"<details><summary>{len(plan.cells.cells)} cells</summary>"
     yield ""
     for cell in plan.cells.cells[:500]:
-        left = plan.to_run[cell.number]
-        yield f"{cell.number}. {escape_markdown(cell.label)}: {left} of {len(cell.plan.steps)} steps to run"
+        to_run = plan.to_run[cell.number]
+        yield f"{cell.number}. {escape_markdown(cell.label)}: {to_run} of {len(cell.plan.steps)} steps to run"
     yield ""
     yield "</details>"

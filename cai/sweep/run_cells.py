@@ -51,7 +51,7 @@ class CellEnd:
     label: str
     state: CellState
     error: str = ""
-    made: tuple[str, ...] = ()
+    steps_made: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -62,14 +62,14 @@ class Blocked(StepFailed):
 def write_sweep(plan: SweepPlan, folder: Path, detach: bool = False) -> None:
     """Freeze a sweep in its folder: ``sweep.json`` and a plan for each cell, from which every cell is run."""
     for cell in plan.cells.cells:
-        at = folder / str(cell.number)
-        at.mkdir(parents=True, exist_ok=True)
-        (at / "plan.json").write_text(cell.plan.to_json(), encoding="utf-8")
+        cell_dir = folder / str(cell.number)
+        cell_dir.mkdir(parents=True, exist_ok=True)
+        (cell_dir / "plan.json").write_text(cell.plan.to_json(), encoding="utf-8")
     data = sweep_data(plan) | {"started": now(), "detach": detach}
-    for told, cell in zip(data["cells"], plan.cells.cells, strict=True):
-        told["what"] = cell.variation.what if cell.variation else ""
-        told["principle"] = cell.variation.principle if cell.variation else ""
-        told["draw"] = cell.variation.draw if cell.variation else 0
+    for cell_data, cell in zip(data["cells"], plan.cells.cells, strict=True):
+        cell_data["what"] = cell.variation.kind if cell.variation else ""
+        cell_data["principle"] = cell.variation.principle if cell.variation else ""
+        cell_data["draw"] = cell.variation.draw if cell.variation else 0
     write_json(folder / SWEEP, data)
 
 
@@ -79,20 +79,20 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
     ``alone`` says that no other cell writes to this terminal meanwhile.
     """
     sweep = read_json(folder / SWEEP)
-    told = sweep["cells"][number]
-    at, began = folder / str(number), time.monotonic()
-    plan = plan_from_json((at / "plan.json").read_text(encoding="utf-8"), str(at / "plan.json"))
-    watch = _CellWatcher(folder, number, _console(told["label"], number, len(sweep["cells"]), alone))
+    cell = sweep["cells"][number]
+    cell_dir, began = folder / str(number), time.monotonic()
+    plan = plan_from_json((cell_dir / "plan.json").read_text(encoding="utf-8"), str(cell_dir / "plan.json"))
+    watch = _CellWatcher(folder, number, _console(cell["label"], number, len(sweep["cells"]), alone))
     state, error = CellState.DONE, ""
     try:
         if (folder / STOP).exists():
             state = CellState.NOT_RUN
-        elif other := _failed_before(folder, plan):
-            state, error = CellState.BLOCKED, other
+        elif failure := _failed_before(folder, plan):
+            state, error = CellState.BLOCKED, failure
         elif _runs_elsewhere(plan):
-            state = _submitted(plan, at, bool(sweep["detach"]), watch.say, folder.name)
+            state = _submitted(plan, cell_dir, detach=bool(sweep["detach"]), say=watch.say, group=folder.name)
         else:
-            _run(plan, at, watch, folder.name)
+            _run(plan, cell_dir, watch, folder.name)
     except Blocked as blocked:
         state, error = CellState.BLOCKED, str(blocked)
     except Incomplete as stopped:
@@ -110,29 +110,34 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
             traceback.print_exc()
     finally:
         watch.close()
-    if state in (CellState.BLOCKED, CellState.NOT_RUN) or (state is CellState.FAILED and not watch.told):
+    if state in (CellState.BLOCKED, CellState.NOT_RUN) or (state is CellState.FAILED and not watch.failure_shown):
         watch.say(f"{state.value}{': ' if error else ''}{error}")
-    ended = {"state": state.value, "error": error, "made": watch.made, "seconds": round(time.monotonic() - began, 3)}
-    write_json(at / CELL, ended)
+    ended = {
+        "state": state.value,
+        "error": error,
+        "made": watch.steps_made,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    write_json(cell_dir / CELL, ended)
 
 
 def ended_cells(folder: Path) -> list[CellEnd]:
     """How the cells of a sweep's folder ended, so far."""
-    found = []
-    for told in read_json(folder / SWEEP)["cells"]:
-        path = folder / str(told["number"]) / CELL
+    cell_ends = []
+    for cell in read_json(folder / SWEEP)["cells"]:
+        path = folder / str(cell["number"]) / CELL
         data: Mapping[str, Any] = read_json(path) if path.is_file() else {"state": "not run"}
-        found.append(
+        cell_ends.append(
             CellEnd(
-                told["number"],
-                told["label"],
+                cell["number"],
+                cell["label"],
                 CellState(data["state"]),
                 data.get("error", ""),
                 tuple(data.get("made", ())),
                 data.get("seconds", 0.0),
             )
         )
-    return found
+    return cell_ends
 
 
 def stopped_by(folder: Path) -> int:
@@ -143,18 +148,18 @@ def stopped_by(folder: Path) -> int:
         return 0
 
 
-def _run(plan: Plan, at: Path, watch: _CellWatcher, group: str) -> None:
+def _run(plan: Plan, cell_dir: Path, watch: _CellWatcher, group: str) -> None:
     from cai.engines import make_engine
     from cai.run.executor import run
     from cai.terminal.summary import summarize, write_markdown
     from cai.trackers.watching import tracked
 
-    engine = partial(make_engine, plan=plan, run_dir=at)
+    engine = partial(make_engine, plan=plan, run_dir=cell_dir)
     store = default_store()
-    with tracked(plan, at, store.home, watch.say, group=group):
-        result = run(plan, store=store, run_dir=at, make_engine=engine, watch=watch)
+    with tracked(plan, cell_dir, store.home, watch.say, group=group):
+        result = run(plan, store=store, run_dir=cell_dir, make_engine=engine, watch=watch)
     artifacts = {step.step.name: step.artifact for step in result.steps}
-    summary = summarize(plan, at, artifacts, result.seconds)
+    summary = summarize(plan, cell_dir, artifacts, seconds=result.seconds)
     write_markdown(summary, f"Summary of {plan.experiment}, seed {plan.seed}")
 
 
@@ -164,17 +169,17 @@ def _runs_elsewhere(plan: Plan) -> bool:
     return launcher_of(plan) is not None
 
 
-def _submitted(plan: Plan, at: Path, detach: bool, say: Callable[[str], None], group: str) -> CellState:
+def _submitted(plan: Plan, cell_dir: Path, *, detach: bool, say: Callable[[str], None], group: str) -> CellState:
     from cai.run.submission import shown_run, submit, watch
     from cai.text import make_console
     from cai.trackers.watching import tracked
 
-    submit(plan, default_store(), at)
+    submit(plan, default_store(), cell_dir)
     if detach:
-        say(f"its jobs are submitted; come back to them with: python -m cai resume {shown_run(at)}")
+        say(f"its jobs are submitted; come back to them with: python -m cai resume {shown_run(cell_dir)}")
         return CellState.SUBMITTED
-    with tracked(plan, at, default_store().home, say, group=group, unfinished="running"):
-        watch(at, make_console())
+    with tracked(plan, cell_dir, default_store().home, say, group=group, unfinished="running"):
+        watch(cell_dir, make_console())
     return CellState.DONE
 
 
@@ -204,25 +209,28 @@ def _failed_at(folder: Path, key: str) -> Path:
 
 def _failed_before(folder: Path, plan: Plan) -> str:
     for step in plan.steps:
-        if said := _said(folder, step):
-            return said
+        if failure := _earlier_failure(folder, step):
+            return failure
     return ""
 
 
-def _said(folder: Path, step: Step) -> str:
+def _earlier_failure(folder: Path, step: Step) -> str:
     try:
-        told = read_json(_failed_at(folder, step.key))
+        failure = read_json(_failed_at(folder, step.key))
     except FileNotFoundError:
         return ""
-    return f"{step.name} failed in cell {told['cell']} already: {told['error']}"
+    return f"{step.name} failed in cell {failure['cell']} already: {failure['error']}"
 
 
 class _CellWatcher:
     """Passes on what the console is told, notes which steps this cell makes, and stops at one that failed elsewhere."""
 
     def __init__(self, folder: Path, number: int, inner: ConsoleWatcher) -> None:
-        self.folder, self.number, self.inner = folder, number, inner
-        self.made: list[str] = []
+        self.folder = folder
+        self.number = number
+        self.inner = inner
+        self.steps_made: list[str] = []
+        """Keys."""
         self._failed: Step | None = None
 
     def run_started(self, plan: Plan, statuses: Sequence[StepStatus]) -> None:
@@ -230,8 +238,8 @@ class _CellWatcher:
 
     def step_started(self, step: Step, resumed: bool) -> Progress:
         # Asked when this cell's turn has come: whoever held the step before may have failed just now.
-        if said := _said(self.folder, step):
-            raise Blocked(said)
+        if failure := _earlier_failure(self.folder, step):
+            raise Blocked(failure)
         return self.inner.step_started(step, resumed)
 
     def waiting(self, step: Step, holder: str) -> None:
@@ -239,7 +247,7 @@ class _CellWatcher:
 
     def step_done(self, step: Step, record: Mapping[str, Any], reused: bool) -> None:
         if not reused:
-            self.made.append(step.key)
+            self.steps_made.append(step.key)
         self.inner.step_done(step, record, reused)
 
     def step_failed(self, step: Step, error: BaseException) -> None:
@@ -250,7 +258,7 @@ class _CellWatcher:
         self.inner.run_done(result)
 
     @property
-    def told(self) -> bool:
+    def failure_shown(self) -> bool:
         """Whether the step that failed was shown already."""
         return self._failed is not None
 
@@ -258,9 +266,9 @@ class _CellWatcher:
         """Tell the other cells which step failed."""
         if self._failed is None:
             return
-        at = _failed_at(self.folder, self._failed.key)
-        at.parent.mkdir(exist_ok=True)
-        write_json(at, {"cell": self.number, "step": self._failed.name, "error": error, "process": os.getpid()})
+        path = _failed_at(self.folder, self._failed.key)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"cell": self.number, "step": self._failed.name, "error": error, "process": os.getpid()})
 
     def say(self, text: str) -> None:
         """One line of this cell's own."""

@@ -41,7 +41,7 @@ class SweepSpec(Settings):
 
     @field_validator("sets")
     @classmethod
-    def _named(cls, sets: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _sets_have_principles(cls, sets: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name, members in sets.items():
             slug(name)
             if not members:
@@ -62,7 +62,7 @@ class SweepSpec(Settings):
         return bool(self.preset or self.sets)
 
 
-def sweep_spec(named: str, values: Sequence[tuple[str, Any]], library: Library, own: Any = None) -> SweepSpec:
+def sweep_spec(preset_name: str, values: Sequence[tuple[str, Any]], library: Library, own: Any = None) -> SweepSpec:
     """The spec of ``+sweep=NAME`` (a file of sweeps/), with ``sweep.field=value`` from the command line on top.
 
     ``own`` is what the experiment itself says under ``sweep``.
@@ -72,9 +72,9 @@ def sweep_spec(named: str, values: Sequence[tuple[str, Any]], library: Library, 
     """
     data: dict[str, Any] = dict(own) if isinstance(own, Mapping) else {}
     places: dict[str, str] = {}
-    if named:
-        path = library.find("sweeps", named, f"sweep={named}")
-        raw = load_mapping(path, library.shown(path))
+    if preset_name:
+        path = library.find("sweeps", preset_name, f"sweep={preset_name}")
+        raw = load_mapping(path, library.display_path(path))
         data |= raw
         places = {str(field): raw.where(str(field)) for field in raw}
     for path_in, value in values:
@@ -85,7 +85,7 @@ def sweep_spec(named: str, values: Sequence[tuple[str, Any]], library: Library, 
         return places.get(path.removeprefix("sweep.").partition(".")[0].partition("[")[0], path)
 
     problems: list[Problem] = []
-    spec: SweepSpec | None = validate(SweepSpec, data, "sweep", where, problems)
+    spec: SweepSpec | None = validate(SweepSpec, data, path="sweep", where=where, problems=problems)
     if spec is None:
         raise SpecError(problems)
     return spec

@@ -16,14 +16,14 @@ PARTS = ("value", "low", "high", "n")
 
 def write_tables(board: Board, folder: Path) -> list[Path]:
     """Write ``leaderboard``, and where there are any ``principles`` and ``sizes``, as .csv and .parquet."""
-    found = {
+    tables = {
         "leaderboard": [_line(board, line, rank) for rank, line in enumerate(board.lines, 1)],
         "seeds": [_line(board, line, rank) for rank, line in enumerate(board.pooled, 1)],
         "principles": [_effect(effect) for effect in board.effects],
         "sizes": [_line(board, line, None) for line in board.sizes],
     }
     written = []
-    for name, rows in found.items():
+    for name, rows in tables.items():
         if rows:
             written += [_csv(folder / f"{name}.csv", rows), _parquet(folder / f"{name}.parquet", rows)]
     return written

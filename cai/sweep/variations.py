@@ -12,7 +12,7 @@ from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import rendezvous_order
 from cai.sweep.settings import SweepSpec
 
-What = Literal["whole", "without", "only", "first", "set"]
+VariationKind = Literal["whole", "without", "only", "first", "set"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Variation:
     ``principle`` is the one that is left out or alone, ``draw`` the number of the random order.
     """
 
-    what: What
+    kind: VariationKind
     name: str
     ids: tuple[str, ...]
     principle: str = ""
@@ -35,13 +35,13 @@ def variations(spec: SweepSpec, constitution: Constitution, seed: int) -> list[V
     Raises:
         SpecError: when a set matches nothing, or a preset cannot be made of so few principles.
     """
-    found = {"": _sets, "one_principle_at_a_time": _alone, "leave_one_out": _without, "nested_subsets": _nested}
-    made = list(found[spec.preset](spec, constitution, seed))
+    makers = {"": _sets, "one_principle_at_a_time": _alone, "leave_one_out": _without, "nested_subsets": _nested}
+    candidates = list(makers[spec.preset](spec, constitution, seed))
     ids = tuple(p.id for p in constitution.active)
-    if spec.whole and spec.preset != "nested_subsets" and all(len(v.ids) < len(ids) for v in made):
-        made.insert(0, Variation("whole", "whole", ids))
+    if spec.whole and spec.preset != "nested_subsets" and all(len(v.ids) < len(ids) for v in candidates):
+        candidates.insert(0, Variation("whole", "whole", ids))
     once: dict[tuple[str, ...], Variation] = {}
-    for variation in made:
+    for variation in candidates:
         once.setdefault(variation.ids, variation)
     return list(once.values())
 
@@ -54,8 +54,8 @@ def _alone(spec: SweepSpec, constitution: Constitution, seed: int) -> Iterator[V
 def _without(spec: SweepSpec, constitution: Constitution, seed: int) -> Iterator[Variation]:
     ids = [p.id for p in constitution.active]
     if len(ids) < 2:
-        what = f"'{constitution.name}' has {len(ids)} principle: without it nothing is left"
-        raise SpecError(Problem("sweep.preset", what, "take a constitution with two or more"))
+        message = f"'{constitution.name}' has {len(ids)} principle: without it nothing is left"
+        raise SpecError(Problem("sweep.preset", message, "take a constitution with two or more"))
     for left_out in ids:
         yield Variation("without", f"without {left_out}", tuple(i for i in ids if i != left_out), left_out)
 
@@ -72,12 +72,12 @@ def _nested(spec: SweepSpec, constitution: Constitution, seed: int) -> Iterator[
             order = rendezvous_order(seed, str(draw), "sweep/nested", [(i, 1.0) for i in ids])
         for size in sizes:
             chosen = set(order[:size])
-            kept = tuple(i for i in ids if i in chosen)
+            chosen_ids = tuple(i for i in ids if i in chosen)
             if size == len(ids):
-                yield Variation("whole", "whole", kept)
+                yield Variation("whole", "whole", chosen_ids)
             else:
-                told = f"{size} principle{'s' * (size > 1)}" + (f", draw {draw}" if spec.draws > 1 else "")
-                yield Variation("first", told, kept, draw=draw)
+                label = f"{size} principle{'s' * (size > 1)}" + (f", draw {draw}" if spec.draws > 1 else "")
+                yield Variation("first", label, chosen_ids, draw=draw)
 
 
 def _sets(spec: SweepSpec, constitution: Constitution, seed: int) -> Iterator[Variation]:
@@ -87,9 +87,9 @@ def _sets(spec: SweepSpec, constitution: Constitution, seed: int) -> Iterator[Va
         for selector in selectors:
             matched = matching(selector, constitution.active)
             if not matched:
-                known = {*ids, *(f"tag:{t}" for p in constitution.active for t in p.tags)}
-                what = f"'{selector}' matches no principle of '{constitution.name}'"
-                raise SpecError(Problem(f"sweep.sets.{name}", what, did_you_mean(selector, known)))
+                valid_selectors = {*ids, *(f"tag:{t}" for p in constitution.active for t in p.tags)}
+                message = f"'{selector}' matches no principle of '{constitution.name}'"
+                raise SpecError(Problem(f"sweep.sets.{name}", message, did_you_mean(selector, valid_selectors)))
             chosen |= matched
         yield Variation("set", name, tuple(i for i in ids if i in chosen))
 
@@ -103,7 +103,7 @@ def varied(raw: Mapping[str, Any], variation: Variation, ids: Sequence[str]) -> 
     if not gone:
         return dict(raw), ""
     field, names = "include", list(variation.ids)
-    if variation.what == "without":
+    if variation.kind == "without":
         before = raw.get("exclude") or []
         field, names = "exclude", [*([before] if isinstance(before, str) else before), *gone]
     quoted = ",".join(_quoted(name) for name in names)

@@ -44,18 +44,18 @@ def render_board(board: Board, ended: Sequence[CellEnd], folder: Path) -> Iterat
             yield Text(
                 f"  cell {cell.number} ({one_line(cell.label, 80)}): {cell.state.value}: {one_line(cell.error, 500)}"
             )
-    shown = columns(board)
-    if shown:
+    visible_columns = columns(board)
+    if visible_columns:
         yield Text(f"\nLeaderboard, by {_name(board, board.ranked_by)} (95% intervals)", style="bold")
-        yield _table(board.lines, shown)
+        yield _table(board.lines, visible_columns)
     else:
         yield Text("\nNo cell has an evaluation, so there is nothing to rank.")
     if board.pooled:
         yield Text("\nSeeds taken together (mean over seeds; intervals over seeds, from three on)", style="bold")
-        yield _table(board.pooled, shown)
-    if board.sizes and shown:
+        yield _table(board.pooled, visible_columns)
+    if board.sizes and visible_columns:
         yield Text("\nBy number of principles", style="bold")
-        yield _table(board.sizes, shown)
+        yield _table(board.sizes, visible_columns)
     yield from _principles(board)
     for note in board.notes:
         yield Padding(Text(f"\n{plain(note)}"), (0, 0, 0, 0))
@@ -75,15 +75,17 @@ def columns(board: Board, most: int = COLUMNS) -> list[Measure]:
 
 def _states(ended: Sequence[CellEnd]) -> str:
     counts = {state: sum(cell.state is state for cell in ended) for state in CellState}
-    made = len({key for cell in ended for key in cell.made})
+    steps_made = len({key for cell in ended for key in cell.steps_made})
     took = sum(cell.seconds for cell in ended)
-    told = ", ".join(f"{n} {state.value}" for state, n in counts.items() if n)
-    return f"{told}; {made} steps made in {duration(took)} of work"
+    states = ", ".join(f"{n} {state.value}" for state, n in counts.items() if n)
+    return f"{states}; {steps_made} steps made in {duration(took)} of work"
 
 
 def _name(board: Board, name: str) -> str:
-    found = board.measure(name)
-    return name + ("" if found.higher else ", least first") + ("" if found.comparable else ", each on its own scale")
+    measure = board.measure(name)
+    return (
+        name + ("" if measure.higher else ", least first") + ("" if measure.comparable else ", each on its own scale")
+    )
 
 
 def _table(lines: Sequence[Line], measures: Sequence[Measure]) -> Table:
@@ -101,20 +103,20 @@ def _table(lines: Sequence[Line], measures: Sequence[Measure]) -> Table:
 
 
 def _principles(board: Board) -> Iterator[RenderableType]:
-    told = [e for e in board.effects if e.measure == board.ranked_by] or list(board.effects)
-    if not told:
+    effects = [e for e in board.effects if e.measure == board.ranked_by] or list(board.effects)
+    if not effects:
         return
-    name = told[0].measure
-    told = [e for e in told if e.measure == name]
+    name = effects[0].measure
+    effects = [e for e in effects if e.measure == name]
     share = board.measure(name).share
     yield Text(f"\nWhat the principles do: {plain(name)}, against the whole constitution", style="bold")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for head, justify in (("principles", "left"), ("change", "right"), ("", "left")):
         table.add_column(head, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for effect in sorted(told, key=lambda e: -(e.change["value"] or 0.0)):
+    for effect in sorted(effects, key=lambda e: -(e.change["value"] or 0.0)):
         table.add_row(Text(one_line(effect.label, 100)), change(effect.change, share), verdict(effect))
     yield table
-    if any(not effect.paired for effect in told):
+    if any(not effect.paired for effect in effects):
         yield Text("Changes are of means, not prompt by prompt: their intervals are wide.", style="dim")
 
 
@@ -123,10 +125,10 @@ def change(figure: Figure, share: bool) -> str:
     if figure["value"] is None:
         return "-"
     scale, form = (100, "{:+.0f}%") if share else (1, "{:+.2f}")
-    shown = form.format(figure["value"] * scale)
+    text = form.format(figure["value"] * scale)
     if figure["low"] is not None and figure["high"] is not None:
-        shown += f" [{form.format(figure['low'] * scale)}, {form.format(figure['high'] * scale)}]"
-    return shown
+        text += f" [{form.format(figure['low'] * scale)}, {form.format(figure['high'] * scale)}]"
+    return text
 
 
 def verdict(effect: PrincipleEffect) -> str:

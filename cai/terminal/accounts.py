@@ -44,10 +44,10 @@ def ledger_rows(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Rows:
         if not rows_in or (step.kind == "read" and not odd):
             continue
         reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
-        shown += f", and {len(reasons) - 4} more" if len(reasons) > 4 else ""
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
+        why += f", and {len(reasons) - 4} more" if len(reasons) > 4 else ""
         numbers = (rows_in, ledger.get("rows_out", 0), sum(dropped.values()))
-        lines.append((step.name, *(f"{number:,}" for number in numbers), shown or "-"))
+        lines.append((step.name, *(f"{number:,}" for number in numbers), why or "-"))
     return tuple(lines)
 
 

@@ -60,9 +60,9 @@ def stream(client: Client, request: Request) -> Generator[str, None, Completion]
     """An answer piece by piece: as the model makes it if the client can, else whole and then cut into words."""
     if isinstance(client, StreamingClient):
         return (yield from client.stream(request))
-    done = next(iter(client.generate([request])))
-    yield from pieces(done.text)
-    return done
+    completion = next(iter(client.generate([request])))
+    yield from pieces(completion.text)
+    return completion
 
 
 def estimate_tokens(text: str) -> int:
@@ -107,7 +107,7 @@ class ChatHistory:
     speaker: ChatModel
     system: str = ""
     turns: list[Message] = field(default_factory=list)
-    asked: int = 0
+    question_count: int = 0
 
     def messages(self) -> list[Message]:
         """The system message, if any, and the turns."""
@@ -116,7 +116,7 @@ class ChatHistory:
     def reset(self) -> None:
         """Forget every turn; the system message stays."""
         self.turns.clear()
-        self.asked = 0
+        self.question_count = 0
 
     def say(self, text: str) -> int:
         """Add a user turn and make room for the answer; returns how many older messages were forgotten.
@@ -136,19 +136,22 @@ class ChatHistory:
 
     def answer(self) -> Generator[str, None, Completion]:
         """The model's next answer, piece by piece. Cut off or failed, the question is forgotten with it."""
-        done = None
+        completion = None
         try:
-            done = yield from stream(self.speaker.client, self.speaker.request(self.messages(), self.asked))
+            completion = yield from stream(
+                self.speaker.client, self.speaker.request(self.messages(), self.question_count)
+            )
         finally:
-            if done is None:
+            if completion is None:
                 self.turns.pop()
-        self.asked += 1
-        self.turns.append(Message("assistant", done.text))
-        return done
+        self.question_count += 1
+        self.turns.append(Message("assistant", completion.text))
+        return completion
 
 
 def chat(
     speaker: ChatModel,
+    *,
     beside: ChatModel | None = None,
     system: str = "",
     console: Console | None = None,
@@ -178,6 +181,7 @@ def chat(
 def ask(
     speaker: ChatModel,
     questions: Sequence[str],
+    *,
     beside: ChatModel | None = None,
     system: str = "",
     console: Console | None = None,
@@ -192,9 +196,9 @@ def ask(
     for question in questions:
         if not bare:
             console.out(f"> {plain(question)}", highlight=False)
-        for one in (speaker, beside):
-            if one is not None:
-                talk = ChatHistory(one, system)
+        for model in (speaker, beside):
+            if model is not None:
+                talk = ChatHistory(model, system)
                 talk.say(question)
                 _show(talk, console, label=beside is not None, remarks=not bare)
         if not bare:
@@ -209,12 +213,12 @@ def _show(talk: ChatHistory, console: Console, label: bool, remarks: bool = True
             try:
                 piece = next(answer)
             except StopIteration as end:
-                done: Completion = end.value
+                completion: Completion = end.value
                 break
             console.out(plain(piece), end="", highlight=False)
     console.out()
-    if remarks and done.finish is Finish.LENGTH:
-        console.print(Text(f"(cut after {done.tokens} tokens)", style="dim"))
+    if remarks and completion.finish is Finish.LENGTH:
+        console.print(Text(f"(cut after {completion.tokens} tokens)", style="dim"))
 
 
 def _exchange(talk: ChatHistory, line: str, console: Console, label: bool) -> bool:
@@ -241,15 +245,15 @@ def _command(line: str, talks: list[ChatHistory], console: Console) -> bool:
     if word == "/reset":
         for talk in talks:
             talk.reset()
-        said = "(forgotten)"
+        notice = "(forgotten)"
     elif word == "/system":
         for talk in talks:
             talk.system = rest.strip()
             talk.reset()
-        said = "(system message set, conversation starts anew)" if rest.strip() else "(no system message)"
+        notice = "(system message set, conversation starts anew)" if rest.strip() else "(no system message)"
     else:
-        said = HELP if word == "/help" else f"{plain(word)} is no command: {HELP}"
-    console.print(Text(said, style="dim"))
+        notice = HELP if word == "/help" else f"{plain(word)} is no command: {HELP}"
+    console.print(Text(notice, style="dim"))
     return True
 
 

@@ -27,12 +27,12 @@ from cai.text import count, duration, make_console, one_line, plain
 __all__ = [
     "ConsoleWatcher",
     "StepProgress",
+    "event_line",
     "make_console",
     "plain",
     "print_plan",
     "record_line",
     "render_plan",
-    "said",
 ]
 
 # Reasons in the ledger that are no fault of the row's.
@@ -41,31 +41,35 @@ EVERY = 10.0  # Seconds between two lines of progress where there is no terminal
 WINDOW = 60.0  # Seconds over which a rate is taken.
 
 
-def said(event: str, fields: Mapping[str, Any], limit: int = 100) -> str:
+def event_line(event: str, fields: Mapping[str, Any], limit: int = 100) -> str:
     """An event of the work in a few words: ``iteration 3: reward 0.42, KL 1.3``."""
     rest = dict(fields)
     head = f"iteration {rest.pop('iteration')}" if "iteration" in rest else event
     first = [name for name in ("reward", "kl") if name in rest]
-    shown = []
+    readings = []
     for name in [*first, *(n for n in rest if n not in first)]:
         value = rest[name]
         if isinstance(value, float):
             value = f"{value:.3g}"
         if isinstance(value, str | int):
-            shown.append(f"{'KL' if name == 'kl' else name.replace('_', ' ')} {value}")
-    return one_line(f"{head}: {', '.join(shown)}" if shown else head, limit)
+            readings.append(f"{'KL' if name == 'kl' else name.replace('_', ' ')} {value}")
+    return one_line(f"{head}: {', '.join(readings)}" if readings else head, limit)
 
 
 class StepProgress:
     """What one running step has told; implements the engines' ``Progress``. Safe to call from any thread."""
 
     def __init__(self, label: str, changed: Callable[[StepProgress], None], clock: Callable[[], float]) -> None:
-        self.label, self.note_text = label, ""
-        self.rows, self.tokens = 0, 0
+        self.label = label
+        self.note_text = ""
+        self.rows = 0
+        self.tokens = 0
         self.rows_expected: int | None = None
         self.tokens_expected: int | None = None
         self.began = self.printed = clock()
-        self._changed, self._clock, self._lock = changed, clock, threading.Lock()
+        self._changed = changed
+        self._clock = clock
+        self._lock = threading.Lock()
         self._samples: deque[tuple[float, int, int]] = deque()
 
     def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
@@ -78,7 +82,8 @@ class StepProgress:
     def advance(self, rows: int = 0, tokens: int = 0) -> None:
         """How much more is done."""
         with self._lock:
-            self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+            self.rows += rows
+            self.tokens += tokens
             now = self._clock()
             self._samples.append((now, self.rows, self.tokens))
             while len(self._samples) > 2 and self._samples[0][0] < now - WINDOW:
@@ -87,7 +92,7 @@ class StepProgress:
 
     def note(self, event: str, **fields: Any) -> None:
         """Show the event until the next one comes."""
-        self.note_text = said(event, fields)
+        self.note_text = event_line(event, fields)
         self._changed(self)
 
     def rates(self) -> tuple[float | None, float | None]:
@@ -103,7 +108,7 @@ class StepProgress:
             return None, None
         return (rows1 - rows0) / (t1 - t0) or None, (tokens1 - tokens0) / (t1 - t0) or None
 
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds until the step's end; None when they cannot be told."""
         by_rows, by_tokens = self.rates()
         if self.rows_expected and by_rows:
@@ -120,15 +125,15 @@ class StepProgress:
 
     def numbers(self) -> str:
         """Counts, rate and time left on one line."""
-        done, expected = self.done_of()
+        completed, expected = self.done_of()
         unit = "tokens" if self.rows_expected is None and self.tokens_expected is not None else "rows"
         parts = []
-        if done or expected:
-            parts.append(f"{count(done)}/{count(expected)} {unit}" if expected else f"{count(done)} {unit}")
+        if completed or expected:
+            parts.append(f"{count(completed)}/{count(expected)} {unit}" if expected else f"{count(completed)} {unit}")
         if rate := self.rates()[1]:
             parts.append(f"{count(rate)} tok/s")
-        if (left := self.left()) is not None:
-            parts.append(f"{duration(left)} left")
+        if (seconds_left := self.seconds_left()) is not None:
+            parts.append(f"{duration(seconds_left)} left")
         return ", ".join(parts)
 
 
@@ -142,6 +147,7 @@ class ConsoleWatcher:
     def __init__(
         self,
         console: Console | None = None,
+        *,
         live: bool | None = None,
         show_plan: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -149,11 +155,14 @@ class ConsoleWatcher:
         show_reused: bool = True,
     ) -> None:
         self.console = console or make_console()
-        self._prefix, self._show_reused = prefix, show_reused
+        self._prefix = prefix
+        self._show_reused = show_reused
         if live is None:
             live = self.console.is_interactive and self.console.file.isatty() and not os.environ.get("CI")
         self._live: Live | None = None
-        self._wants_live, self._show_plan, self._clock = live, show_plan, clock
+        self._wants_live = live
+        self._show_plan = show_plan
+        self._clock = clock
         self._names: dict[str, int] = {}
         self._running: dict[str, StepProgress] = {}
         self._lock = threading.RLock()
@@ -221,8 +230,8 @@ class ConsoleWatcher:
         with self._lock:
             self._running.pop(step.name, None)
         stopped = isinstance(error, KeyboardInterrupt | Incomplete)
-        what = "stopped" if stopped else f"failed  {one_line(str(error) or type(error).__name__)}"
-        self.say(f"{self._padded(step.name)}  {what}", "yellow" if stopped else "red")
+        outcome = "stopped" if stopped else f"failed  {one_line(str(error) or type(error).__name__)}"
+        self.say(f"{self._padded(step.name)}  {outcome}", "yellow" if stopped else "red")
         self.close()
 
     def run_done(self, result: Any = None) -> None:
@@ -267,12 +276,12 @@ class ConsoleWatcher:
             if narrow:
                 lines.append(Text(f"{progress.label} {numbers}", no_wrap=True, overflow="ellipsis"))
             else:
-                done, expected = progress.done_of()
+                completed, expected = progress.done_of()
                 grid = Table.grid(padding=(0, 1), expand=True)
                 grid.add_column(no_wrap=True, overflow="ellipsis")
                 grid.add_column(ratio=1)
                 grid.add_column(no_wrap=True, overflow="ellipsis")
-                bar = ProgressBar(total=expected, completed=min(done, expected or 0), pulse=not expected)
+                bar = ProgressBar(total=expected, completed=min(completed, expected or 0), pulse=not expected)
                 grid.add_row(Text(progress.label, style="bold"), bar, Text(numbers))
                 lines.append(grid)
             if progress.note_text:
@@ -290,11 +299,11 @@ def record_line(record: Mapping[str, Any]) -> str:
         line = f"{count(rows_in)} -> {count(rows_out)} rows"
         elsewhere = {reason: n for reason, n in dropped.items() if reason in NOT_ASKED_FOR}
         lost = {reason: n for reason, n in dropped.items() if reason not in NOT_ASKED_FOR}
-        told = [f"{count(n)} {NOT_ASKED_FOR[reason]}" for reason, n in elsewhere.items()]
+        notes = [f"{count(n)} {NOT_ASKED_FOR[reason]}" for reason, n in elsewhere.items()]
         if lost:
             why = ", ".join(f"{reason} {count(n)}" for reason, n in lost.items())
-            told.append(f"{count(sum(lost.values()))} dropped: {why}")
-        line += f" ({'; '.join(told)})" if told else ""
+            notes.append(f"{count(sum(lost.values()))} dropped: {why}")
+        line += f" ({'; '.join(notes)})" if notes else ""
         parts.append(line)
     if seconds is not None:
         parts.append(duration(seconds))

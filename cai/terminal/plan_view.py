@@ -62,17 +62,17 @@ def _sums(at_work: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Costs over the steps at work, None where one is not known; and of times what is ``known``, and of whom not."""
     values = {cost: [step["estimate"][cost] for step in at_work] for cost in COSTS[1:]}
     sums: dict[str, Any] = {cost: None if None in every else sum(every) for cost, every in values.items()}
-    known, unknown = {}, {}
+    known_costs, unknown_costs = {}, {}
     for cost in ("seconds", "gpu_hours"):
-        known[cost] = round(sum(value for value in values[cost] if value is not None), 3)
+        known_costs[cost] = round(sum(value for value in values[cost] if value is not None), 3)
         lacking = (step for step in at_work if step["estimate"][cost] is None)
-        unknown[cost] = [step["name"] for step in lacking if cost == "seconds" or step["gpu_time"]]
+        unknown_costs[cost] = [step["name"] for step in lacking if cost == "seconds" or step["gpu_time"]]
     if not any(step["gpu_time"] for step in at_work):
-        del known["gpu_hours"], unknown["gpu_hours"]
+        del known_costs["gpu_hours"], unknown_costs["gpu_hours"]
     nodes = [gpu["node_hours"] for step in at_work if (gpu := step["gpu_time"]) and gpu["node_hours"] is not None]
     if nodes:
-        known["node_hours"] = round(sum(nodes), 3)
-    return {**sums, "known": known, "unknown": unknown}
+        known_costs["node_hours"] = round(sum(nodes), 3)
+    return {**sums, "known": known_costs, "unknown": unknown_costs}
 
 
 def _step_data(step: Step, status: Any) -> dict[str, Any]:
@@ -110,6 +110,7 @@ def render_plan(
 def print_plan(
     plan: Plan,
     statuses: Sequence[Any],
+    *,
     format: Format = "text",
     console: Console | None = None,
     commands: Commands | None = None,
@@ -167,13 +168,13 @@ def gpu_words(step: Mapping[str, Any]) -> str:
         hours += f", {_hours(gpu['node_hours'])} node-hours"
     seconds = step["estimate"]["seconds"]
     took = _rough(seconds) if is_estimated(step) else _about(seconds)
-    held = f"{took} on {gpu['gpus']} GPU{'s' * (gpu['gpus'] > 1)}{nodes}"
+    gpu_usage = f"{took} on {gpu['gpus']} GPU{'s' * (gpu['gpus'] > 1)}{nodes}"
     if gpu["basis"] == "measured":
-        return f"{hours}: {held}, as steps of this kind took here before"
+        return f"{hours}: {gpu_usage}, as steps of this kind took here before"
     total = sum(gpu["parts"].values()) or 1.0
     parts = [f"{name} {part / total:.0%}" for name, part in gpu["parts"].items() if part / total >= 0.005]
     shares = f"; {', '.join(parts)}" if len(parts) > 1 else ""
-    return f"{hours}: {held} (estimate for {gpu['assumes']}{shares})"
+    return f"{hours}: {gpu_usage} (estimate for {gpu['assumes']}{shares})"
 
 
 def _gpu_notes(step: Mapping[str, Any]) -> list[str]:
@@ -194,10 +195,10 @@ def _hours(hours: float) -> str:
 def engine_line(engine: Mapping[str, Any]) -> str:
     """The engine in one line: its name, then what it is made of."""
     # What will be used here tells more than what was asked for (``auto``).
-    told = engine.get("uses") or engine
+    settings = engine.get("uses") or engine
     flat = [
         f"{k} {v}"
-        for k, v in told.items()
+        for k, v in settings.items()
         if k not in ("name", "kind") and isinstance(v, str | int | float) and v != ""
     ]
     name = engine.get("name") or engine.get("kind") or "engine"
@@ -206,25 +207,25 @@ def engine_line(engine: Mapping[str, Any]) -> str:
 
 def _totals(totals: Mapping[str, Any]) -> str:
     actions = {name: n for name, n in totals.items() if name not in (*COSTS, *_PARTIAL)}
-    what = ", ".join(f"{n} {action}" for action, n in actions.items() if n)
+    action_counts = ", ".join(f"{n} {action}" for action, n in actions.items() if n)
     if not any(n for action, n in actions.items() if action != "reuse"):
-        return f"{what}; nothing to do"
+        return f"{action_counts}; nothing to do"
     tokens = f"{short(totals['prompt_tokens'])} tokens read, {short(totals['tokens'])} written"
-    return f"{what}; about {count(totals['calls'])} calls, {tokens}, {_times(totals)}"
+    return f"{action_counts}; about {count(totals['calls'])} calls, {tokens}, {_times(totals)}"
 
 
 def _times(totals: Mapping[str, Any]) -> str:
     """Time, and GPU-hours where there are any: ``time at least 3 h 20 min, 12 GPU-hours (not known of base)``."""
-    known, unknown = totals["known"], totals["unknown"]
-    lacking = list(dict.fromkeys(name for names in unknown.values() for name in names))
-    if lacking and not known["seconds"]:
+    known_costs, unknown_costs = totals["known"], totals["unknown"]
+    lacking = list(dict.fromkeys(name for names in unknown_costs.values() for name in names))
+    if lacking and not known_costs["seconds"]:
         return "time ?"
-    time = _rough(known["seconds"]) if "gpu_hours" in known else _about(known["seconds"])
+    time = _rough(known_costs["seconds"]) if "gpu_hours" in known_costs else _about(known_costs["seconds"])
     words = [f"time {'at least ' if lacking else ''}{time}"]
     words += [
-        f"{_hours(known[name])} {name.replace('_', '-').replace('gpu', 'GPU')}"
+        f"{_hours(known_costs[name])} {name.replace('_', '-').replace('gpu', 'GPU')}"
         for name in ("gpu_hours", "node_hours")
-        if name in known
+        if name in known_costs
     ]
     more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
     return ", ".join(words) + (f" (not known of {', '.join(lacking[:4])}{more})" if lacking else "")
@@ -265,8 +266,8 @@ class _PlanText:
         yield from paragraph(f"engine {engine_line(data['engine'])}", style="")
         yield Text()
         # The costs that matter least go first where the terminal is narrow.
-        for shown in ((0, 1, 2, 3, 4), (0, 1, 4), (4,)):
-            lines = self._lines(shown)
+        for cost_columns in ((0, 1, 2, 3, 4), (0, 1, 4), (4,)):
+            lines = self._lines(cost_columns)
             if len(lines[0]) <= width:
                 break
         yield Text(lines[0], style="bold", no_wrap=True, overflow="ellipsis")
@@ -290,13 +291,13 @@ class _PlanText:
         for i, line in enumerate(estimate_lines(data)):
             yield from paragraph(line, 2 if i else 0)
 
-    def _lines(self, shown: Sequence[int]) -> list[str]:
-        rows = [("step", "does", *(_HEADS[i] for i in shown))]
+    def _lines(self, cost_columns: Sequence[int]) -> list[str]:
+        rows = [("step", "does", *(_HEADS[i] for i in cost_columns))]
         for step in self._data["steps"]:
             costs = _costs(step)
-            rows.append((one_line(_label(step), 26), one_line(step["action"], 8), *(costs[i] for i in shown)))
+            rows.append((one_line(_label(step), 26), one_line(step["action"], 8), *(costs[i] for i in cost_columns)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        pads = [str.ljust, str.ljust, *[str.rjust] * len(shown)]
+        pads = [str.ljust, str.ljust, *[str.rjust] * len(cost_columns)]
         return ["  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)) for row in rows]
 
 

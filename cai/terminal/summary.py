@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cai.engines.methods import method_of
 from cai.files.durable import write_durably
 from cai.plan import Plan
 from cai.run.submitted import launcher_of
@@ -54,7 +55,12 @@ class Summary:
 
 
 def summarize(
-    plan: Plan, where: Path, artifacts: Mapping[str, FinishedArtifact], seconds: float | None = None, examples: int = 3
+    plan: Plan,
+    where: Path,
+    artifacts: Mapping[str, FinishedArtifact],
+    *,
+    seconds: float | None = None,
+    examples: int = 3,
 ) -> Summary:
     """The summary of a finished run; ``artifacts`` are by step name, ``seconds`` is wall time.
 
@@ -94,7 +100,7 @@ def write_markdown(summary: Summary, title: str = "Summary") -> Path:
 def print_summary(result: RunResult, console: Console | None = None) -> None:
     """Print the summary of a run that has just finished, and write ``summary.md`` into its folder."""
     artifacts = {step.step.name: step.artifact for step in result.steps}
-    summary = summarize(result.plan, result.run_dir, artifacts, result.seconds)
+    summary = summarize(result.plan, result.run_dir, artifacts, seconds=result.seconds)
     path = write_markdown(summary, f"Summary of {result.plan.experiment}, seed {result.plan.seed}")
     console = console or make_console()
     console.print(render(summary), crop=False)  # a command's longest word may be longer than a line
@@ -106,17 +112,17 @@ def interval(figure: Mapping[str, Any] | None, share: bool = False, digits: int 
     if not figure or figure["value"] is None:
         return "-"
     form = "{:.0%}" if share else f"{{:.{digits}f}}"
-    shown = form.format(figure["value"])
+    text = form.format(figure["value"])
     if figure["low"] is not None and figure["high"] is not None:
-        shown += f" [{form.format(figure['low'])}, {form.format(figure['high'])}]"
-    return shown
+        text += f" [{form.format(figure['low'])}, {form.format(figure['high'])}]"
+    return text
 
 
 def _evaluation(report: Mapping[str, Any], examples: int) -> Iterator[Block]:
     models = report["models"]
     yield Block("heading", ("What changed",))
-    for name, found in report["sets"].items():
-        yield from _set(name, found, models)
+    for name, prompt_set in report["sets"].items():
+        yield from _set(name, prompt_set, models)
     yield from _ratings(report)
     yield from _revisions(report.get("revisions", {}))
     yield from _adherence(report.get("adherence", {}), models)
@@ -130,12 +136,12 @@ def _evaluation(report: Mapping[str, Any], examples: int) -> Iterator[Block]:
     yield Block("bullets", (*report["caveats"], *always))
 
 
-def _set(name: str, found: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
-    kind = "harmless prompts, on which a refusal is a fault" if found["benign"] else "prompts"
-    yield Block("text", (f"On '{name}' ({found['rows']} {kind}), mean and 95% interval:",))
+def _set(name: str, prompt_set: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
+    kind = "harmless prompts, on which a refusal is a fault" if prompt_set["benign"] else "prompts"
+    yield Block("text", (f"On '{name}' ({prompt_set['rows']} {kind}), mean and 95% interval:",))
     rows = [("model", "reward", "refuses", "tokens", "variety")]
     for model in models:
-        figures = found["models"][model]
+        figures = prompt_set["models"][model]
         variety, tokens = figures["distinct_2"], figures["tokens"]["value"]
         rows.append(
             (
@@ -147,9 +153,9 @@ def _set(name: str, found: Mapping[str, Any], models: Sequence[str]) -> Iterator
             )
         )
     yield Block("table", rows=tuple(rows))
-    said = [line for line in (_change(found["models"], models), *map(_win, found["wins"])) if line]
-    if said:
-        yield Block("bullets", tuple(said))
+    bullets = [line for line in (_change(prompt_set["models"], models), *map(_win, prompt_set["wins"])) if line]
+    if bullets:
+        yield Block("bullets", tuple(bullets))
 
 
 def _change(figures: Mapping[str, Any], models: Sequence[str]) -> str:
@@ -159,11 +165,11 @@ def _change(figures: Mapping[str, Any], models: Sequence[str]) -> str:
         return ""
     change = after["value"] - before["value"]
     word = "rises" if change > 0 else "falls" if change < 0 else "changes"
-    told = f"From '{models[0]}' to '{models[-1]}' the reward {word} by {abs(change):.2f}"
+    sentence = f"From '{models[0]}' to '{models[-1]}' the reward {word} by {abs(change):.2f}"
     if None in (before["low"], after["low"]):
-        return f"{told}; there are too few prompts for intervals."
+        return f"{sentence}; there are too few prompts for intervals."
     apart = before["high"] < after["low"] or after["high"] < before["low"]
-    return f"{told}; the intervals {'do not overlap' if apart else 'overlap, so this may be chance'}."
+    return f"{sentence}; the intervals {'do not overlap' if apart else 'overlap, so this may be chance'}."
 
 
 def _win(win: Mapping[str, Any]) -> str:
@@ -179,7 +185,8 @@ def _reward_model(sets: Mapping[str, Any]) -> Iterator[Block]:
     yield Block("text", ("How often the reward model prefers the better answer of a pair (chance is 50%):",))
     rows = [("pairs", "right", "number")]
     rows += [
-        (name, interval(found["accuracy"], share=True), str(found["accuracy"]["n"])) for name, found in sets.items()
+        (name, interval(figures["accuracy"], share=True), str(figures["accuracy"]["n"]))
+        for name, figures in sets.items()
     ]
     yield Block("table", rows=tuple(rows))
 
@@ -192,43 +199,45 @@ def _ratings(report: Mapping[str, Any]) -> Iterator[Block]:
         columns.append(["refuses safe requests", *(interval(refused.get(m), share=True) for m in report["models"])])
     if not columns:
         return
-    told = f"Elo from the rewards on each axis, '{report['models'][0]}' at 0" if elo else ""
-    told += ", and " if elo and refused else ""
-    told += "how often safe requests are declined, all sets together" if refused else ""
-    yield Block("text", (f"{told[0].upper()}{told[1:]}:",))
+    caption = f"Elo from the rewards on each axis, '{report['models'][0]}' at 0" if elo else ""
+    caption += ", and " if elo and refused else ""
+    caption += "how often safe requests are declined, all sets together" if refused else ""
+    yield Block("text", (f"{caption[0].upper()}{caption[1:]}:",))
     yield Block("table", rows=tuple(zip(["model", *report["models"]], *columns, strict=True)))
 
 
-def _revisions(found: Mapping[str, Any]) -> Iterator[Block]:
-    for label, revised in found.items():
+def _revisions(revisions: Mapping[str, Any]) -> Iterator[Block]:
+    for label, revised in revisions.items():
         yield Block("text", (f"Reward by revision in '{label}' ({revised['rows']} answers):",))
         rows: list[tuple[str, ...]] = [
             ("round", "reward", "change since the first answer", "better than the round before")
         ]
-        for told in revised["rounds"]:
-            figures = (told["reward"], told["change"] if told["round"] else None)
-            rows.append((str(told["round"]), *map(interval, figures), interval(told["wins"], share=True)))
+        for revision_round in revised["rounds"]:
+            figures = (revision_round["reward"], revision_round["change"] if revision_round["round"] else None)
+            rows.append(
+                (str(revision_round["round"]), *map(interval, figures), interval(revision_round["wins"], share=True))
+            )
         yield Block("table", rows=tuple(rows))
         if len(revised["by_principle"]) > 1:
             by = sorted(revised["by_principle"].items(), key=lambda item: -(item[1]["change"]["value"] or 0))
             drawn = [("principle", "change by its rounds", "rounds")]
-            drawn += [(name, interval(one["change"]), str(one["n"])) for name, one in by]
+            drawn += [(name, interval(figures["change"]), str(figures["n"])) for name, figures in by]
             yield Block("table", rows=tuple(drawn))
 
 
-def _adherence(found: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
-    for name, by_model in found.get("sets", {}).items():
-        yield Block("text", (f"Answers on '{name}' that violate a principle, as '{found['model']}' judges:",))
+def _adherence(adherence: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
+    for name, by_model in adherence.get("sets", {}).items():
+        yield Block("text", (f"Answers on '{name}' that violate a principle, as '{adherence['model']}' judges:",))
         rows: list[tuple[str, ...]] = [("principle", *models)]
         for principle in by_model[models[0]]:
             rows.append((principle, *(interval(by_model[model][principle], share=True) for model in models)))
         yield Block("table", rows=tuple(rows))
 
 
-def _answers(shown: Sequence[Mapping[str, Any]], first: str, last: str, limit: int) -> Iterator[Block]:
+def _answers(examples: Sequence[Mapping[str, Any]], first: str, last: str, limit: int) -> Iterator[Block]:
     """A few answers before and after, one of each set in turn; drawn by chance when they were evaluated."""
     by_set: dict[str, list[Mapping[str, Any]]] = {}
-    for example in shown:
+    for example in examples:
         by_set.setdefault(example["set"], []).append(example)
     chosen = [e for turn in zip_longest(*by_set.values()) for e in turn if e is not None][:limit]
     if not chosen:
@@ -256,10 +265,10 @@ def _ledger(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[B
     if len(rows) > 1:
         yield Block("heading", ("Every row accounted for",))
         yield Block("table", rows=rows)
-    asked = usage_rows(plan, artifacts)
-    if len(asked) > 1:
+    usage = usage_rows(plan, artifacts)
+    if len(usage) > 1:
         yield Block("text", ("What was asked of the models (of a reused stage: when it was made):",))
-        yield Block("table", rows=asked)
+        yield Block("table", rows=usage)
 
 
 def _places(
@@ -269,7 +278,7 @@ def _places(
     rows = [(name, str(artifacts[step].path)) for name, step in plan.outputs.items() if step in artifacts]
     listed = {path for _, path in rows}
     for step in plan.steps:
-        if step.kind in ("sft", "reward", "rl"):
+        if method_of(step.kind) is not None:
             for name in step.needs():
                 path = str(artifacts[name].path)
                 if artifacts[name].makes in _DATA and path not in listed:

@@ -29,14 +29,14 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """A point of the curves below ``prefix``: at ``at`` on ``axis`` (``iteration``, ``step``, ``round``).
+    """A point of the curves below ``prefix``: at ``position`` on ``axis`` (``iteration``, ``step``, ``round``).
 
-    ``t`` is seconds since the epoch. On one prefix ``at`` only rises.
+    ``t`` is seconds since the epoch. On one prefix ``position`` only rises.
     """
 
     prefix: str
     axis: str
-    at: int
+    position: int
     values: Mapping[str, float]
     t: float = 0.0
 
@@ -72,17 +72,17 @@ class RunAddress:
     """A run inside a tracker: its id there, and in words where a person finds it."""
 
     id: str
-    shown: str
+    description: str
 
 
 class Tracker(Protocol):
     """One tracker, used by one thread. Any method may raise; it is then made anew and told the same again later."""
 
-    def start(self, run: RunFacts, known: str) -> RunAddress:
-        """Begin to tell of a run, or go on with the one whose id is ``known``."""
+    def start(self, run: RunFacts, resume_id: str) -> RunAddress:
+        """Begin to tell of a run, or go on with the one whose id is ``resume_id``."""
         ...
 
-    def log(self, told: Sequence[Telling]) -> None:
+    def log(self, entries: Sequence[Telling]) -> None:
         """Tell points and figures, in their order."""
         ...
 
@@ -105,12 +105,12 @@ def apart(figures: Mapping[str, float]) -> dict[str, float]:
 
     Stores that keep a file for each name cannot hold both.
     """
-    found: dict[str, float] = {}
+    separated: dict[str, float] = {}
     for name, value in figures.items():
         parts = name.split("/")
         above = next((n for n in range(1, len(parts)) if "/".join(parts[:n]) in figures), None)
-        found[name if above is None else "/".join([*parts[: above - 1], "_".join(parts[above - 1 :])])] = value
-    return found
+        separated[name if above is None else "/".join([*parts[: above - 1], "_".join(parts[above - 1 :])])] = value
+    return separated
 
 
 def number(value: object) -> float | None:
@@ -122,11 +122,11 @@ def number(value: object) -> float | None:
 
 def numbers_in(data: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Every number of nested data, under its path."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for key, value in data.items():
         name = f"{prefix}/{key}" if prefix else str(key)
         if isinstance(value, Mapping):
-            found |= numbers_in(value, name)
-        elif (one := number(value)) is not None:
-            found[clean(name)] = one
-    return found
+            figures |= numbers_in(value, name)
+        elif (figure := number(value)) is not None:
+            figures[clean(name)] = figure
+    return figures

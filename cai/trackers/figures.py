@@ -38,9 +38,9 @@ def curve(step: str, folder: Path, t: float) -> list[CurvePoint]:
         rows = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError):
         return []
-    found = [point_of(step, row, t) for row in rows if isinstance(row, dict)]
-    points = [point for point in found if point is not None]
-    return points if all(a.at < b.at for a, b in pairwise(points)) else []
+    parsed_points = [point_of(step, row, t) for row in rows if isinstance(row, dict)]
+    points = [point for point in parsed_points if point is not None]
+    return points if all(a.position < b.position for a, b in pairwise(points)) else []
 
 
 def accounts(record: Mapping[str, Any]) -> dict[str, float]:
@@ -48,8 +48,8 @@ def accounts(record: Mapping[str, Any]) -> dict[str, float]:
     outcome = record.get("outcome") or {}
     ledger, metrics = outcome.get("ledger") or {}, outcome.get("metrics") or {}
     dropped = numbers_in(ledger.get("dropped") or {})
-    found = numbers_in(metrics) | {f"dropped/{reason}": count for reason, count in dropped.items()}
-    told = {
+    figures = numbers_in(metrics) | {f"dropped/{reason}": count for reason, count in dropped.items()}
+    accounting = {
         "seconds": record.get("seconds"),
         "rows_in": ledger.get("rows_in"),
         "rows_out": ledger.get("rows_out"),
@@ -58,81 +58,83 @@ def accounts(record: Mapping[str, Any]) -> dict[str, float]:
         "tokens": outcome.get("tokens") or None,
         "cost": (metrics.get("usage") or {}).get("cost"),
     }
-    return found | {name: one for name, value in told.items() if (one := number(value)) is not None}
+    return figures | {name: figure for name, value in accounting.items() if (figure := number(value)) is not None}
 
 
 def step_end(
-    step: str, kind: str, folder: Path, record: Mapping[str, Any], t: float
+    step: str, kind: str, *, folder: Path, record: Mapping[str, Any], t: float
 ) -> tuple[dict[str, float], list[CurvePoint]]:
     """Everything that a step's artifact tells: figures by whole name, and curves."""
-    found = {clean(f"{step}/end/{name}"): value for name, value in accounts(record).items()}
+    figures = {clean(f"{step}/end/{name}"): value for name, value in accounts(record).items()}
     points = curve(step, folder, t)
     if kind == "evaluate":
-        made = _evaluation(folder)
-        figures = evaluation_figures(made)
-        if figures:
+        evaluation = _evaluation(folder)
+        measured = evaluation_figures(evaluation)
+        if measured:
             own = [clean(f"{step}/end/{name}") for name in numbers_in(record["outcome"].get("metrics") or {})]
-            found = {name: value for name, value in found.items() if name not in own}  # the same, without intervals
-        found |= {clean(f"{step}/{name}"): value for name, value in figures.items()}
-        points += revision_points(step, made, t)
-    return apart(found), points
+            figures = {name: value for name, value in figures.items() if name not in own}  # the same, without intervals
+        figures |= {clean(f"{step}/{name}"): value for name, value in measured.items()}
+        points += revision_points(step, evaluation, t)
+    return apart(figures), points
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return evaluation if isinstance(evaluation, dict) else {}
 
 
-def evaluation_figures(made: Mapping[str, Any]) -> dict[str, float]:
+def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The figures of an ``evaluation.json``, with their intervals; parts that an older one lacks are left out."""
-    found: dict[str, float] = {}
-    for name, data in _mappings(made.get("sets")):
+    figures: dict[str, float] = {}
+    for name, data in _mappings(evaluation.get("sets")):
         for model, about in _mappings(data.get("models")):
             for metric, value in about.items():
                 if metric not in _DETAIL:
-                    found |= _told(f"{metric}/{name}/{model}", value)
+                    figures |= _figure(f"{metric}/{name}/{model}", value)
         for pair in [*(data.get("wins") or ()), *(data.get("pairs") or ())]:
-            found |= _told(f"wins/{name}/{pair['model']}_vs_{pair['against']}", pair)
-    for axis, data in _mappings(made.get("elo")):
+            figures |= _figure(f"wins/{name}/{pair['model']}_vs_{pair['against']}", pair)
+    for axis, data in _mappings(evaluation.get("elo")):
         for model, value in (data.get("models") or {}).items():
-            found |= _told(f"elo/{axis}/{model}", value)
-    for name, models in _mappings((made.get("adherence") or {}).get("sets")):
+            figures |= _figure(f"elo/{axis}/{model}", value)
+    for name, models in _mappings((evaluation.get("adherence") or {}).get("sets")):
         for model, about in _mappings(models):
             for principle, value in about.items():
-                found |= _told(f"violated/{name}/{model}/{principle}", value)
-    for name, about in _mappings(made.get("reward_model")):
+                figures |= _figure(f"violated/{name}/{model}/{principle}", value)
+    for name, about in _mappings(evaluation.get("reward_model")):
         for metric, value in about.items():
             if metric not in _DETAIL:
-                found |= _told(f"reward_model/{name}/{metric}", value)
-    for model, value in (made.get("over_refusal") or {}).items():
-        found |= _told(f"over_refusal/{model}", value)
-    return found
+                figures |= _figure(f"reward_model/{name}/{metric}", value)
+    for model, value in (evaluation.get("over_refusal") or {}).items():
+        figures |= _figure(f"over_refusal/{model}", value)
+    return figures
 
 
-def revision_points(step: str, made: Mapping[str, Any], t: float) -> list[CurvePoint]:
+def revision_points(step: str, evaluation: Mapping[str, Any], t: float) -> list[CurvePoint]:
     """Reward and share of wins by round of revision, a curve for each label."""
     points: list[CurvePoint] = []
-    for label, about in _mappings(made.get("revisions")):
+    for label, about in _mappings(evaluation.get("revisions")):
         rounds: Sequence[Mapping[str, Any]] = about.get("rounds") or ()
         for row in sorted(rounds, key=lambda row: int(row["round"])):
             values: dict[str, float] = {}
             for metric, value in row.items():
                 if metric != "round":
-                    values |= _told(metric, value)
+                    values |= _figure(metric, value)
             points.append(CurvePoint(clean(f"{step}/revisions/{label}"), "round", int(row["round"]), values, t))
     return points
 
 
-def _told(name: str, value: Any) -> dict[str, float]:
+def _figure(name: str, value: Any) -> dict[str, float]:
     """A figure with its interval, or a plain number; nothing where it has no value."""
     if not isinstance(value, Mapping):
-        return {clean(name): one} if (one := number(value)) is not None else {}
+        return {clean(name): figure} if (figure := number(value)) is not None else {}
     ends = {"": value.get("value"), "_low": value.get("low"), "_high": value.get("high")}
-    found = {clean(f"{name}{end}"): one for end, at in ends.items() if (one := number(at)) is not None}
-    return found if clean(name) in found else {}
+    figures = {
+        clean(f"{name}{end}"): figure for end, end_value in ends.items() if (figure := number(end_value)) is not None
+    }
+    return figures if clean(name) in figures else {}
 
 
 def _mappings(data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

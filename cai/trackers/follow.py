@@ -126,32 +126,37 @@ class Follower:
     """Tells one tracker what a run's log says, as far as it goes now."""
 
     def __init__(self, orders: Orders, make: Callable[[Tracking], Tracker] | None = None) -> None:
-        self._orders, self._run_dir = orders, Path(orders.folder)
+        self._orders = orders
+        self._run_dir = Path(orders.folder)
         self._make = make or TRACKERS[orders.tracker]
         self._settings = Tracking.model_validate(orders.tracking)
         self._state = self._run_dir / "tracking" / f"{orders.tracker}.json"
         state: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             state = json.loads(self._state.read_text(encoding="utf-8"))
-        self._id, self._told = str(state.get("id", "")), int(state.get("offset", 0))
+        self._id = str(state.get("id", ""))
+        self._sent_offset = int(state.get("offset", 0))
+        """End of the last event, in bytes of the log, that the tracker has."""
         self._group = orders.group or str(state.get("group", ""))
-        self._read = 0
+        self._read_offset = 0
+        """End of the last event that the story has; what it told beyond ``_sent_offset`` is in ``_pending``."""
         self._pending: list[Telling] = []
         self._tracker: Tracker | None = None
         self._story: Story | None = None
         self._facts: RunFacts | None = None
-        self._failures, self._next_try = 0, 0.0
-        self._said: set[str] = set()
+        self._failures = 0
+        self._next_try = 0.0
+        self._printed: set[str] = set()
         self._hide = [ApiKey(os.environ[name]).hide for name in _SECRETS if os.environ.get(name)]
 
     def look(self, now: bool = False) -> bool:
         """Tell what is new, unless the tracker has just failed (``now``: even then); whether all has been told."""
         for event, end in self._events():
             assert self._story is not None
-            told = self._story.take(event)
-            if end > self._told:
-                self._pending += told
-            self._read = end
+            entries = self._story.take(event)
+            if end > self._sent_offset:
+                self._pending += entries
+            self._read_offset = end
         if self._story is None:
             return True
         if not now and time.monotonic() < self._next_try:
@@ -182,8 +187,8 @@ class Follower:
             while self._pending and self._tracker is not None:
                 self._tracker.log(self._pending[:_AT_ONCE])
                 del self._pending[:_AT_ONCE]
-            if self._read > self._told:
-                self._note(self._read)
+            if self._read_offset > self._sent_offset:
+                self._note(self._read_offset)
         except Exception as error:  # whatever a tracker raises, the run goes on, and the person hears of it
             self._trouble(error)
             return False
@@ -194,16 +199,19 @@ class Follower:
         assert self._facts is not None
         tracker = self._make(self._settings)
         place: RunAddress = tracker.start(self._facts, self._id)
-        known, self._tracker, self._id = self._id, tracker, place.id
-        self._say(place.shown)
-        if known and known != place.id:  # what was told is not there any more: tell all of it again
-            self._told = self._read = 0
+        previous_id = self._id
+        self._tracker = tracker
+        self._id = place.id
+        self._say(place.description)
+        if previous_id and previous_id != place.id:  # what was told is not there any more: tell all of it again
+            self._sent_offset = 0
+            self._read_offset = 0
             self._story = None
             self._pending.clear()
-        self._note(self._told)
+        self._note(self._sent_offset)
 
     def _note(self, offset: int) -> None:
-        self._told = offset
+        self._sent_offset = offset
         write_durably(self._state, json.dumps({"id": self._id, "offset": offset, "group": self._group}) + "\n")
 
     def _events(self) -> Iterator[tuple[Mapping[str, Any], int]]:
@@ -217,8 +225,8 @@ class Follower:
             self._story = Story(plan, lambda step: store.find(step.kind, step.key))
             self._facts = RunFacts(plan.experiment, self._run_dir, config_of(plan), self._group)
         with log.open("rb") as file:
-            file.seek(self._read)
-            end = self._read
+            file.seek(self._read_offset)
+            end = self._read_offset
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # the rest of it is to come
@@ -237,8 +245,8 @@ class Follower:
         for hide in self._hide:
             text = hide(text)
         print(text, file=sys.stderr, flush=True)
-        if "trouble" not in self._said:
-            self._said.add("trouble")
+        if "trouble" not in self._printed:
+            self._printed.add("trouble")
             self._say(f"cannot be told now, and the run goes on without it ({text})")
             with suppress(OSError, Incomplete):
                 log = EventLog(self._run_dir / "events.jsonl")
@@ -248,7 +256,7 @@ class Follower:
                     log.close()
 
     def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._printed:
+            self._printed.add(text)
             with suppress(OSError):
                 print(f"{self._orders.tracker}: {text}", flush=True)

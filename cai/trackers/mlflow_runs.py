@@ -28,7 +28,7 @@ class MlflowRuns:
         self._client: Any = None
         self._id = ""
 
-    def start(self, run: RunFacts, known: str) -> RunAddress:
+    def start(self, run: RunFacts, resume_id: str) -> RunAddress:
         """Make the run, below its group's, or go on with it."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -42,9 +42,9 @@ class MlflowRuns:
         from mlflow.exceptions import MlflowException
 
         self._client = MlflowClient(tracking_uri=uri)
-        if known:
+        if resume_id:
             try:
-                self._id = self._client.get_run(known).info.run_id
+                self._id = self._client.get_run(resume_id).info.run_id
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
@@ -61,15 +61,15 @@ class MlflowRuns:
             self._client.log_batch(self._id, params=some)
         return RunAddress(self._id, f"run {self._id} of {uri}")
 
-    def log(self, told: Sequence[Telling]) -> None:
+    def log(self, entries: Sequence[Telling]) -> None:
         """Metrics, with the time at which they were noted."""
         from mlflow.entities import Metric
 
         metrics: list[Any] = []
-        for one in told:
-            at, t = (one.at, one.t) if isinstance(one, CurvePoint) else (0, one.t)
-            prefix = f"{one.prefix}/" if isinstance(one, CurvePoint) else ""
-            metrics += [Metric(f"{prefix}{name}", value, int(t * 1000), at) for name, value in one.values.items()]
+        for entry in entries:
+            step, t = (entry.position, entry.t) if isinstance(entry, CurvePoint) else (0, entry.t)
+            prefix = f"{entry.prefix}/" if isinstance(entry, CurvePoint) else ""
+            metrics += [Metric(f"{prefix}{name}", value, int(t * 1000), step) for name, value in entry.values.items()]
         for some in _pieces(metrics, _MOST_METRICS):
             self._send(some)
 
@@ -109,29 +109,29 @@ class MlflowRuns:
         from mlflow.exceptions import MlflowException
 
         name = self._settings.experiment
-        if (found := self._client.get_experiment_by_name(name)) is not None:
-            return str(found.experiment_id)
+        if (existing := self._client.get_experiment_by_name(name)) is not None:
+            return str(existing.experiment_id)
         try:
             return str(self._client.create_experiment(name))
         except MlflowException:
-            found = self._client.get_experiment_by_name(name)  # another run has made it meanwhile
-            if found is None:
+            existing = self._client.get_experiment_by_name(name)  # another run has made it meanwhile
+            if existing is None:
                 raise
-            return str(found.experiment_id)
+            return str(existing.experiment_id)
 
     def _parent(self, experiment: str, run: RunFacts) -> str:
         """The run that stands for the group; cells that begin together make it once."""
         with locked(run.folder.parent / ".mlflow.lock"):
             quoted = run.group.replace("'", "''")
-            found = self._client.search_runs(
+            parents = self._client.search_runs(
                 [experiment], f"tags.`cai.group` = '{quoted}' and tags.`cai.is_group` = 'true'", max_results=1
             )
-            if found:
-                return str(found[0].info.run_id)
+            if parents:
+                return str(parents[0].info.run_id)
             tags = {"cai.group": run.group, "cai.is_group": "true"}
-            made = self._client.create_run(experiment, run_name=run.group, tags=tags).info.run_id
-            self._client.set_terminated(made)
-            return str(made)
+            parent_id = self._client.create_run(experiment, run_name=run.group, tags=tags).info.run_id
+            self._client.set_terminated(parent_id)
+            return str(parent_id)
 
 
 def uri_of(settings: Mlflow) -> str:

@@ -70,7 +70,7 @@ class Tracking(Settings):
     def _on_or_off(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
-    def asked(self) -> dict[str, TensorBoard | Wandb | Mlflow]:
+    def enabled(self) -> dict[str, TensorBoard | Wandb | Mlflow]:
         """Those that are on, by name."""
-        found = {"tensorboard": self.tensorboard, "wandb": self.wandb, "mlflow": self.mlflow}
-        return {name: settings for name, settings in found.items() if settings is not None}
+        settings_by_name = {"tensorboard": self.tensorboard, "wandb": self.wandb, "mlflow": self.mlflow}
+        return {name: settings for name, settings in settings_by_name.items() if settings is not None}

@@ -24,13 +24,17 @@ class Story:
     """What has happened so far. ``find`` looks a step's artifact up in the store."""
 
     def __init__(self, plan: Plan, find: Find) -> None:
-        self._steps, self._find = {step.name: step for step in plan.steps}, find
-        self._at: dict[str, int] = {}
-        self._done: dict[str, bool] = {}
-        """Step -> whether it was reused."""
+        self._steps = {step.name: step for step in plan.steps}
+        self._find = find
+        self._last_position: dict[str, int] = {}
+        """Prefix of a curve -> position of its last point."""
+        self._reused: dict[str, bool] = {}
+        """Step that has ended -> whether it was reused."""
         self._sums: Counter[str] = Counter()
         self._began: float | None = None
-        self._seconds, self._t = 0.0, 0.0
+        self._seconds = 0.0
+        """Until the run was last taken up; what has passed since is ``_t - _began``."""
+        self._t = 0.0
         self.status = "running"
 
     def take(self, event: Mapping[str, Any]) -> list[Telling]:
@@ -52,16 +56,16 @@ class Story:
             return []
         self.status = _ENDS[kind]
         self._rest()
-        told: list[Telling] = []
+        entries: list[Telling] = []
         if kind == "run.done":  # on a cluster, steps that were there already had no job, and so no event
-            for left in self._steps.values():
-                told += self._end(left, True, t)
-        return told
+            for remaining_step in self._steps.values():
+                entries += self._end(remaining_step, True, t)
+        return entries
 
     def ending(self, unfinished: str) -> Ending:
         """The run's end as far as the log goes; ``unfinished`` is its status where the log has no end."""
-        reused = tuple(name for name, again in self._done.items() if again)
-        sums = {**self._sums, "steps_reused": len(reused), "steps_made": len(self._done) - len(reused)}
+        reused = tuple(name for name, again in self._reused.items() if again)
+        sums = {**self._sums, "steps_reused": len(reused), "steps_made": len(self._reused) - len(reused)}
         values = {f"run/{name}": float(total) for name, total in sorted(sums.items())}
         values["run/seconds"] = round(self._seconds + (0.0 if self._began is None else self._t - self._began), 3)
         return Ending(unfinished if self.status == "running" else self.status, values, self._t, reused)
@@ -73,56 +77,57 @@ class Story:
             self._began = None
 
     def _end(self, step: Step, reused: bool, t: float) -> list[Telling]:
-        if step.name in self._done:
+        if step.name in self._reused:
             return []
         stored = self._find(step)
         if stored is None:
             return []
-        self._done[step.name] = reused
-        values, points = step_end(step.name, step.kind, stored.path, stored.record, t)
+        self._reused[step.name] = reused
+        values, points = step_end(step.name, step.kind, folder=stored.path, record=stored.record, t=t)
         if not reused:
-            told = accounts(stored.record)
-            self._sums.update({name: told[name] for name in ("calls", "tokens", "cost") if told.get(name)})
+            figures = accounts(stored.record)
+            self._sums.update({name: figures[name] for name in ("calls", "tokens", "cost") if figures.get(name)})
         return [*self._rising(points), Figures(step.name, values, reused, t)]
 
     def _rising(self, points: list[CurvePoint]) -> list[Telling]:
         """Those beyond what has been told: training that goes on from a checkpoint does some steps again."""
-        told: list[Telling] = []
+        risen: list[Telling] = []
         for point in points:
-            if point.at > self._at.get(point.prefix, -1):
-                self._at[point.prefix] = point.at
-                told.append(point)
-        return told
+            if point.position > self._last_position.get(point.prefix, -1):
+                self._last_position[point.prefix] = point.position
+                risen.append(point)
+        return risen
 
 
 def config_of(plan: Plan) -> dict[str, Scalar]:
     """What decides a run's result, flat: ``stages.sft.training.learning_rate``. Settings of launchers stay out."""
     engine = {"kind": plan.engine.get("kind", ""), **plan.engine.get("uses", {})}
-    found: dict[str, Scalar] = {"experiment": plan.experiment, "seed": plan.seed}
-    _flatten("engine", engine, found)
+    config: dict[str, Scalar] = {"experiment": plan.experiment, "seed": plan.seed}
+    config |= _flat("engine", engine)
     for step in plan.steps:
         if step.kind == "fetch":
-            _flatten(
-                f"models.{step.name}", {k: step.spec[k] for k in ("source", "revision") if step.spec.get(k)}, found
-            )
+            source = {k: step.spec[k] for k in ("source", "revision") if step.spec.get(k)}
+            config |= _flat(f"models.{step.name}", source)
         elif step.kind != "read":
-            _flatten(f"stages.{step.name}", {**step.spec, "kind": step.kind}, found)
-        found[f"keys.{step.name}"] = step.key[:16]
+            config |= _flat(f"stages.{step.name}", {**step.spec, "kind": step.kind})
+        config[f"keys.{step.name}"] = step.key[:16]
     constitutions = [step.resources["constitution"] for step in plan.steps if step.resources.get("constitution")]
     if constitutions:
         principles = constitutions[0].get("principles", [])
-        found["constitution.name"] = str(constitutions[0].get("name", ""))
-        found["constitution.id"] = text_digest(canonical(principles))[:16]
-        found["constitution.principles"] = len(principles)
-    return found
+        config["constitution.name"] = str(constitutions[0].get("name", ""))
+        config["constitution.id"] = text_digest(canonical(principles))[:16]
+        config["constitution.principles"] = len(principles)
+    return config
 
 
-def _flatten(prefix: str, value: Any, found: dict[str, Scalar]) -> None:
+def _flat(prefix: str, value: Any) -> dict[str, Scalar]:
     if isinstance(value, Mapping):
+        flat: dict[str, Scalar] = {}
         for key, inner in value.items():
-            _flatten(f"{prefix}.{key}", inner, found)
-    elif isinstance(value, list | tuple):
-        if value:
-            found[prefix] = json.dumps(value, ensure_ascii=False)[:_LONGEST]
-    elif value is not None and value != "":
-        found[prefix] = value[:_LONGEST] if isinstance(value, str) else value
+            flat |= _flat(f"{prefix}.{key}", inner)
+        return flat
+    if isinstance(value, list | tuple):
+        return {prefix: json.dumps(value, ensure_ascii=False)[:_LONGEST]} if value else {}
+    if value is None or value == "":
+        return {}
+    return {prefix: value[:_LONGEST] if isinstance(value, str) else value}

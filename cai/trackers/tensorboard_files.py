@@ -25,7 +25,7 @@ class TensorBoardFiles:
         self._settings = settings
         self._file: io.BufferedRandom | None = None
 
-    def start(self, run: RunFacts, known: str) -> RunAddress:
+    def start(self, run: RunFacts, resume_id: str) -> RunAddress:
         """Open a new event file; files in one folder are one run to TensorBoard."""
         from tensorboard.compat.proto.event_pb2 import Event
 
@@ -34,14 +34,14 @@ class TensorBoardFiles:
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("x+b")
         first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
-        if not known:
+        if not resume_id:
             first += [_event(_config_text(run.config)), _event(_session_start(run))]
         self._write(first)
-        return RunAddress(str(folder), f"tensorboard --logdir {_shown(folder)}")
+        return RunAddress(str(folder), f"tensorboard --logdir {_display_path(folder)}")
 
-    def log(self, told: Sequence[Telling]) -> None:
+    def log(self, entries: Sequence[Telling]) -> None:
         """Scalars: curves at their own steps, figures at step 0."""
-        self._write(list(_scalars(told)))
+        self._write(list(_scalars(entries)))
 
     def finish(self, ending: Ending) -> None:
         """The run's sums and its status; closes the file."""
@@ -70,23 +70,23 @@ class TensorBoardFiles:
 
 def folder_of(settings: TensorBoard, run: RunFacts) -> Path:
     """Where a run's event files lie."""
-    given = Path(settings.dir).expanduser()
-    return given / run.group / run.experiment / run.folder.name if given.is_absolute() else run.folder / given
+    base = Path(settings.dir).expanduser()
+    return base / run.group / run.experiment / run.folder.name if base.is_absolute() else run.folder / base
 
 
-def _shown(folder: Path) -> str:
+def _display_path(folder: Path) -> str:
     relative = os.path.relpath(folder)
     return str(folder) if relative.startswith("..") else relative
 
 
-def _scalars(told: Sequence[Telling]) -> Iterator[Any]:
-    for one in told:
-        if isinstance(one, CurvePoint):
-            for name, value in one.values.items():
-                yield _event(_scalar(f"{one.prefix}/{name}", value), one.t, one.at)
+def _scalars(entries: Sequence[Telling]) -> Iterator[Any]:
+    for entry in entries:
+        if isinstance(entry, CurvePoint):
+            for name, value in entry.values.items():
+                yield _event(_scalar(f"{entry.prefix}/{name}", value), entry.t, entry.position)
         else:
-            for name, value in {**one.values, clean(f"{one.step}/end/reused"): float(one.reused)}.items():
-                yield _event(_scalar(name, value), one.t)
+            for name, value in {**entry.values, clean(f"{entry.step}/end/reused"): float(entry.reused)}.items():
+                yield _event(_scalar(name, value), entry.t)
 
 
 def _event(value: Any, t: float = 0.0, step: int = 0) -> Any:

@@ -25,12 +25,12 @@ class WandbRuns:
         self._run: Any = None
         self._axes: set[str] = set()
 
-    def start(self, run: RunFacts, known: str) -> RunAddress:
+    def start(self, run: RunFacts, resume_id: str) -> RunAddress:
         """Make the run, or go on with it."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        said = self._settings
+        settings = self._settings
         quiet = wandb.Settings(
             silent=True,
             init_timeout=_PATIENCE,
@@ -42,14 +42,14 @@ class WandbRuns:
             x_disable_machine_info=True,
         )
         self._run = wandb.init(
-            project=said.project,
-            entity=said.entity,
-            mode=said.mode,
+            project=settings.project,
+            entity=settings.entity,
+            mode=settings.mode,
             name=run.name,
-            id=known or uuid.uuid4().hex[:12],
+            id=resume_id or uuid.uuid4().hex[:12],
             resume="allow",
             group=run.group or None,
-            tags=list(said.tags) or None,
+            tags=list(settings.tags) or None,
             config=dict(run.config),
             dir=str(run.folder / "tracking"),
             settings=quiet,
@@ -57,21 +57,23 @@ class WandbRuns:
         folder = os.path.relpath(os.path.dirname(str(self._run.dir)))
         return RunAddress(str(self._run.id), str(self._run.url or f"wandb sync {folder}"))
 
-    def log(self, told: Sequence[Telling]) -> None:
+    def log(self, entries: Sequence[Telling]) -> None:
         """A row of history for each point, with the axis of its curve; figures go into the summary."""
-        for one in told:
-            if isinstance(one, CurvePoint):
-                axis = f"{one.prefix}/{one.axis}"
+        for entry in entries:
+            if isinstance(entry, CurvePoint):
+                axis = f"{entry.prefix}/{entry.axis}"
                 if axis not in self._axes:
                     self._axes.add(axis)
                     self._run.define_metric(axis)
-                    self._run.define_metric(f"{one.prefix}/*", step_metric=axis)
-                self._run.log({axis: one.at} | {f"{one.prefix}/{name}": value for name, value in one.values.items()})
+                    self._run.define_metric(f"{entry.prefix}/*", step_metric=axis)
+                self._run.log(
+                    {axis: entry.position} | {f"{entry.prefix}/{name}": value for name, value in entry.values.items()}
+                )
             else:
-                self._run.summary.update({**one.values, clean(f"{one.step}/end/reused"): one.reused})
+                self._run.summary.update({**entry.values, clean(f"{entry.step}/end/reused"): entry.reused})
 
     def finish(self, ending: Ending) -> None:
         """The run's sums and its status; waits until all has been sent, or lies in the file."""
-        said = {"run/status": ending.status, "run/reused": ", ".join(ending.reused)}
-        self._run.summary.update({**ending.values, **said})
+        status_fields = {"run/status": ending.status, "run/reused": ", ".join(ending.reused)}
+        self._run.summary.update({**ending.values, **status_fields})
         self._run.finish(exit_code=0 if ending.status in ("done", "running") else 1)

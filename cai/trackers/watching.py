@@ -38,8 +38,8 @@ def check_trackers(plan: Plan) -> list[str]:
     from cai.trackers.settings import Tracking
 
     tracking = Tracking.model_validate(plan.source["tracking"])
-    asked = tracking.asked()
-    if missing := [name for name in asked if find_spec(PACKAGES[name]) is None]:
+    enabled = tracking.enabled()
+    if missing := [name for name in enabled if find_spec(PACKAGES[name]) is None]:
         raise PrerequisiteError(
             f"tracking: {', '.join(missing)} is not installed; pip install 'constitution-as-code[trackers]', "
             f"or leave it out: {' '.join(f'tracking.{name}=null' for name in missing)}"
@@ -57,7 +57,7 @@ def check_trackers(plan: Plan) -> list[str]:
             raise PrerequisiteError(
                 f"tracking.mlflow.uri: {scheme} needs all of MLflow; pip install mlflow, or use a folder, file:./mlruns"
             )
-    return list(asked)
+    return list(enabled)
 
 
 def _wandb_key() -> bool:
@@ -92,7 +92,7 @@ def tracked(
     try:
         for name in names:
             try:
-                telling.append(_start(name, plan, run_dir, home, say, group, unfinished))
+                telling.append(_start(name, plan, run_dir, home=home, say=say, group=group, unfinished=unfinished))
             except OSError as error:
                 say(f"{name}: cannot be told, and the run goes on without it ({error})")
         yield
@@ -100,7 +100,7 @@ def tracked(
         _end(telling, say)
 
 
-def _start(name: str, plan: Plan, run_dir: Path, home: Path, say: Say, group: str, unfinished: str) -> _Telling:
+def _start(name: str, plan: Plan, run_dir: Path, *, home: Path, say: Say, group: str, unfinished: str) -> _Telling:
     from cai.trackers.follow import Orders
 
     folder = run_dir.absolute() / "tracking"
@@ -135,28 +135,28 @@ def _hear(process: subprocess.Popen[str], say: Say) -> None:
 
 def _end(telling: list[_Telling], say: Say) -> None:
     """Close every process's input and wait for its last word; all of them together have ``PATIENCE``."""
-    for one in telling:
-        assert one.process.stdin is not None
+    for follower in telling:
+        assert follower.process.stdin is not None
         with suppress(OSError):
-            one.process.stdin.close()
+            follower.process.stdin.close()
     deadline = time.monotonic() + PATIENCE
     try:
-        for one in telling:
+        for follower in telling:
             with suppress(subprocess.TimeoutExpired):
-                one.process.wait(max(deadline - time.monotonic(), 0.0))
+                follower.process.wait(max(deadline - time.monotonic(), 0.0))
     finally:
-        for one in telling:
-            _close(one, say)
+        for follower in telling:
+            _close(follower, say)
 
 
-def _close(one: _Telling, say: Say) -> None:
-    stuck = one.process.poll() is None
+def _close(follower: _Telling, say: Say) -> None:
+    stuck = follower.process.poll() is None
     if stuck:
         with suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)
-    one.process.wait()
-    one.heard.join(1.0)
-    assert one.process.stdout is not None
-    one.process.stdout.close()
-    if stuck or one.process.returncode != 0:
-        say(f"{one.name}: not all was told; `python -m cai resume` of this run tells the rest")
+            os.killpg(follower.process.pid, signal.SIGKILL)
+    follower.process.wait()
+    follower.heard.join(1.0)
+    assert follower.process.stdout is not None
+    follower.process.stdout.close()
+    if stuck or follower.process.returncode != 0:
+        say(f"{follower.name}: not all was told; `python -m cai resume` of this run tells the rest")

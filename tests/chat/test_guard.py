@@ -73,14 +73,14 @@ def test_benign_contents_are_kept_byte_for_byte(name: str) -> None:
 def test_nested_and_overlapping_controls_are_broken_to_the_last(text: str) -> None:
     guard = Guard(("<|im_start|>", "<|im_end|>"), "test")
     cleaned = guard.clean(text)
-    assert not guard.found(cleaned)
+    assert not guard.occurrences(cleaned)
     assert cleaned.replace(BREAK, "") == text
     assert guard.clean(cleaned) == cleaned
 
 
 def test_overlaps_with_itself_are_broken() -> None:
     guard = Guard(("abab", "\n\nHuman:"), "test")
-    assert not guard.found(guard.clean("abababababab"))
+    assert not guard.occurrences(guard.clean("abababababab"))
     assert guard.clean("x\n\nHuman: y") == f"x\n\nHuman{BREAK}: y"
     untouched = "nothing here"
     assert guard.clean(untouched) is untouched

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.clients.echo import EchoNotFound, ServerRow, made, span
+from cai.clients.echo import EchoNotFound, ServerRow, span, strip_prompt
 from cai.data.nemo_tokens import Pieces, open_tokenizer
 from tests.data.test_nemo_tokens import TURN, byte_level, spm
 
@@ -87,10 +87,10 @@ def test_any_two_manglings_leave_the_completion_whole(prompt: str, new: str, fir
             return MANGLINGS[second](MANGLINGS[first](text))
 
         answer, count = answer_of(pieces, prompt, new, mangle)
-        found = made(answer, prompt, 99, None)
+        found = strip_prompt(answer, prompt, budget=99, pieces=None)
         assert squeezed(found.text) == squeezed(mangle(new)), (first, second)
         assert (found.tokens, found.ended) == (count + 1, True)
-        exact = made(answer, prompt, 99, pieces)
+        exact = strip_prompt(answer, prompt, budget=99, pieces=pieces)
         assert (exact.text, exact.tokens, exact.ended) == (new, count + 1, True)
 
 
@@ -102,7 +102,7 @@ def test_every_budget_gives_a_beginning_of_the_answer(mangling: str, pieces: Pie
     for known in (pieces, None):
         last = ""
         for budget in range(1, count + 1):
-            found = made(answer, prompt, budget, known)
+            found = strip_prompt(answer, prompt, budget=budget, pieces=known)
             assert (found.tokens, found.ended) == (budget, False)
             text = squeezed(found.text)
             assert whole.startswith(text)
@@ -123,9 +123,9 @@ def test_byte_level_pieces_are_read(tmp_path: Path) -> None:
     answer = ServerRow(own.decode(made_of.ids), tokens, (*made_of.ids, end, end))
     count = len(own.encode(new, add_special_tokens=False).ids)
     for known in (None, open_tokenizer(folder)):
-        found = made(answer, prompt, 99, known)
+        found = strip_prompt(answer, prompt, budget=99, pieces=known)
         assert (found.text, found.tokens, found.ended) == (new, count + 1, True)
-        assert new.startswith(made(answer, prompt, count - 1, known).text)
+        assert new.startswith(strip_prompt(answer, prompt, budget=count - 1, pieces=known).text)
 
 
 @pytest.mark.parametrize(("prompt", "new"), CASES)
@@ -137,7 +137,7 @@ def test_a_changed_echo_is_not_taken_for_the_prompt(prompt: str, new: str, piece
         answer, _ = answer_of(pieces, other, new, MANGLINGS["as it is"])
         for known in (pieces, None):
             with pytest.raises(EchoNotFound):
-                made(answer, prompt, 99, known)
+                strip_prompt(answer, prompt, budget=99, pieces=known)
             with pytest.raises(EchoNotFound):
                 span(answer, prompt, new, known)
 
@@ -146,7 +146,7 @@ def test_an_answer_that_stops_within_the_prompt_is_an_error(pieces: Pieces) -> N
     answer, _ = answer_of(pieces, "Once upon a time", "", MANGLINGS["as it is"], pad=0)
     for known in (pieces, None):
         with pytest.raises(EchoNotFound, match=r"the prompt goes on with ' ?there was'"):
-            made(answer, "Once upon a time there was", 9, known)
+            strip_prompt(answer, "Once upon a time there was", budget=9, pieces=known)
 
 
 def test_the_end_is_known_by_its_name_where_no_file_says_which_it_is(tmp_path: Path) -> None:
@@ -157,5 +157,5 @@ def test_the_end_is_known_by_its_name_where_no_file_says_which_it_is(tmp_path: P
     end = nameless.token("<|im_end|>")
     assert end is not None
     ids = (*nameless.ids("Say it. It!"), end, end, end)
-    found = made(ServerRow("Say it. It!", (), ids), "Say it.", 9, nameless)
+    found = strip_prompt(ServerRow("Say it. It!", (), ids), "Say it.", budget=9, pieces=nameless)
     assert (found.text, found.ended) == (" It!", True)

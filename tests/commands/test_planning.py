@@ -13,7 +13,7 @@ from cai.commands.planning import compile_plan
 from cai.engines import step_commands
 from cai.engines.base import Places
 from cai.files.library import Library, shipped_root
-from cai.plan import plan_from_json
+from cai.plan import by_role, plan_from_json
 from tests.support.paths import GOLDEN
 
 PINNED = {
@@ -43,7 +43,7 @@ def test_the_shipped_experiments_have_the_plans_they_had(name):
     CAI_WRITE_GOLDEN=1 pytest tests/commands/test_planning.py
     """
     plan = compile_plan([f"experiment={name}", *PINNED[name]], Library((shipped_root(),)))
-    found = {s.name: {"kind": s.kind, "makes": s.makes, "inputs": s.inputs, "key": s.key} for s in plan.steps}
+    found = {s.name: {"kind": s.kind, "makes": s.makes, "inputs": by_role(s.inputs), "key": s.key} for s in plan.steps}
     for step, commands in step_commands(plan, Places(Path("/store"))).items():
         if commands:
             found[step]["commands"] = [shlex.join(command.argv) for command in commands]
@@ -106,6 +106,16 @@ def test_wrong_input_exits_with_2_and_says_what_to_do(tmp_path, args, words):
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_schemas_are_not_written_over_a_file(tmp_path):
+    (tmp_path / "mine.json").write_text("kept")
+    done = cai("schema", "--out", "mine.json", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr == (
+        "error: --out: mine.json cannot be written into (it is a file); name a folder: both schemas go into it\n"
+    )
+    assert (tmp_path / "mine.json").read_text() == "kept"
 
 
 def test_validate_all_reads_the_users_folders_too(tmp_path):

@@ -13,7 +13,7 @@ SHIPPED = sorted(FOLDER.glob("*.yaml"))
 
 def found(*principles: Principle, needs: tuple[str, ...] = (), preamble: str = "") -> list[tuple[str, str, str]]:
     constitution = Constitution(name="c", principles=principles, preamble=preamble)
-    return [(f.level.value, f.where, f.what) for f in lint(constitution, needs)]
+    return [(f.level.value, f.where, f.message) for f in lint(constitution, needs)]
 
 
 def whole(name: str = "a", text: str = "Does the reply stay polite?", **more: object) -> Principle:
@@ -100,7 +100,7 @@ def test_ids_that_look_alike_are_warnings_and_bad_ones_errors() -> None:
         ("warning", "c: noharm", "id is easily taken for 'no-harm'")
     ]
     bad = whole().model_copy(update={"id": "Bad Id"})
-    assert [f.what for f in lint(Constitution.model_construct(name="c", principles=(bad,)))] == ["is no id"]
+    assert [f.message for f in lint(Constitution.model_construct(name="c", principles=(bad,)))] == ["is no id"]
 
 
 def test_errors_come_before_warnings() -> None:

@@ -151,7 +151,7 @@ def test_a_file_s_problems_have_its_lines_and_a_parent_s_have_the_parent_s(tmp_p
     (tmp_path / "parent.yaml").write_text("principles:\n  - id: a\n    critique: x\n    weight: heavy\n")
     (tmp_path / "child.yaml").write_text("extends: parent\nprinciples:\n  - id: b\n\n    citique: y\n")
     with pytest.raises(SpecError) as caught:
-        load_constitution(tmp_path / "child.yaml", shown="c/child.yaml")
+        load_constitution(tmp_path / "child.yaml", display_path="c/child.yaml")
     assert [str(p) for p in caught.value.problems] == [
         "c/child.yaml:5: principles[0].citique: unknown field; did you mean 'critique'?",
         "c/parent.yaml:4: principles[0].weight: must be a number, and is 'heavy'",

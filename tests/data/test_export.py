@@ -38,7 +38,7 @@ def lines(path: Path, *values: Any) -> Path:
 
 def read(path: Path, reader: str, makes: str, **options: Any) -> list[Row]:
     tally: Counter[str] = Counter()
-    rows = list(READERS[reader].read([path], makes, options, tally))
+    rows = list(READERS[reader].rows([path], makes, options, tally))
     assert not tally
     return rows
 

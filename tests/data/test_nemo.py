@@ -16,7 +16,7 @@ from cai.chat import ChatTemplate, Message, Span
 from cai.data import nemo
 from cai.data.nemo import HardPair, chat_spans, matches_nemo_chat, write_chat, write_pairs, write_prompts
 from cai.data.readers import READERS
-from cai.engines.base import PromptText, TrainText
+from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError
 from cai.files.library import shipped_root
 
@@ -109,7 +109,7 @@ def test_a_conversation_is_written_in_upstreams_format(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
-    found = write_chat(path, [trained(template, 'Say é\u2028 "it"', "It\n", system="Be kind.")], count, 200)
+    found = write_chat(path, [trained(template, 'Say é\u2028 "it"', "It\n", system="Be kind.")], count, max_length=200)
     assert (
         path.read_bytes()
         == (
@@ -128,7 +128,7 @@ def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    found = write_pairs(path, [pair(template), pair(template, "Ho")], count, 200)
+    found = write_pairs(path, [pair(template), pair(template, "Ho")], count, max_length=200)
     head = "<extra_id_0>System\n\n<extra_id_1>User\n"
     assert [record["text"] for record in records(path)] == [
         f"{head}{asked}\n{HEADER}{answer}\n{TURN}" for asked in ("Hi", "Ho") for answer in ("Yes", "No")
@@ -139,7 +139,7 @@ def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
 
 def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "prompts.jsonl"
-    found = write_prompts(path, [prompt(template, "Hi"), prompt(template, "Hi", "Yes", "Why?")], count, 200)
+    found = write_prompts(path, [prompt(template, "Hi"), prompt(template, "Hi", "Yes", "Why?")], count, max_length=200)
     assert [record["text"] for record in records(path)] == [
         f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}",
         f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}Yes\n{TURN}User\nWhy?\n{HEADER}",
@@ -153,7 +153,7 @@ def test_learning_the_last_answer_alone_folds_the_turns_before_it(
     last = trained(template, "a", "b", "c\n", " d", system="s", loss="last")
     every = trained(template, "a", "b", "c\n", " d", system="s")
     path = tmp_path / "train.jsonl"
-    write_chat(path, [last, every], count, 200)
+    write_chat(path, [last, every], count, max_length=200)
     folded, plain = records(path)
     assert [turn["value"] for turn in plain["conversations"]] == ["a", "b", "c\n", " d"]
     assert [turn["value"] for turn in folded["conversations"]] == [f"a\n{HEADER}b\n{TURN}User\nc\n", " d"]
@@ -167,9 +167,9 @@ def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_beside(
 ) -> None:
     path = tmp_path / "train.jsonl"
     rows = [trained(template, f"q{i}", f"a{i}") for i in range(5)]
-    assert write_chat(path, iter(rows), count, 200) == write_chat(path, rows, count, 200)
+    assert write_chat(path, iter(rows), count, max_length=200) == write_chat(path, rows, count, max_length=200)
     before = path.read_bytes()
-    write_chat(path, rows, count, 200)
+    write_chat(path, rows, count, max_length=200)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -179,14 +179,14 @@ def test_upstreams_index_of_the_old_file_goes_with_it(
 ) -> None:
     for name in ("train.jsonl.idx.npy", "train.jsonl.idx.info", "other.jsonl.idx.npy"):
         (tmp_path / name).write_bytes(b"old")
-    write_chat(tmp_path / "train.jsonl", [trained(template, "a", "b")], count, 200)
+    write_chat(tmp_path / "train.jsonl", [trained(template, "a", "b")], count, max_length=200)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.jsonl.idx.npy", "train.jsonl"]
 
 
 def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "train.jsonl"
-    write_chat(path, [trained(template, "a", "b", "c", "d", system="s")], count, 200)
-    (row,) = READERS["nemo_sft_chat"].read([path], "conversations", {}, Counter())
+    write_chat(path, [trained(template, "a", "b", "c", "d", system="s")], count, max_length=200)
+    (row,) = READERS["nemo_sft_chat"].rows([path], "conversations", {}, Counter())
     assert row.messages == said("a", "b", "c", "d", system="s")
 
 
@@ -213,7 +213,7 @@ def test_conversations_that_upstream_would_misread_are_left_out(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: TrainText
 ) -> None:
     path = tmp_path / "train.jsonl"
-    found = write_chat(path, [trained(template, "a", "b"), text, trained(template, "c", "d")], count, 200)
+    found = write_chat(path, [trained(template, "a", "b"), text, trained(template, "c", "d")], count, max_length=200)
     assert found.dropped == {reason: 1}
     assert found.rows == len(records(path)) == 2
 
@@ -224,9 +224,9 @@ def test_a_conversation_may_be_one_token_longer_than_the_sequence(
     text = trained(template, "a question", "an answer")
     tokens = count("".join(span.text for span in text.spans))
     path = tmp_path / "train.jsonl"
-    assert write_chat(path, [text], count, tokens - 1).longest == tokens
+    assert write_chat(path, [text], count, max_length=tokens - 1).longest == tokens
     with pytest.raises(SpecError, match="1 too long"):
-        write_chat(path, [text], count, tokens - 2)
+        write_chat(path, [text], count, max_length=tokens - 2)
 
 
 def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
@@ -235,16 +235,16 @@ def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
     path = tmp_path / "pairs.jsonl"
     for longer in (pair(template, chosen="Yes, of course"), pair(template, rejected="No, never at all")):
         tokens = max(count(longer.prompt + answer) for answer in (longer.chosen, longer.rejected))
-        assert write_pairs(path, [longer], count, tokens).longest == tokens
-        assert write_pairs(path, [longer, pair(template)], count, tokens - 1).dropped == {"too long": 1}
+        assert write_pairs(path, [longer], count, max_length=tokens).longest == tokens
+        assert write_pairs(path, [longer, pair(template)], count, max_length=tokens - 1).dropped == {"too long": 1}
 
 
 def test_a_prompt_leaves_room_for_the_answer(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "prompts.jsonl"
     text = prompt(template, "a rather long question")
     tokens = count(text.prompt)
-    assert write_prompts(path, [text], count, tokens).longest == tokens
-    assert write_prompts(path, [text, prompt(template, "a")], count, tokens - 1).dropped == {"too long": 1}
+    assert write_prompts(path, [text], count, max_length=tokens).longest == tokens
+    assert write_prompts(path, [text, prompt(template, "a")], count, max_length=tokens - 1).dropped == {"too long": 1}
 
 
 def test_a_tokenizer_that_merges_across_turns_is_found_out(tmp_path: Path, template: ChatTemplate) -> None:
@@ -254,8 +254,8 @@ def test_a_tokenizer_that_merges_across_turns_is_found_out(tmp_path: Path, templ
 
     rows = [trained(template, "a", "b")]
     with pytest.raises(SpecError, match="1 tokens merge across turns"):
-        write_chat(tmp_path / "train.jsonl", rows, merging, 500)
-    assert write_chat(tmp_path / "train.jsonl", rows, len, 500).rows == 1
+        write_chat(tmp_path / "train.jsonl", rows, merging, max_length=500)
+    assert write_chat(tmp_path / "train.jsonl", rows, len, max_length=500).rows == 1
 
 
 def test_a_tokenizer_that_merges_a_name_with_its_answer_is_found_out(tmp_path: Path, template: ChatTemplate) -> None:
@@ -263,7 +263,7 @@ def test_a_tokenizer_that_merges_a_name_with_its_answer_is_found_out(tmp_path: P
         return len(text) - text.count("\n\n")
 
     rows = [trained(template, "a", "\nb", system="s"), trained(template, "a", "b", system="s")]
-    found = write_chat(tmp_path / "train.jsonl", rows, merging, 500)
+    found = write_chat(tmp_path / "train.jsonl", rows, merging, max_length=500)
     assert (found.rows, found.dropped) == (1, {"tokens merge across turns": 1})
 
 
@@ -282,7 +282,7 @@ def test_pairs_that_teach_nothing_or_end_wrongly_are_left_out(
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     odd = replace(pair(template), **changes)
-    found = write_pairs(path, [pair(template), odd, pair(template, "Ho")], count, 200)
+    found = write_pairs(path, [pair(template), odd, pair(template, "Ho")], count, max_length=200)
     assert found.dropped == {reason: 1}
     assert [record["text"].splitlines()[5] for record in records(path)] == ["Yes", "No", "Yes", "No"]
 
@@ -303,7 +303,7 @@ def test_prompts_that_are_none_are_left_out(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: str
 ) -> None:
     path = tmp_path / "prompts.jsonl"
-    found = write_prompts(path, [PromptText("odd", text), prompt(template, "Hi")], count, 200)
+    found = write_prompts(path, [PromptText("odd", text), prompt(template, "Hi")], count, max_length=200)
     assert found.dropped == {reason: 1}
     assert len(records(path)) == 1
 
@@ -318,7 +318,7 @@ def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
         return len(text)
 
     found = write_prompts(
-        tmp_path / "prompts.jsonl", [prompt(template, "x" * 300), prompt(template, "Hi")], count, 1000
+        tmp_path / "prompts.jsonl", [prompt(template, "x" * 300), prompt(template, "Hi")], count, max_length=1000
     )
     assert found.dropped == {"line too large": 1}
 
@@ -326,7 +326,7 @@ def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
 def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     kept, long = pair(template), pair(template, chosen="very " * 40)
     rows = [replace(row, replica=k) for row in (kept, long) for k in range(3)]
-    found = write_pairs(tmp_path / "pairs.jsonl", rows, count, 100, at_least=3)
+    found = write_pairs(tmp_path / "pairs.jsonl", rows, count, max_length=100, at_least=3)
     assert (found.rows, found.samples, found.dropped) == (1, 3, {"too long": 1})
     assert len(records(tmp_path / "pairs.jsonl")) == 6
 
@@ -338,12 +338,12 @@ def test_fewer_rows_than_a_batch_are_refused_and_the_old_file_stays(
     path.write_text("old\n")
     rows = [trained(template, "a", "b"), bare(*said("a", "b", "c"))]
     with pytest.raises(SpecError) as error:
-        write_chat(path, rows, count, 200, at_least=2)
+        write_chat(path, rows, count, max_length=200, at_least=2)
     assert "train.jsonl: 1 conversations are left for a batch of 2 (1 ends with a user turn)" in str(error.value)
     assert path.read_text() == "old\n"
     assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
     with pytest.raises(SpecError, match="0 prompts"):
-        write_prompts(tmp_path / "none.jsonl", [], count, 200, at_least=0)
+        write_prompts(tmp_path / "none.jsonl", [], count, max_length=200, at_least=0)
 
 
 # Templates

@@ -45,8 +45,8 @@ def test_every_problem_comes_at_once():
     assert "seed" in found
     assert "did you mean 'embedded'" in found["engine.kind"].next
     assert "did you mean 'model'" in found["stages.respond.modle"].next
-    assert found["stages.respond.model"].what == "is missing"
-    assert "many" in found["stages.respond.sampling.max_tokens"].what
+    assert found["stages.respond.model"].message == "is missing"
+    assert "many" in found["stages.respond.sampling.max_tokens"].message
     assert "did you mean 'sft'" in found["stages.ft.kind"].next
     assert "judge" in found["stages.judgement"].next
     assert len(found) == 8
@@ -59,7 +59,7 @@ def test_names_that_are_no_names_are_refused(name):
 
 def test_one_name_stands_for_one_thing():
     found = problems(GOOD | {"models": {"respond": "hf:/x"}})
-    assert "two things" in found["stages.respond"].what
+    assert "two things" in found["stages.respond"].message
 
 
 @pytest.mark.parametrize("section", ["models", "data", "stages"])

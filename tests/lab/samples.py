@@ -8,7 +8,7 @@ from pathlib import Path
 from cai.chat import ChatTemplate
 from cai.data.nemo import HardPair, write_chat, write_pairs, write_prompts
 from cai.data.nemo_tokens import Pieces
-from cai.engines.base import PromptText, TrainText
+from cai.engines.methods.base import PromptText, TrainText
 from tests.data.test_nemo import TEMPLATES, pair, prompt, trained
 
 LENGTH = 4096
@@ -26,9 +26,9 @@ def write(folder: Path, tokens: Pieces) -> dict[str, Path]:
     pairs = [HardPair(f"row{i}", *_texts(template, i)) for i in range(ROWS)]
     prompts = [PromptText(f"row{i}", prompt(template, f"How is {i} made?").prompt) for i in range(ROWS)]
     files = {name: folder / f"{name}.jsonl" for name in ("sft", "pairs", "prompts")}
-    write_chat(files["sft"], conversations, tokens.count, LENGTH)
-    write_pairs(files["pairs"], pairs, tokens.count, LENGTH)
-    write_prompts(files["prompts"], prompts, tokens.count, LENGTH)
+    write_chat(files["sft"], conversations, tokens.count, max_length=LENGTH)
+    write_pairs(files["pairs"], pairs, tokens.count, max_length=LENGTH)
+    write_prompts(files["prompts"], prompts, tokens.count, max_length=LENGTH)
     return files
 
 

@@ -14,7 +14,7 @@ import pytest
 from cai.chat import ChatTemplate, Message
 from cai.data.nemo import CHAT_TOKENS, HardPair, Written, chat_spans, write_chat, write_pairs, write_prompts
 from cai.data.nemo_tokens import open_tokenizer
-from cai.engines.base import PromptText, TrainText
+from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError
 from tests.data.test_nemo import TEMPLATES, pair, prompt, said, sentencepiece_model, trained
 
@@ -153,7 +153,7 @@ def test_every_conversation_is_learnt_where_our_spans_say(
     tmp_path: Path, template: ChatTemplate, tokenizer: Any
 ) -> None:
     texts, path = conversations(template, 150), tmp_path / "train.jsonl"
-    found = write_chat(path, texts, counted(tokenizer), 4096)
+    found = write_chat(path, texts, counted(tokenizer), max_length=4096)
     assert found.rows + sum(found.dropped.values()) == 150
     if hasattr(tokenizer, "spm_separator"):
         assert found.dropped == {}
@@ -183,18 +183,18 @@ def test_what_we_leave_out_for_merging_would_be_learnt_elsewhere(
     if hasattr(tokenizer, "spm_separator"):
         pytest.skip("SentencePiece models like Mistral's merge nothing across line ends")
     text, path = trained(template, "a", "b\n\n\n", "c", "d", system="s"), tmp_path / "train.jsonl"
-    write_chat(path, [text], len, 4096)  # let through by a count of characters
+    write_chat(path, [text], len, max_length=4096)  # let through by a count of characters
     item = chat_set(path, tokenizer, 4096)[0]
     assert learnt(tokenizer, item["input_ids"], item["mask"]) != [span.text for span in text.spans if span.loss]
     with pytest.raises(SpecError, match=MERGED):
-        write_chat(path, [text], counted(tokenizer), 4096)
+        write_chat(path, [text], counted(tokenizer), max_length=4096)
 
 
 def test_an_empty_system_text_crashes_upstream_with_a_tokenizer_that_merges_line_ends(
     tmp_path: Path, template: ChatTemplate, tokenizer: Any
 ) -> None:
     text, path = trained(template, "a", "b"), tmp_path / "train.jsonl"
-    write_chat(path, [text], len, 4096)
+    write_chat(path, [text], len, max_length=4096)
     data = chat_set(path, tokenizer, 4096)
     if hasattr(tokenizer, "spm_separator"):
         assert learnt(tokenizer, data[0]["input_ids"], data[0]["mask"]) == ["b\n<extra_id_1>"]
@@ -202,14 +202,16 @@ def test_an_empty_system_text_crashes_upstream_with_a_tokenizer_that_merges_line
     with pytest.raises(AssertionError):
         data[0]
     with pytest.raises(SpecError, match=MERGED):
-        write_chat(path, [text], counted(tokenizer), 4096)
+        write_chat(path, [text], counted(tokenizer), max_length=4096)
 
 
 def test_a_longer_conversation_than_we_let_through_loses_its_end(
     tmp_path: Path, template: ChatTemplate, tokenizer: Any
 ) -> None:
     path = tmp_path / "train.jsonl"
-    found = write_chat(path, [trained(template, "a question", "an answer", system="s")], counted(tokenizer), 4096)
+    found = write_chat(
+        path, [trained(template, "a question", "an answer", system="s")], counted(tokenizer), max_length=4096
+    )
     whole, cut = (chat_set(path, tokenizer, found.longest - k) for k in (1, 2))
     full = int(whole[0]["mask"].sum())
     assert int(whole.collate_fn([whole[0]])["loss_mask"].sum()) == full
@@ -220,10 +222,15 @@ def test_a_longer_conversation_than_we_let_through_loses_its_end(
 
 def test_a_file_written_anew_is_read_anew(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     path, count = tmp_path / "train.jsonl", counted(tokenizer)
-    write_chat(path, [trained(template, "a", f"first {i}", system="s") for i in range(3)], count, 4096)
+    write_chat(path, [trained(template, "a", f"first {i}", system="s") for i in range(3)], count, max_length=4096)
     assert len(chat_set(path, tokenizer, 4096)) == 3
     assert path.with_name("train.jsonl.idx.npy").exists()
-    write_chat(path, [trained(template, "a longer question", f"second {i}", system="s") for i in range(5)], count, 4096)
+    write_chat(
+        path,
+        [trained(template, "a longer question", f"second {i}", system="s") for i in range(5)],
+        count,
+        max_length=4096,
+    )
     data = chat_set(path, tokenizer, 4096)
     assert len(data) == 5
     assert learnt(tokenizer, data[4]["input_ids"], data[4]["mask"]) == ["second 4\n<extra_id_1>"]
@@ -231,8 +238,8 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path, template: ChatTemplate
 
 def test_upstream_reads_a_new_file_by_a_stale_index(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     path, other = tmp_path / "train.jsonl", tmp_path / "other.jsonl"
-    write_chat(path, [trained(template, "a", "b", system="s")], counted(tokenizer), 4096)
-    write_chat(other, [trained(template, text, "b", system="s") for text in "ac"], counted(tokenizer), 4096)
+    write_chat(path, [trained(template, "a", "b", system="s")], counted(tokenizer), max_length=4096)
+    write_chat(other, [trained(template, text, "b", system="s") for text in "ac"], counted(tokenizer), max_length=4096)
     chat_set(path, tokenizer, 4096)
     path.write_bytes(other.read_bytes())
     assert len(chat_set(path, tokenizer, 4096)) == 1
@@ -261,7 +268,7 @@ def comparisons(template: ChatTemplate) -> list[HardPair]:
 
 def test_pairs_alternate_and_none_is_replaced(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     pairs, path = comparisons(template), tmp_path / "pairs.jsonl"
-    found = write_pairs(path, pairs, counted(tokenizer), 4096)
+    found = write_pairs(path, pairs, counted(tokenizer), max_length=4096)
     data = prefix_set("rm", path, tokenizer, found.longest)
     assert len(data) == found.samples == 40
     for i, hard in enumerate(pairs):
@@ -275,14 +282,14 @@ def test_pairs_alternate_and_none_is_replaced(tmp_path: Path, template: ChatTemp
 def test_upstream_replaces_a_pair_that_we_leave_out(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     pairs, path, count = comparisons(template), tmp_path / "pairs.jsonl", counted(tokenizer)
     pairs = [pair(template, "x" * 300), *pairs[:2], pair(template, "x" * 300)]
-    found = write_pairs(path, pairs, count, 4096)
+    found = write_pairs(path, pairs, count, max_length=4096)
     limit = found.longest - 1
     data = prefix_set("rm", path, tokenizer, limit)
     assert len(data) == 4
     assert data[0]["chosen"].tolist() == data[2]["chosen"].tolist()  # the pair two places on, twice
     with pytest.raises(IndexError):
         data[3]
-    filtered = write_pairs(path, pairs, count, limit)
+    filtered = write_pairs(path, pairs, count, max_length=limit)
     assert (filtered.rows, filtered.dropped) == (2, {"too long": 2})
     data = prefix_set("rm", path, tokenizer, limit)
     assert [
@@ -301,7 +308,7 @@ def questions(template: ChatTemplate) -> list[PromptText]:
 
 def test_prompts_keep_their_length_and_none_is_masked(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     texts, path = questions(template), tmp_path / "prompts.jsonl"
-    found = write_prompts(path, texts, counted(tokenizer), 4096)
+    found = write_prompts(path, texts, counted(tokenizer), max_length=4096)
     assert found.dropped == {}
     data = prefix_set("rlhf", path, tokenizer, found.longest + 100, answer=100)
     assert len(data) == found.rows == len(texts)
@@ -313,11 +320,11 @@ def test_prompts_keep_their_length_and_none_is_masked(tmp_path: Path, template: 
 
 def test_upstream_masks_a_prompt_that_we_leave_out(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     texts, path, count = [prompt(template, "x" * 200), prompt(template, "a")], tmp_path / "p.jsonl", counted(tokenizer)
-    found = write_prompts(path, texts, count, 4096)
+    found = write_prompts(path, texts, count, max_length=4096)
     data = prefix_set("rlhf", path, tokenizer, found.longest + 99, answer=100)
     assert [bool(data[i]["loss_multiplier"]) for i in range(2)] == [False, True]
     assert data[0]["text"].tolist() == data[1]["text"].tolist()
-    filtered: Written = write_prompts(path, texts, count, found.longest - 1)
+    filtered: Written = write_prompts(path, texts, count, max_length=found.longest - 1)
     assert (filtered.rows, filtered.dropped) == (1, {"too long": 1})
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from cai.engines.nemo_aligner.commands import RESULTS, Compiled
+from cai.engines.nemo_aligner.commands import Compiled
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.overrides import Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, TrainingLayout
 from tests.data.test_nemo import sentencepiece_model
@@ -123,7 +124,7 @@ def test_the_model_ends_in_the_file_that_is_waited_for(run: Run, name: str, star
     (saver,) = [c for c in made.trainer.callbacks if type(c).__name__ == "NeMoModelCheckpoint"]
     assert saver.save_nemo_on_train_end is True
     assert saver.save_top_k == 1
-    assert f"{saver.prefix}{saver.postfix}" == f"{RESULTS[name.partition('.')[0]]}.nemo"
+    assert f"{saver.prefix}{saver.postfix}" == f"{trainer_of(name.partition('.')[0]).result}.nemo"
     assert Path(saver.dirpath).name == "checkpoints"
     assert Path(saver.dirpath).parent == Path(made.config.exp_manager.explicit_log_dir)
 

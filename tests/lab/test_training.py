@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines import engine_of
-from cai.engines.base import RlSettings
+from cai.engines.methods.ppo import RlSettings
 from cai.engines.nemo_aligner.commands import CHAT_TOKENS, Compiled
 from cai.engines.nemo_aligner.schedule import curve_of, updates_of
 from cai.engines.nemo_aligner.survey import PlanSurvey, survey

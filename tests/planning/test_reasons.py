@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.planning.reasons import diff_ingredients, plan_changes, step_changes
 
 BASE = {
@@ -80,7 +80,7 @@ def test_fields_that_come_and_go():
 
 
 def step(name: str, key: str, inputs: dict, keys: dict) -> Step:
-    return Step(name, "mix", "conversations", key, 0, inputs, ingredients={"inputs": keys})
+    return Step(name, "mix", "conversations", key, 0, inputs_of(inputs), ingredients={"inputs": keys})
 
 
 def test_inputs_are_named_by_the_steps_that_make_them():

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from cai.errors import SpecError
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.report import drawing, samples
 from cai.report.graph import GAP_X, HEIGHT, WIDTH, graph_of, layered, ordered
 from cai.report.learning import active_principles, thinned
 from cai.report.measures import axes_of
 from cai.report.model import Figure, Panel, Point, ReportPage, Section, Series, Table, Text, numbers_table
-from cai.report.page import build, shown, write_report
-from cai.report.runs import named
+from cai.report.page import build, visible_controls, write_report
+from cai.report.runs import labelled_runs
 from cai.run.finished import Finished
 from tests.support.report_runs import HOSTILE, MODELS, STEPS, evaluation, figure, make_run, principles
 
@@ -89,7 +89,7 @@ def test_a_finished_run_gives_every_section_and_the_papers_figures(run: Finished
     assert [s.id for s in report.sections] == wanted
     drawn = {"frontier", "wins-0", "refusals", "adherence-0", "rounds", "change-by-principle", "rl", "sft", "reward"}
     assert drawn | {"calibration", "confidence", "accuracy", "topics-0"} == set(figures(report))
-    assert looked.index.taken == looked.index.there == 240
+    assert looked.index.included == looked.index.there == 240
     assert not missing(report)
 
 
@@ -187,7 +187,7 @@ def test_several_runs_are_compared_and_their_differences_told(tmp_path: Path) ->
 
 def test_runs_with_different_numbers_of_principles_give_the_papers_figure_by_number(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, f"n{n}", rules=n) for n in (4, 1, 2)]
-    assert [active_principles(run) for run in named(runs)] == [4, 1, 2]
+    assert [active_principles(run) for run in labelled_runs(runs)] == [4, 1, 2]
     by_number = figures(build(runs)[0])["by-principles"]
     assert [[p.x for p in panel.series[0].points] for panel in by_number.panels] == [[1.0, 2.0, 4.0]] * 2
     assert "not on one scale" in by_number.note
@@ -244,7 +244,7 @@ def test_quotas_give_small_stages_whole_and_share_the_rest() -> None:
 
 
 def test_with_fewer_rows_the_same_prompts_are_taken_from_every_stage(run: Finished) -> None:
-    looked = samples.survey(named([run]), 60)
+    looked = samples.survey(labelled_runs([run]), 60)
     rows = [row for chunk in samples.packed(looked) for row in unpacked(chunk)]
     assert len(rows) == 60
     by_source: dict[int, set[str]] = {}
@@ -262,7 +262,7 @@ def test_rows_are_taken_by_id_whatever_their_order(run: Finished) -> None:
 
 
 def _taken(run: Finished, limit: int) -> Iterator[samples.SampleRow]:
-    for source in samples.survey(named([run]), limit).sources:
+    for source in samples.survey(labelled_runs([run]), limit).sources:
         yield from (s for s in source.samples() if samples.place_of(s.id) <= source.bound)
 
 
@@ -287,9 +287,9 @@ def test_hostile_text_is_text_in_the_file(html: str) -> None:
 
 
 def test_control_characters_are_shown() -> None:
-    assert shown("a\u202eb\0c\ud83d\nd\te") == "a[U+202E]b[U+0000]c[U+D83D]\nd\te"
-    assert shown("\U0001f600 \u05d0\u200d") == "\U0001f600 \u05d0\u200d"
-    assert shown(3) == 3
+    assert visible_controls("a\u202eb\0c\ud83d\nd\te") == "a[U+202E]b[U+0000]c[U+D83D]\nd\te"
+    assert visible_controls("\U0001f600 \u05d0\u200d") == "\U0001f600 \u05d0\u200d"
+    assert visible_controls(3) == 3
 
 
 def test_the_page_is_well_formed_and_accessible_by_its_markup(html: str) -> None:
@@ -340,7 +340,7 @@ def test_the_graph_puts_every_step_below_what_it_reads_without_overlaps(run: Fin
     plan = run.plan
     depth = layered(plan)
     assert all(depth[name] < depth[step.name] for step in plan.steps for name in step.needs())
-    graph = graph_of(named([run])[0], "g")
+    graph = graph_of(labelled_runs([run])[0], "g")
     assert len(graph.nodes) == len(plan.steps)
     assert len(graph.edges) == sum(len(step.needs()) for step in plan.steps)
     by_row: dict[float, list[float]] = {}
@@ -357,8 +357,8 @@ def test_the_graph_puts_every_step_below_what_it_reads_without_overlaps(run: Fin
 def test_the_order_in_layers_uncrosses_edges_that_need_not_cross() -> None:
     steps = [Step(name, "read", "prompts", name * 64, 0) for name in "ab"]
     steps += [
-        Step("c", "sft", "model", "c" * 64, 0, {"data": "b"}),
-        Step("d", "sft", "model", "d" * 64, 0, {"data": "a"}),
+        Step("c", "sft", "model", "c" * 64, 0, inputs_of({"data": "b"})),
+        Step("d", "sft", "model", "d" * 64, 0, inputs_of({"data": "a"})),
     ]
     layers, _ = ordered(Plan("x", 0, {}, tuple(steps)))
     below = {"a": "d", "b": "c"}
@@ -368,7 +368,7 @@ def test_the_order_in_layers_uncrosses_edges_that_need_not_cross() -> None:
 def test_what_a_step_is_made_of_and_why_it_ran_is_told(tmp_path: Path) -> None:
     make_run(tmp_path)
     again = make_run(tmp_path, seed=1, rules=8)
-    node = next(n for n in graph_of(named([again])[0], "g").nodes if n.name == "revise")
+    node = next(n for n in graph_of(labelled_runs([again])[0], "g").nodes if n.name == "revise")
     told = {d.term: d.text for d in node.details}
     assert told["state"] == "made in this run"
     assert told["rows out"] == "40"
@@ -379,9 +379,9 @@ def test_what_a_step_is_made_of_and_why_it_ran_is_told(tmp_path: Path) -> None:
 
 def test_runs_are_named_as_shortly_as_tells_them_apart(tmp_path: Path) -> None:
     one, two, three = make_run(tmp_path, "a"), make_run(tmp_path, "b"), make_run(tmp_path, "a", seed=1)
-    assert [r.label for r in named([one, two])] == ["a", "b"]
-    assert [r.label for r in named([one, three])] == ["a, seed 0", "a, seed 1"]
-    assert [r.label for r in named([one])] == ["a"]
+    assert [r.label for r in labelled_runs([one, two])] == ["a", "b"]
+    assert [r.label for r in labelled_runs([one, three])] == ["a, seed 0", "a, seed 1"]
+    assert [r.label for r in labelled_runs([one])] == ["a"]
 
 
 def test_a_section_of_somebody_else_is_drawn_as_the_others(tmp_path: Path) -> None:

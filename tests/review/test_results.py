@@ -54,7 +54,7 @@ def test_pairs_with_other_answers_are_counted_apart(here):
     new = judged(here, "new", plan("stages.sft.training.epochs=4"), other, [0.1] * 6)
     (found,) = flips(paired(old.plan, new.plan), old, new)
     assert (found.pairs, found.written_anew) == (3, 3)
-    assert found.other["A"]["B"] == 3
+    assert found.rewritten["A"]["B"] == 3
 
 
 def test_without_the_candidates_labels_are_still_compared(here):

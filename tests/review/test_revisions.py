@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import cai
 from cai.commands.planning import plan_of
 from cai.errors import SpecError
+from cai.files import library
 from cai.identity import text_digest
 from cai.review import revisions
 from cai.review.sides import against, opener
@@ -135,7 +137,9 @@ def test_where_the_program_is_the_repository_its_shipped_files_are_the_revisions
     (top / "mine" / "house.yaml").rename(top / "constitutions" / "house.yaml")
     rows = "".join(json.dumps({"prompt": f"shipped {i}", "topic": f"t{i % 4}"}) + "\n" for i in range(40))
     (top / "cai" / "data" / "asked.jsonl").write_text(rows)
-    (top / "cai" / "library.py").write_text("")
+    own = Path(library.__file__).relative_to(Path(cai.__file__).parent)
+    (top / "cai" / own.parent).mkdir()
+    (top / "cai" / own).write_text("")
     shipped = Path(revisions.__file__).parents[2] / "prompt_templates"
     for found in [*shipped.glob("*.jinja"), *shipped.glob("few_shots/*.yaml")]:
         at = top / "prompt_templates" / found.relative_to(shipped)

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from cai.review.changes import Change, TextChange, differing, shown, text_change
+from cai.review.changes import Change, TextChange, differing, text_change, value_text
 from cai.review.data import document as json_document
 from cai.review.markdown import LIMIT
 from cai.review.markdown import document as markdown
@@ -72,7 +72,7 @@ def test_likeness_is_of_words():
 
 def test_values_are_compared_and_shown_as_yaml_has_them():
     assert differing({"a": 1, "b": {"c": True}}, {"a": 1.0, "b": {"c": 1}}) == {"b.c": (True, 1)}
-    assert [shown(v) for v in (None, True, 0.0001, 1e-9, "x", " x", ["a", 1], {"k": False})] == [
+    assert [value_text(v) for v in (None, True, 0.0001, 1e-9, "x", " x", ["a", 1], {"k": False})] == [
         "none", "true", "0.0001", "1e-09", "x", "' x'", "[a, 1]", "{k: false}",
     ]  # fmt: skip
 

@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cai.chat import Message
 from cai.constitution import Constitution, Principle
 from cai.errors import Incomplete, PrerequisiteError, SpecError, StepFailed
-from cai.plan import Plan, plan_from_json
+from cai.plan import Plan, inputs_of, plan_from_json
 from cai.run.executor import Interrupted, Silent, run, statuses
 from cai.run.ledger import iter_rows, ledger_table
 from cai.run.status import Action, previous_plan
@@ -97,10 +98,16 @@ def test_steps_with_the_same_key_run_once(store: Store, side: Path):
 def test_the_engine_is_made_once_when_first_asked_and_closed(store: Store):
     log: list[str] = []
 
-    class Engine:
+    class Session:
         def client(self, path: Path) -> str:
             log.append(f"client {path}")
             return "client"
+
+        def close(self) -> None: ...
+
+    class Engine:
+        def session(self, step) -> Session:
+            return Session()
 
         def close(self) -> None:
             log.append("closed")
@@ -124,8 +131,12 @@ def test_the_engine_is_made_once_when_first_asked_and_closed(store: Store):
 
 def test_the_engine_is_closed_when_a_step_fails(store: Store):
     closed: list[bool] = []
+    closing_soon = SimpleNamespace(close=lambda: None)
 
     class Engine:
+        def session(self, step) -> object:
+            return closing_soon
+
         def close(self) -> None:
             closed.append(True)
 
@@ -229,7 +240,7 @@ def test_too_many_dropped_rows_fail_with_the_reasons_and_a_higher_limit_goes_on(
     [
         ({"kind": "conut"}, "unknown kind 'conut'; did you mean 'count'"),
         ({"key": "0" * 64}, "its key is not that of its ingredients"),
-        ({"inputs": {"a": "later"}}, "reads 'later', which is no earlier step"),
+        ({"inputs": inputs_of({"a": "later"})}, "reads 'later', which is no earlier step"),
         ({"spec": {"kind": "count", "rwos": 3}}, r"spec\.rwos: Extra inputs"),
     ],
 )

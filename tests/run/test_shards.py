@@ -284,7 +284,7 @@ def test_a_damaged_artifact_and_an_attempt_that_all_but_ended_are_found_by_shard
     (store.root / name / "rows.jsonl").write_bytes(b"rot")
     (store.root / f"{name}.seen").unlink()
     with store.sharing(step.kind, step.key) as build:
-        assert build.done is None
+        assert build.stored is None
         assert (build.partial / "work").is_dir()
     assert list(store.damaged.glob(f"{name}.*"))
     project.run(plan, "whole")
@@ -294,7 +294,7 @@ def test_a_damaged_artifact_and_an_attempt_that_all_but_ended_are_found_by_shard
     partial.mkdir()
     (store.root / f"{name}.json").rename(partial / "record.json")
     with store.sharing(step.kind, step.key) as build:
-        assert build.done is not None
+        assert build.stored is not None
     assert store.find(step.kind, step.key) is not None
 
 

@@ -20,7 +20,7 @@ from cai.errors import Incomplete, PrerequisiteError, SpecError, StepFailed
 from cai.launchers.base import Command, Resources
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_script import Component, components_of, script
-from cai.plan import Plan
+from cai.plan import Plan, by_role, inputs_of
 from cai.run.executor import run
 from cai.run.job_files import job_file
 from cai.run.submission import Phase, cancel, resume, states, submit, watch
@@ -456,7 +456,7 @@ def test_what_slurm_refuses_leaves_no_half_of_a_chain(cluster: Cluster, toy: Toy
 def test_steps_with_the_same_key_are_one_job(cluster: Cluster, toy: Toy):
     plan = small_plan()
     twin = replace(plan.steps[0], name="twin")
-    needs = replace(plan.steps[2], inputs={**plan.steps[2].inputs, "a": "twin"})
+    needs = replace(plan.steps[2], inputs=inputs_of({**by_role(plan.steps[2].inputs), "a": "twin"}))
     toy.submit(replace(plan, steps=(plan.steps[0], twin, plan.steps[1], needs)))
     assert not job_file(toy.run_dir, "twin", ".sbatch").exists()
     result, _ = toy.watch()

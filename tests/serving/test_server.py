@@ -22,7 +22,7 @@ from rich.console import Console
 from cai.chat import Message
 from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
 from cai.errors import PrerequisiteError, Problem, SpecError
-from cai.serving import api_key_from, make_app, serve
+from cai.serving.server import api_key_from, make_app, serve
 from cai.terminal.chat import ChatModel
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
@@ -386,7 +386,7 @@ def test_serve_prints_its_address_and_a_curl_line_that_works() -> None:
     program = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from test_serving import Words, speaker\n"
-        "from cai.serving import make_app, serve\n"
+        "from cai.serving.server import make_app, serve\n"
         "serve(make_app(speaker(Words())), port=0)\n"
     )
     process = subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE, text=True)

@@ -34,6 +34,7 @@ def test_every_kind_names_itself_and_says_what_it_makes() -> None:
         "sample": "candidates",
         "judge": "comparisons",
         "reward": "reward_model",
+        "dpo": "model",
         "rl": "model",
         "snapshot": "model",
         "evaluate": "evaluation",

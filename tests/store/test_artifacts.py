@@ -147,7 +147,7 @@ def test_a_damaged_artifact_is_not_used_but_moved_aside_and_made_again(store: St
     assert store.find("sft", KEY) is None
     assert any("model.bin" in finding.problems[0] for finding in upkeep.verify(store))
     with store.building("sft", KEY) as build:
-        assert build.done is None
+        assert build.stored is None
         assert (build.aside / "record.json").exists()
         (build.out / "model.bin").write_text("weights")
         commit(build)
@@ -198,7 +198,7 @@ def dying(real):
         return real(*args, **kwargs)
     return call
 with store.building("sft", key) as build:
-    if build.done is None:
+    if build.stored is None:
         (build.out / "model.bin").write_text("weights")
         for name in ("rename", "replace", "fsync", "unlink", "rmdir", "pwrite"):
             setattr(os, name, dying(getattr(os, name)))
@@ -221,7 +221,7 @@ def test_kill_at_every_system_call_of_a_commit_leaves_all_or_nothing(tmp_path: P
         found = store.find("sft", KEY)
         begun = store.begun("sft", KEY)
         with store.building("sft", KEY) as build:
-            recovered = build.done is not None
+            recovered = build.stored is not None
             if not recovered:
                 (build.out / "model.bin").write_text("weights")
                 commit(build)
@@ -244,7 +244,7 @@ def test_two_builders_take_turns_and_the_second_gets_the_result(store: Store):
     def second() -> None:
         inside.wait()
         with store.building("sft", KEY, waited.append) as build:
-            got.append(build.done)
+            got.append(build.stored)
 
     thread = threading.Thread(target=second)
     thread.start()

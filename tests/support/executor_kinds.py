@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from cai.data.journal import Journal, Record
 from cai.identity import key_of
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.run.executor import run
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 from cai.store.artifacts import Store
@@ -98,7 +98,7 @@ def step(name: str, kind: str = "count", seed: int = 0, inputs: Any = None, keys
         "prompts",
         key_of(ingredients),
         seed,
-        inputs or {},
+        inputs_of(inputs or {}),
         {"kind": kind, **spec},
         ingredients=ingredients,
     )

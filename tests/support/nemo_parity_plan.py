@@ -26,7 +26,7 @@ from cai.engines.nemo_aligner.overrides import Env, literal
 from cai.engines.nemo_aligner.schedule import SCHED, Curve, updates_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import survey
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, by_role
 from cai.stages.base import Sampled
 from tests.data.test_nemo_tokens import spm
 from tests.support.generate_server import Fake, serving
@@ -242,7 +242,7 @@ def _field(reading: Reading, path: str) -> Any:
 
 
 def _input(reading: Reading, step: str, role: str, *number: str) -> Any:
-    names = reading.plan.step(step).inputs[role]
+    names = by_role(reading.plan.step(step).inputs)[role]
     return names[int(number[0])] if number and isinstance(names, list) else names
 
 

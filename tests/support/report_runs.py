@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.identity import key_of
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.run.finished import Finished, read_finished
 from cai.store.artifacts import Store
 
@@ -251,7 +251,7 @@ def make_run(
         resources = {"constitution": constitution} if kind in ("revise", "judge") else {}
         ingredients = {"kind": kind, "seed": seed, "spec": {"rules": decides}}
         spec = {"kind": kind, "told": HOSTILE[2]}
-        steps.append(Step(step, kind, makes, keys[step], seed, inputs, spec, resources, ingredients))
+        steps.append(Step(step, kind, makes, keys[step], seed, inputs_of(inputs), spec, resources, ingredients))
     plan = Plan(name, seed, {"kind": "embedded"}, tuple(steps), {"description": f"A test {HOSTILE[0]}"})
     for step in steps:
         if step.name in without or store.find(step.kind, step.key):

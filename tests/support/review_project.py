@@ -140,7 +140,7 @@ def write_run(folder: Path, made: Plan, store: Store, files: Mapping[str, Mappin
     for name, texts in files.items():
         step = made.step(name)
         with store.building(step.kind, step.key) as build:
-            if build.done is None:
+            if build.stored is None:
                 for file, text in texts.items():
                     (build.out / file).write_text(text)
                 ledger = {"rows_in": 1, "rows_out": 1, "dropped": {}, "parts": {}}

@@ -19,7 +19,7 @@ def commit(build: Build, **outcome: object) -> Stored:
 
 def make(store: Store, key: str = KEY, kind: str = "sft", text: str = "weights") -> Stored:
     with store.building(kind, key) as build:
-        assert build.done is None
+        assert build.stored is None
         (build.out / "model.bin").write_text(text)
         (build.out / "deep").mkdir()
         (build.out / "deep" / "config.json").write_text("{}")

@@ -14,7 +14,10 @@ from cai.chat import ChatTemplate, Message
 from cai.clients.base import Client, Completion, Finish, Request, Score, ScoreRequest
 from cai.constitution import Constitution
 from cai.data.rows import ROW_TYPES, Row, write_rows
-from cai.engines.base import ModelSource, PairText, PromptText, Trained, TrainText
+from cai.engines.base import ModelSource, Trained
+from cai.engines.methods.base import Method
+from cai.engines.methods.ppo import PpoData
+from cai.engines.methods.sft import SFT
 from cai.stages.base import IS_A, Artifact, Context
 from tests.support.paths import ROOT
 
@@ -109,17 +112,22 @@ class Memory:
         (dest / "config.json").write_text(json.dumps({"source": source.source}))
         return {"source": source.source, "sha256": source.sha256}
 
-    def sft(self, model: Path, train: Sequence[TrainText], val: Sequence[TrainText], *rest: Any) -> Trained:
-        self.seen |= {"train": list(train), "val": list(val)}
-        return Trained({"loss": 1.0}, {"too long": 1, "none": 0})
+    def train(self, method: Method[Any, Any], data: Any, settings: Any, attempt: Any) -> Trained:
+        if isinstance(data, PpoData):
+            models = {"policy": data.policy.name, "reward": data.reward.path.name}
+            self.seen |= {"prompts": list(data.prompts), "stop": data.stops, **models}
+            return Trained({"reward": 0.5}, {})
+        self.seen |= {"train": list(data.train), "val": list(data.val), "data": data}
+        return Trained({"loss": 1.0}, {"too long": 1, "none": 0} if method is SFT else {})
 
-    def reward(self, model: Path, train: Sequence[PairText], val: Sequence[PairText], *rest: Any) -> Trained:
-        self.seen |= {"train": list(train), "val": list(val)}
-        return Trained({"accuracy": 1.0}, {})
+    @property
+    def flows(self) -> bool:
+        return False
 
-    def rl(self, policy: Path, reward: Path, prompts: Sequence[PromptText], stop: Any, *rest: Any) -> Trained:
-        self.seen |= {"prompts": list(prompts), "stop": stop, "policy": policy.name, "reward": reward.name}
-        return Trained({"reward": 0.5}, {})
+    def session(self, step: Any) -> Any:
+        return self
+
+    def close(self) -> None: ...
 
     def reward_scorer(self, model: Path) -> Any:
         return _Scorer(self.rewards)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from cai.chat import Span
-from cai.engines.base import PairText, PromptText, TrainText
+from cai.engines.base import Attempt, Progress
+from cai.engines.methods.base import PairText, PromptText, TrainText
 
 WORDS = [
     "the",
@@ -119,3 +120,8 @@ def questions(count: int) -> list[PromptText]:
         PromptText(f"q{i}", f"[user] {' '.join(WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 4))} [bot] ")
         for i in range(count)
     ]
+
+
+def attempt_at(place: Path, progress: Progress | None = None, name: str = "out", seed: int = 1) -> Attempt:
+    """An attempt whose result goes to ``name`` in ``place``, and its checkpoints to ``work`` beside it."""
+    return Attempt(seed, place / name, place / "work", progress or Watch())

@@ -12,7 +12,7 @@ import pytest
 
 from cai.commands.reporting import report_verb
 from cai.identity import key_of
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.run.job_files import write_json
 from cai.store.artifacts import Store
 from cai.sweep.board import over_cells, read_board
@@ -83,7 +83,7 @@ def sweep(
         scale = key_of(["reward", number if own_scale else 0])
         steps = [
             Step("reward", "reward", "reward_model", scale, 0),
-            Step("evaluate", "evaluate", "evaluation", key, 0, inputs={"reward": "reward"}),
+            Step("evaluate", "evaluate", "evaluation", key, 0, inputs=inputs_of({"reward": "reward"})),
         ]
         at = folder / "sweep" / str(number)
         at.mkdir(parents=True)

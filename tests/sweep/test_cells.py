@@ -82,9 +82,9 @@ def test_nested_subsets_lie_inside_each_other() -> None:
     for order, draws in (("file", 1), ("random", 3)):
         spec = SweepSpec(preset="nested_subsets", order=order, draws=draws)
         found = variations(spec, sixteen(), 7)
-        assert [len(v.ids) for v in found if v.what == "whole"] == [16]  # once, however many draws
+        assert [len(v.ids) for v in found if v.kind == "whole"] == [16]  # once, however many draws
         for draw in range(draws):
-            sets = [set(v.ids) for v in found if v.draw == draw and v.what == "first"]
+            sets = [set(v.ids) for v in found if v.draw == draw and v.kind == "first"]
             # A set that two draws have in common runs once.
             assert [len(s) for s in sets] == [1, 2, 4, 8] or (draws > 1 and [len(s) for s in sets] == [2, 4, 8])
             assert all(a < b for a, b in pairwise(sets))

@@ -16,7 +16,7 @@ from cai.errors import Incomplete, StepFailed
 from cai.plan import Plan, Step
 from cai.run.status import Action, StepStatus
 from cai.run.watch import Watcher
-from cai.terminal.console import ConsoleWatcher, print_plan, record_line, render_plan, said
+from cai.terminal.console import ConsoleWatcher, event_line, print_plan, record_line, render_plan
 from cai.text import count, duration, make_console, one_line, plain
 
 HOSTILE = "[bold]\x1b[2J\x1b]0;owned\x07[/bold]\r\x9b31m\u202e :smile:"
@@ -115,11 +115,11 @@ def test_time_left_does_not_count_rows_that_an_earlier_attempt_had_done() -> Non
     progress.expect(rows=1000)
     clock.now += 30  # loading the model
     progress.advance(rows=900)
-    assert progress.left() is None
+    assert progress.seconds_left() is None
     for _ in range(10):
         clock.now += 1
         progress.advance(rows=1)
-    assert progress.left() == pytest.approx(90)
+    assert progress.seconds_left() == pytest.approx(90)
 
 
 def test_training_without_rows_is_measured_in_tokens() -> None:
@@ -249,7 +249,7 @@ def test_the_json_plan_is_stable() -> None:
 
 
 def test_a_plan_with_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(PLAN, [StepStatus(s, Action.REUSE, "in the store") for s in PLAN.steps], "md")
+    print_plan(PLAN, [StepStatus(s, Action.REUSE, "in the store") for s in PLAN.steps], format="md")
     assert "3 reuse; nothing to do." in capsys.readouterr().out
 
 
@@ -270,4 +270,4 @@ def test_numbers_as_a_person_reads_them() -> None:
     assert plain("a\tb\nc\x00\x7f") == "a\tb\nc\u2400\u2421"
     assert one_line("a\n\n  b" * 99, 10) == "a ba ba..."
     assert record_line({"seconds": 2.0, "outcome": {"ledger": {}}}) == "2.0 s"
-    assert said("loaded", {}) == "loaded"
+    assert event_line("loaded", {}) == "loaded"

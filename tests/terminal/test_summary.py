@@ -16,7 +16,7 @@ from rich.console import Console
 from cai.commands.talking import chat_verb
 from cai.errors import SpecError
 from cai.figures.intervals import share
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, inputs_of
 from cai.run.executor import RunResult, StepResult
 from cai.stages.base import Artifact
 from cai.stages.evaluate.caveats import caveats
@@ -84,7 +84,7 @@ def report() -> dict[str, Any]:
 
 
 def step(name: str, kind: str, **inputs: Any) -> Step:
-    return Step(name=name, kind=kind, makes="", key="0" * 64, seed=0, inputs=inputs)
+    return Step(name=name, kind=kind, makes="", key="0" * 64, seed=0, inputs=inputs_of(inputs))
 
 
 PLAN = Plan(

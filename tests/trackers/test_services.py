@@ -36,7 +36,7 @@ def test_what_a_tracker_missed_is_told_when_it_is_back(finished_run, tmp_path, c
         pass
     assert follower.finish(time.monotonic() + 5)
     points = [one for one in told if isinstance(one, CurvePoint)]
-    assert [point.at for point in points] == list(range(1, 9))
+    assert [point.position for point in points] == list(range(1, 9))
     assert [one.step for one in told if isinstance(one, Figures)] == ["rl", "evaluate"]
     assert isinstance(told[-1], Ending)
     noted = [e for e in read_events(finished_run / "events.jsonl") if e["event"] == "tracking.failed"]
@@ -62,7 +62,7 @@ def test_the_next_process_goes_on_where_the_last_one_was(finished_run, tmp_path)
     assert again.finish(time.monotonic() + 5)
     start, point, ending = told[count:]
     assert start == ("start", "id-1")
-    assert (point.at, point.values) == (9, {"reward": 1.5})
+    assert (point.position, point.values) == (9, {"reward": 1.5})
     assert ending.status == "done"
     assert json.loads((finished_run / "tracking" / "tensorboard.json").read_text())["group"] == "sweep"
 
@@ -78,7 +78,7 @@ def test_all_is_told_again_where_the_tracker_has_lost_the_run(finished_run, tmp_
 
     again = []
     assert follow(tmp_path, lambda _: Forgetful(again)).finish(time.monotonic() + 5)
-    assert [one.at for one in again if isinstance(one, CurvePoint)] == list(range(1, 9))
+    assert [one.position for one in again if isinstance(one, CurvePoint)] == list(range(1, 9))
     assert [one for one in again if isinstance(one, CurvePoint | Figures)] == [
         one for one in told if isinstance(one, CurvePoint | Figures)
     ]
@@ -93,10 +93,10 @@ def test_half_an_event_waits_for_its_other_half(tmp_path):
     told = []
     follower = follow(tmp_path, lambda _: Scripted(told))
     assert follower.look()
-    assert [one.at for one in told if isinstance(one, CurvePoint)] == [1, 2, 3]
+    assert [one.position for one in told if isinstance(one, CurvePoint)] == [1, 2, 3]
     (folder / "events.jsonl").write_bytes(whole)
     assert follower.look()
-    assert [one.at for one in told if isinstance(one, CurvePoint)] == list(range(1, 9))
+    assert [one.position for one in told if isinstance(one, CurvePoint)] == list(range(1, 9))
 
 
 @pytest.mark.long
@@ -114,8 +114,8 @@ def test_a_process_that_is_killed_costs_the_run_nothing(tmp_path, monkeypatch):
     started = []
     real = watching._start
 
-    def start(*args):
-        started.append(real(*args))
+    def start(*args, **named):
+        started.append(real(*args, **named))
         os.kill(started[-1].process.pid, signal.SIGKILL)
         return started[-1]
 

@@ -41,19 +41,19 @@ def problems(tracking):
 
 
 def test_every_tracker_is_off_unless_asked():
-    assert parse(EXPERIMENT).tracking.asked() == {}
+    assert parse(EXPERIMENT).tracking.enabled() == {}
     off = parse(EXPERIMENT | {"tracking": {"wandb": None, "mlflow": False}}).tracking
-    assert off.asked() == {}
-    on = parse(EXPERIMENT | {"tracking": {"tensorboard": True, "wandb": {"mode": "offline"}}}).tracking.asked()
+    assert off.enabled() == {}
+    on = parse(EXPERIMENT | {"tracking": {"tensorboard": True, "wandb": {"mode": "offline"}}}).tracking.enabled()
     assert (on["tensorboard"].dir, on["wandb"].project, list(on)) == ("tensorboard", "cai", ["tensorboard", "wandb"])
 
 
 def test_what_is_wrong_with_a_tracker_is_told_with_its_field():
     found = problems({"wandbb": {}, "tensorboard": {"folder": "x"}, "wandb": {"mode": "sometimes"}})
     assert "did you mean 'wandb'" in found["tracking.wandbb"].next
-    assert found["tracking.tensorboard.folder"].what == "unknown field"
-    assert "online" in found["tracking.wandb.mode"].what
-    assert "mapping" in problems("wandb")["tracking"].what
+    assert found["tracking.tensorboard.folder"].message == "unknown field"
+    assert "online" in found["tracking.wandb.mode"].message
+    assert "mapping" in problems("wandb")["tracking"].message
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_tracking_is_in_the_plan_and_changes_no_step(project):
     assert "tracking" not in off.source
     assert on.source["tracking"]["tensorboard"] == {"dir": "tb"}
     assert on.source["tracking"]["wandb"]["tags"] == ["a", "b"]
-    assert Tracking.model_validate(on.source["tracking"]).asked().keys() == {"tensorboard", "wandb"}
+    assert Tracking.model_validate(on.source["tracking"]).enabled().keys() == {"tensorboard", "wandb"}
     again = compile_plan(["experiment=mine", "tracking.wandb.mode=offline", "tracking.wandb=null"], project)
     assert again == off
 
@@ -230,7 +230,7 @@ def test_every_part_of_an_evaluation_is_told_and_none_has_to_be_there():
         name for name in found if "hate" in name or "over_refusal/base" in name or "distinct_1/red_team/base" in name
     ]
     points = revision_points("evaluate", made, 1.0)
-    assert [(p.prefix, p.axis, p.at, p.values["reward"]) for p in points] == [
+    assert [(p.prefix, p.axis, p.position, p.values["reward"]) for p in points] == [
         ("evaluate/revisions/base", "round", 0, 0.1),
         ("evaluate/revisions/base", "round", 1, 0.4),
     ]
@@ -241,7 +241,7 @@ def test_every_part_of_an_evaluation_is_told_and_none_has_to_be_there():
 def test_the_experiment_of_the_document_is_one():
     text = (ROOT / "docs" / "tracking.md").read_text()
     block = text.partition("```yaml\n")[2].partition("```")[0]
-    assert set(parse(EXPERIMENT | yaml.safe_load(block)).tracking.asked()) == {"tensorboard", "wandb", "mlflow"}
+    assert set(parse(EXPERIMENT | yaml.safe_load(block)).tracking.enabled()) == {"tensorboard", "wandb", "mlflow"}
 
 
 def test_names_are_what_every_tracker_takes():
@@ -253,7 +253,7 @@ def test_names_are_what_every_tracker_takes():
 
 def test_a_torn_curve_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert step_end("sft", "sft", tmp_path, {"outcome": {}}, 0.0) == ({"sft/end/rows_dropped": 0.0}, [])
+    assert step_end("sft", "sft", folder=tmp_path, record={"outcome": {}}, t=0.0) == ({"sft/end/rows_dropped": 0.0}, [])
 
 
 def test_steps_of_a_cluster_that_had_no_job_are_told_at_the_end(tmp_path):

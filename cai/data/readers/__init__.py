@@ -44,13 +44,13 @@ class Reader:
     records: Records = json_records
     suffixes: tuple[str, ...] = _JSON_FILES
 
-    def read(self, files: Sequence[Path], makes: str, options: Mapping[str, Any], tally: Counter[str]) -> Iterator[Row]:
+    def rows(self, files: Sequence[Path], makes: str, options: Mapping[str, Any], tally: Counter[str]) -> Iterator[Row]:
         """Rows of the files, in order, each id once; every record that makes no row is counted in ``tally``.
 
         Raises:
             PrerequisiteError: when a file cannot be read or is damaged.
         """
-        seen = Seen()
+        seen_ids = Seen()
         for path in files:
             for raw in self.records(path, tally):
                 try:
@@ -58,7 +58,7 @@ class Reader:
                 except Odd as odd:
                     tally[odd.reason] += 1
                     continue
-                if seen.add(row.id):
+                if seen_ids.add(row.id):
                     yield row
                 else:
                     tally["duplicate"] += 1

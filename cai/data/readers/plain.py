@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.chat import Message
-from cai.data.readers.shape import Odd, clean, comparison, messages_of, one, pair, text_of
+from cai.data.readers.shape import Odd, clean, comparison, messages_of, pair, prompt_or_conversation, text_of
 from cai.data.rows import Row
 
 _OURS = {"id", "prompt", "answer", "chosen", "rejected", "messages", "system", "topic", "p_chosen", "meta"}
@@ -30,18 +30,18 @@ def simple(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Ro
         more["p_chosen"] = 1.0 if raw.get("p_chosen") is None else raw["p_chosen"]
         if isinstance(chosen, list) or isinstance(rejected, list):
             return pair(_led(raw, messages_of(chosen)), _led(raw, messages_of(rejected)), **more)
-        return comparison(_asked(raw), text_of(raw, "chosen"), text_of(raw, "rejected"), **more)
-    messages = _asked(raw)
+        return comparison(_prompt_messages(raw), text_of(raw, "chosen"), text_of(raw, "rejected"), **more)
+    messages = _prompt_messages(raw)
     if makes == "conversations" and raw.get("messages") is None:
         messages = (*messages, Message("assistant", text_of(raw, "answer")))
-    return one(makes, messages, **more)
+    return prompt_or_conversation(makes, messages, **more)
 
 
 def openai_messages(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
     """``{"messages": [{"role", "content"}, ...]}``; a system turn may come first."""
     if raw.get("messages") is None:
         raise Odd("missing_messages")
-    return one(makes, messages_of(raw["messages"]))
+    return prompt_or_conversation(makes, messages_of(raw["messages"]))
 
 
 def nemo_chat(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
@@ -61,7 +61,7 @@ def nemo_chat(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) ->
     else:
         messages = messages_of(turns, "from", "value")
     label = next((t["label"] for t in reversed(turns) if isinstance(t.get("label"), str)), None)
-    return one(makes, _led(raw, messages), meta={"dataset": raw.get("dataset"), "label": label})
+    return prompt_or_conversation(makes, _led(raw, messages), meta={"dataset": raw.get("dataset"), "label": label})
 
 
 def nemo_rl_preference(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
@@ -88,7 +88,7 @@ def nemo_rl_preference(raw: Mapping[str, Any], makes: str, options: Mapping[str,
     return pair(ranked[0][1], ranked[-1][1])
 
 
-def _asked(raw: Mapping[str, Any]) -> tuple[Message, ...]:
+def _prompt_messages(raw: Mapping[str, Any]) -> tuple[Message, ...]:
     if raw.get("messages") is not None:
         return _led(raw, messages_of(raw["messages"]))
     if isinstance(raw.get("prompt"), list):

@@ -110,6 +110,7 @@ def comparison(
     messages: tuple[Message, ...],
     chosen: str,
     rejected: str,
+    *,
     p_chosen: Any = 1.0,
     topic: str = "",
     meta: Mapping[str, Any] | None = None,
@@ -139,7 +140,9 @@ def pair(chosen: tuple[Message, ...], rejected: tuple[Message, ...], **more: Any
     return comparison(chosen[:-1], chosen[-1].content, rejected[-1].content, **more)
 
 
-def one(makes: str, messages: tuple[Message, ...], topic: str = "", meta: Mapping[str, Any] | None = None) -> Row:
+def prompt_or_conversation(
+    makes: str, messages: tuple[Message, ...], topic: str = "", meta: Mapping[str, Any] | None = None
+) -> Row:
     """A prompt or a conversation, whichever is wanted."""
     return (prompt if makes == "prompts" else conversation)(messages, topic, meta)
 
@@ -151,11 +154,11 @@ def parts(messages: tuple[Message, ...]) -> list[str]:
 
 def scalars(meta: Mapping[str, Any] | None) -> dict[str, Any]:
     """The plain values of ``meta``: writable texts, whole and finite numbers, truth values."""
-    kept: dict[str, Any] = {}
+    plain_values: dict[str, Any] = {}
     for name, value in (meta or {}).items():
         key = clean(name)
         if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-            kept[key] = value
+            plain_values[key] = value
         elif isinstance(value, str):
-            kept[key] = clean(value)
-    return kept
+            plain_values[key] = clean(value)
+    return plain_values

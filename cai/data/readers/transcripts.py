@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.chat import Message
-from cai.data.readers.shape import Odd, clean, one, pair, text_of
+from cai.data.readers.shape import Odd, clean, pair, prompt_or_conversation, text_of
 from cai.data.rows import Row
 
 # A fixed beginning is searched for ten times as fast as one with choices, so line ends of Windows have their own.
@@ -27,13 +27,13 @@ def turns(text: str, merge: bool = False) -> tuple[Message, ...]:
     pieces = (_TURN_CRLF if "\r\n" in text else _TURN).split("\n\n" + text)
     if pieces[0].strip():
         raise Odd("text_before_turns")
-    found: list[Message] = []
+    messages: list[Message] = []
     for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True):
         turn = Message(_ROLE[speaker], words.strip())
-        if merge and found and found[-1].role == turn.role:
-            turn = Message(turn.role, f"{found.pop().content}\n\n{turn.content}".strip())
-        found.append(turn)
-    return tuple(found)
+        if merge and messages and messages[-1].role == turn.role:
+            turn = Message(turn.role, f"{messages.pop().content}\n\n{turn.content}".strip())
+        messages.append(turn)
+    return tuple(messages)
 
 
 def hh_rlhf(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
@@ -42,7 +42,7 @@ def hh_rlhf(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> R
     chosen = turns(text_of(raw, "chosen"), merge)
     if makes == "comparisons":
         return pair(chosen, turns(text_of(raw, "rejected"), merge))
-    return one(makes, chosen)
+    return prompt_or_conversation(makes, chosen)
 
 
 def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
@@ -62,7 +62,7 @@ def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) 
     messages = turns(text_of(raw, "transcript"), bool(options.get("merge_turns")))
     meta = {"rating": rating, "score": score, "tags": ", ".join(names) or None}
     topic = names[0] if names else ""
-    return one(makes, messages[:1] if makes == "prompts" else messages, topic, meta)
+    return prompt_or_conversation(makes, messages[:1] if makes == "prompts" else messages, topic, meta)
 
 
 def _number(value: Any) -> int | float | None:

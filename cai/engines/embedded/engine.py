@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cai.clients.base import Client, Completion, Request, Score, ScoreRequest
-from cai.engines.base import (
-    Attempt,
-    ModelSource,
-    PairText,
-    Progress,
-    PromptText,
-    RewardScorer,
-    RewardSettings,
-    RlSettings,
-    SftSettings,
-    Trained,
-    TrainText,
+from cai.engines.base import Attempt, ModelSource, Progress, RewardScorer, Trained
+from cai.engines.embedded.settings import (
+    Chosen,
+    EmbeddedSettings,
+    Generator,
+    Hardware,
+    check_installed,
+    choose,
+    installed,
 )
-from cai.engines.embedded.settings import Chosen, EmbeddedSettings, Generator, check_installed, choose, installed
+from cai.engines.embedded.trainers import TRAINERS
+from cai.engines.methods.base import D, Method, S
+from cai.plan import Step
 
 
 class _Generates(Protocol):
@@ -107,15 +106,17 @@ class EmbeddedClient:
         return TorchGenerator(self._model, self._settings)
 
 
-class EmbeddedEngine:
-    """Torch, transformers and openvino-genai on this machine (see ``cai.engines.base.Engine``)."""
+class EmbeddedSession:
+    """See ``cai.engines.base.Session``. Every step is done in this process, so a session holds nothing."""
 
-    def __init__(self, settings: EmbeddedSettings | None = None) -> None:
-        self.settings = settings or EmbeddedSettings()
+    flows = False
+
+    def __init__(self, settings: EmbeddedSettings) -> None:
+        self._settings = settings
 
     @property
-    def _chosen(self) -> Chosen:
-        return choose(self.settings)
+    def _hardware(self) -> Hardware:
+        return Hardware(choose(self._settings).device.value, self._settings.threads)
 
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
         """Bring a model into ``dest`` as a Hugging Face folder; returns what it is."""
@@ -127,88 +128,34 @@ class EmbeddedEngine:
     def client(self, model: Path) -> Client:
         """Serve a model in this process."""
         check_installed()
-        return EmbeddedClient(model, self.settings)
+        return EmbeddedClient(model, self._settings)
 
-    def sft(
-        self,
-        model: Path,
-        train: Sequence[TrainText],
-        val: Sequence[TrainText],
-        settings: SftSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Fine-tune ``model`` and write the result to ``attempt.dest``."""
+    def train(self, method: Method[D, S], data: D, settings: S, attempt: Attempt) -> Trained:
+        """Train by ``method`` and write a Hugging Face folder to ``attempt.dest``."""
         check_installed()
-        from cai.engines.embedded.sft import train_sft
-
-        return train_sft(
-            model=model,
-            train=train,
-            val=val,
-            settings=settings,
-            seed=attempt.seed,
-            dest=attempt.dest,
-            work=attempt.work,
-            progress=attempt.progress,
-            device=self._chosen.device.value,
-            threads=self.settings.threads,
-        )
-
-    def reward(
-        self,
-        model: Path,
-        train: Sequence[PairText],
-        val: Sequence[PairText],
-        settings: RewardSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Train a reward model from ``model`` and write it to ``attempt.dest``."""
-        check_installed()
-        from cai.engines.embedded.reward import train_reward
-
-        return train_reward(
-            model=model,
-            train=train,
-            val=val,
-            settings=settings,
-            seed=attempt.seed,
-            dest=attempt.dest,
-            work=attempt.work,
-            progress=attempt.progress,
-            device=self._chosen.device.value,
-            threads=self.settings.threads,
-        )
+        return TRAINERS[method.name](data, settings, attempt, self._hardware)
 
     def reward_scorer(self, model: Path) -> RewardScorer:
         """Open a finished reward model."""
         check_installed()
         from cai.engines.embedded.reward import EmbeddedRewardScorer
 
-        return EmbeddedRewardScorer(model, device=self._chosen.device.value, threads=self.settings.threads)
+        hardware = self._hardware
+        return EmbeddedRewardScorer(model, device=hardware.device, threads=hardware.threads)
 
-    def rl(
-        self,
-        policy: Path,
-        reward: Path,
-        prompts: Sequence[PromptText],
-        stop: tuple[str, ...],
-        settings: RlSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Improve ``policy`` by PPO against ``reward`` and write the result to ``attempt.dest``."""
-        check_installed()
-        from cai.engines.embedded.ppo import train_ppo
+    def close(self) -> None:
+        """Nothing to release."""
 
-        return train_ppo(
-            policy=policy,
-            reward=reward,
-            prompts=prompts,
-            stop=stop,
-            settings=settings,
-            seed=attempt.seed,
-            dest=attempt.dest,
-            work=attempt.work,
-            progress=attempt.progress,
-            device=self._chosen.device.value,
-            threads=self.settings.threads,
-        )
+
+class EmbeddedEngine:
+    """Torch, transformers and openvino-genai on this machine (see ``cai.engines.base.Engine``)."""
+
+    def __init__(self, settings: EmbeddedSettings | None = None) -> None:
+        self.settings = settings or EmbeddedSettings()
+
+    def session(self, step: Step | None) -> EmbeddedSession:
+        """Begin a step."""
+        return EmbeddedSession(self.settings)
+
+    def close(self) -> None:
+        """Nothing to take down."""

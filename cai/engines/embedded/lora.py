@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cai.engines.base import Lora
 from cai.engines.embedded.functions import without_gradient
+from cai.engines.methods.base import Lora
 from cai.identity import sampling_seed
 
 

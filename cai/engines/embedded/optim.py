@@ -6,15 +6,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cai.engines.base import Progress, Schedule, SupervisedSettings
+from cai.engines.base import Attempt
 from cai.engines.embedded import checkpoints
 from cai.engines.embedded.functions import without_gradient
+from cai.engines.methods.base import Schedule, SupervisedSettings
 from cai.errors import StepFailed
 
 
@@ -90,12 +90,13 @@ class Work:
     event: str
 
 
-def fit(work: Work, settings: SupervisedSettings, dest: Path, folder: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Train to the end, from the last checkpoint if there is one; returns the rows of ``dest``/metrics.jsonl.
+def fit(work: Work, settings: SupervisedSettings, attempt: Attempt) -> list[dict[str, Any]]:
+    """Train to the end, from the last checkpoint if there is one; returns the rows of metrics.jsonl.
 
     A resumed run ends with the same parameters, bit for bit, as one that was never interrupted.
     """
     optimizer = Optimizer([(work.named, settings.learning_rate)], settings.weight_decay, settings.max_grad_norm)
+    dest, folder, progress = attempt.dest, attempt.work, attempt.progress
     path = folder / "checkpoint.pt"
     state = checkpoints.load(path, work.belongs)
     rows: list[dict[str, Any]] = []

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai.engines import base
-from cai.engines.base import Progress, PromptText, RlSettings, Trained
+from cai.engines.base import Attempt, Trained
 from cai.engines.embedded import checkpoints
 from cai.engines.embedded.advantages import (
     distinct,
@@ -34,7 +33,10 @@ from cai.engines.embedded.optim import Optimizer
 from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
 from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
 from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, SampledAnswer, sample
+from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.base import PromptText
+from cai.engines.methods.ppo import CriticStart, PpoData, RlSettings
 from cai.engines.snapshots import put_file, snapshot_folder
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import file_digest
@@ -44,37 +46,33 @@ _SHOWN = 4
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
 
 
-def train_ppo(
-    policy: Path,
-    reward: Path,
-    prompts: Sequence[PromptText],
-    stop: tuple[str, ...],
+def train(
+    data: PpoData,
     settings: RlSettings,
-    seed: int,
-    dest: Path,
-    work: Path,
-    progress: Progress,
-    device: str = "cpu",
-    threads: int = 0,
+    attempt: Attempt,
+    hardware: Hardware = Hardware(),
+    *,
     score: Score | None = None,
 ) -> Trained:
-    """Improve ``policy`` and write a Hugging Face folder with metrics.jsonl and samples.jsonl to ``dest``.
+    """Improve a policy and write a Hugging Face folder with metrics.jsonl and samples.jsonl to ``attempt.dest``.
 
     ``score`` replaces the reward model's scores (rewards of (prompt, answer) texts). KL is in nats per answer. With
     ``kl_limit`` each iterate is measured on fresh rollouts, the last one too; the first beyond the limit is
-    discarded and the one before it is the result. Snapshots are folders like ``dest``, under it; of an iteration that
+    discarded and the one before it is the result. Snapshots are folders like it, under it; of an iteration that
     training did not come to, or that was discarded, the result itself stands for the snapshot.
 
     Raises:
         SpecError: when a separate critic reads other tokens than the policy.
         StepFailed: when no prompt is short enough, or the gradient stops being finite.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    scorer = None if score is not None else EmbeddedRewardScorer(reward, device, threads, settings.precision)
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    scorer: EmbeddedRewardScorer | None = None
+    if score is None:
+        scorer = EmbeddedRewardScorer(data.reward.path, hardware.device, hardware.threads, settings.precision)
+        score = scorer.score
     try:
-        run = _PpoRun(policy, reward, prompts, stop, settings, seed, device, score or scorer.score)  # type: ignore[union-attr]
-        return run.to_end(dest, work, progress)
+        return _PpoRun(data, settings, attempt.seed, hardware.device, score).to_end(attempt)
     finally:
         if scorer is not None:
             scorer.close()
@@ -83,23 +81,14 @@ def train_ppo(
 class _PpoRun:
     """Everything that lives through the iterations."""
 
-    def __init__(
-        self,
-        policy: Path,
-        reward: Path,
-        prompts: Sequence[PromptText],
-        stop: tuple[str, ...],
-        settings: RlSettings,
-        seed: int,
-        device: str,
-        score: Score,
-    ) -> None:
+    def __init__(self, data: PpoData, settings: RlSettings, seed: int, device: str, score: Score) -> None:
+        policy, prompts = data.policy, data.prompts
         self.settings, self.seed, self.device, self.score = settings, seed, device, score
         self.policy = _trainable(policy, settings, seed, device)
         self.reference = self.policy if settings.lora is not None else Trunk(policy, settings.precision, device)
         self.tokenizer = load_tokenizer(policy)
-        self.ends = EndRules(self.tokenizer, end_tokens(policy, self.tokenizer), stop)
-        self.critic = _critic(policy, reward, settings, seed, device, self.policy.hidden)
+        self.ends = EndRules(self.tokenizer, end_tokens(policy, self.tokenizer), data.stops)
+        self.critic = _critic(data, settings, seed, device, self.policy.hidden)
         limit = min(settings.max_prompt_tokens, self.policy.longest - settings.max_tokens)
         ids = encode(self.tokenizer, [p.prompt for p in prompts])
         self.prompts = [(p, tuple(i)) for p, i in zip(prompts, ids, strict=True) if 0 < len(i) <= limit]
@@ -115,15 +104,16 @@ class _PpoRun:
             max_grad_norm=settings.max_grad_norm,
         )
         self.snapshots = settings.snapshots
-        self.belongs = checkpoints.fingerprint(settings, seed, prompts, *stop, str(self.policy.dtype))
+        self.belongs = checkpoints.fingerprint(settings, seed, prompts, *data.stops, str(self.policy.dtype))
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         self.scale: tuple[float, float] | None = None
         self.safe: dict[str, Tensor] = {}
         self.stopped = False
 
-    def to_end(self, dest: Path, work: Path, progress: Progress) -> Trained:
+    def to_end(self, attempt: Attempt) -> Trained:
         """Run the iterations that are left, then write the result."""
+        dest, work, progress = attempt.dest, attempt.work, attempt.progress
         path, settings = work / "checkpoint.pt", self.settings
         start = self._restore(path)
         progress.expect(rows=settings.iterations * settings.rollouts)
@@ -341,9 +331,10 @@ def _trainable(folder: Path, settings: RlSettings, seed: int, device: str) -> Tr
     return trunk
 
 
-def _critic(policy: Path, reward: Path, settings: RlSettings, seed: int, device: str, hidden: int) -> Critic:
+def _critic(data: PpoData, settings: RlSettings, seed: int, device: str, hidden: int) -> Critic:
+    policy, reward = data.policy, data.reward.path
     bias = torch.zeros((), device=device, requires_grad=True)
-    if settings.critic is base.CriticStart.POLICY:
+    if settings.critic is CriticStart.POLICY:
         return Critic(torch.zeros(hidden, device=device, requires_grad=True), bias, None)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     same = [

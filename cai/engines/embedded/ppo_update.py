@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cai.engines.base import RlSettings
 from cai.engines.embedded.batches import Branches, Packed, by_length, epoch_order, pack
 from cai.engines.embedded.functions import token_entropies, token_logprobs, token_statistics, without_gradient
 from cai.engines.embedded.optim import Optimizer
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.ppo import RlSettings
 
 # Share of the value loss's gradient that reaches a trunk which is the policy's too.
 VALUE_GRADIENT = 0.1

@@ -19,15 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from cai.engines.base import PairText, Precision, Progress, RewardSettings, Trained
+from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, epoch_order, pack
 from cai.engines.embedded.checkpoints import fingerprint
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.lower import LowerStates
 from cai.engines.embedded.models import encode, load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
+from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import dropout_generator, prepared
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.base import PairText, Precision
+from cai.engines.methods.reward import RewardData, RewardSettings
 from cai.errors import PrerequisiteError, StepFailed
 from cai.identity import sampling_seed
 
@@ -96,38 +99,30 @@ def quality(margins: Sequence[float], labels: Sequence[float]) -> dict[str, floa
     return found
 
 
-def train_reward(
-    model: Path,
-    train: Sequence[PairText],
-    val: Sequence[PairText],
-    settings: RewardSettings,
-    seed: int,
-    dest: Path,
-    work: Path,
-    progress: Progress,
-    device: str = "cpu",
-    threads: int = 0,
-) -> Trained:
-    """Train a reward model from ``model``; ``dest`` gets a Hugging Face folder, the head, reward.json, metrics.jsonl.
+def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware: Hardware = Hardware()) -> Trained:
+    """Train a reward model; ``attempt.dest`` gets a Hugging Face folder, the head, reward.json, metrics.jsonl.
 
     Raises:
         StepFailed: when no pair is left, or the gradient stops being finite.
     """
-    trunk = prepared(model, settings, seed, device, threads, head=False)
-    tokenizer = load_tokenizer(model)
+    seed, device, dest = attempt.seed, hardware.device, attempt.dest
+    trunk = prepared(data.model, settings, seed, hardware, head=False)
+    tokenizer = load_tokenizer(data.model)
     dropped: Counter[str] = Counter()
     limit = min(settings.max_length, trunk.longest)
-    pairs = pairs_of(tokenizer, train, limit, dropped)
-    held_out = pairs_of(tokenizer, val, limit, Counter())
+    pairs = pairs_of(tokenizer, data.train, limit, dropped)
+    held_out = pairs_of(tokenizer, data.val, limit, Counter())
     if not pairs:
-        raise StepFailed(f"reward: none of {len(train)} pairs can be used ({dict(dropped)}); raise max_length")
+        raise StepFailed(f"reward: none of {len(data.train)} pairs can be used ({dict(dropped)}); raise max_length")
     head = _new_head(trunk.hidden, seed, device)
     ids = [p.id for p in pairs]
     batches = batches_of(ids, settings.batch_size, settings.epochs, seed)
     steps = len(batches)
     train_states = LowerStates(trunk, [p.branches for p in pairs], settings.epochs)
     val_states = LowerStates(trunk, [p.branches for p in held_out], 2)
-    progress.expect(rows=sum(map(len, batches)), tokens=sum(pairs[i].branches.tokens for b in batches for i in b))
+    attempt.progress.expect(
+        rows=sum(map(len, batches)), tokens=sum(pairs[i].branches.tokens for b in batches for i in b)
+    )
 
     def rewards(source: list[Pair], lower: LowerStates, micro: list[int], generator: Any = None) -> Tensor:
         batch = pack([source[i].branches for i in micro], device)
@@ -142,7 +137,9 @@ def train_reward(
         for number, micro in enumerate(
             by_length(chosen, settings.micro_batch_size, lambda i: pairs[i].branches.tokens)
         ):
-            scored = rewards(pairs, train_states, micro, dropout_generator(settings, seed, step, number, device))
+            scored = rewards(
+                pairs, train_states, micro, dropout_generator(settings, seed, step=step, micro=number, device=device)
+            )
             label = labels(pairs, micro)
             part = pair_loss(scored, label, settings.center_coefficient) / len(chosen)
             part.backward()
@@ -165,9 +162,9 @@ def train_reward(
             targets += label.tolist()
         return {"val_loss": total / len(margins), **quality(margins, targets)} if margins else {}
 
-    belongs = fingerprint(settings, seed, train, str(trunk.dtype))
+    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
     named = {**trunk.parameters(), "reward_head": head}
-    rows = fit(Work(steps, named, trunk.refresh, learn, validate, belongs, "reward"), settings, dest, work, progress)
+    rows = fit(Work(steps, named, trunk.refresh, learn, validate, belongs, "reward"), settings, attempt)
     sample = epoch_order(ids, seed, "scale")[:_SCALE_PAIRS]
     with torch.no_grad():
         micros = by_length(sample, 8, lambda i: pairs[i].branches.tokens)

@@ -71,6 +71,14 @@ class Chosen:
     precision: GenerationPrecision
 
 
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where training runs: ``cpu`` or ``cuda``, and how many processor threads it may have; 0 is all."""
+
+    device: str = "cpu"
+    threads: int = 0
+
+
 @cache
 def installed(package: str) -> str:
     """The version of an installed package, empty when there is none; imports nothing."""

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai.engines.base import Progress, SftSettings, SupervisedSettings, Trained, TrainText
+from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
 from cai.engines.embedded.checkpoints import fingerprint
 from cai.engines.embedded.functions import token_logprobs, without_gradient
 from cai.engines.embedded.lower import LowerStates
 from cai.engines.embedded.models import load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
+from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.base import SupervisedSettings, TrainText
+from cai.engines.methods.sft import SftData, SftSettings
 from cai.errors import StepFailed
 from cai.identity import sampling_seed
 
@@ -68,13 +71,11 @@ def examples_of(tokenizer: Any, texts: Sequence[TrainText], max_length: int, dro
     return examples
 
 
-def prepared(
-    model: Path, settings: SupervisedSettings, seed: int, device: str, threads: int, head: bool = True
-) -> Trunk:
+def prepared(model: Path, settings: SupervisedSettings, seed: int, hardware: Hardware, *, head: bool = True) -> Trunk:
     """The model, ready to be trained as the settings say."""
-    if threads:
-        torch.set_num_threads(threads)
-    trunk = Trunk(model, settings.precision, device)
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    trunk = Trunk(model, settings.precision, hardware.device)
     if settings.lora is None:
         trunk.train_all(head)
     else:
@@ -83,7 +84,7 @@ def prepared(
 
 
 def dropout_generator(
-    settings: SupervisedSettings, seed: int, step: int, micro: int, device: str
+    settings: SupervisedSettings, seed: int, *, step: int, micro: int, device: str
 ) -> torch.Generator | None:
     """Random numbers of one micro-batch's dropout, counted; None when there is no dropout."""
     if settings.lora is None or not settings.lora.dropout:
@@ -98,39 +99,31 @@ def _packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, T
     return batch, torch.tensor(at, device=device), torch.tensor(targets, device=device)
 
 
-def train_sft(
-    model: Path,
-    train: Sequence[TrainText],
-    val: Sequence[TrainText],
-    settings: SftSettings,
-    seed: int,
-    dest: Path,
-    work: Path,
-    progress: Progress,
-    device: str = "cpu",
-    threads: int = 0,
-) -> Trained:
-    """Fine-tune ``model`` on ``train`` and write a Hugging Face folder with metrics.jsonl to ``dest``.
+def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hardware = Hardware()) -> Trained:
+    """Fine-tune a model and write a Hugging Face folder with metrics.jsonl to ``attempt.dest``.
 
     Loss is the mean over the batch's loss tokens of their negative log-probability, in nats.
 
     Raises:
         StepFailed: when no example is left, or the gradient stops being finite.
     """
-    trunk = prepared(model, settings, seed, device, threads)
-    tokenizer = load_tokenizer(model)
+    seed, device = attempt.seed, hardware.device
+    trunk = prepared(data.model, settings, seed, hardware)
+    tokenizer = load_tokenizer(data.model)
     dropped: Counter[str] = Counter()
     limit = min(settings.max_length, trunk.longest)
-    learn_from = examples_of(tokenizer, train, limit, dropped)
-    held_out = examples_of(tokenizer, val, limit, Counter())
+    learn_from = examples_of(tokenizer, data.train, limit, dropped)
+    held_out = examples_of(tokenizer, data.val, limit, Counter())
     if not learn_from:
-        raise StepFailed(f"sft: none of {len(train)} examples can be used ({dict(dropped)}); raise max_length")
+        raise StepFailed(f"sft: none of {len(data.train)} examples can be used ({dict(dropped)}); raise max_length")
     ids = [e.id for e in learn_from]
     batches = batches_of(ids, settings.batch_size, settings.epochs, seed)
     steps = len(batches)
     train_states = LowerStates(trunk, [e.branches for e in learn_from], settings.epochs)
     val_states = LowerStates(trunk, [e.branches for e in held_out], 2)
-    progress.expect(rows=sum(map(len, batches)), tokens=sum(learn_from[i].branches.tokens for b in batches for i in b))
+    attempt.progress.expect(
+        rows=sum(map(len, batches)), tokens=sum(learn_from[i].branches.tokens for b in batches for i in b)
+    )
 
     def learn(step: int) -> dict[str, float]:
         total = sum(len(learn_from[i].targets) for i in batches[step])
@@ -138,7 +131,7 @@ def train_sft(
         micros = by_length(batches[step], settings.micro_batch_size, lambda i: learn_from[i].branches.tokens)
         for number, micro in enumerate(micros):
             batch, at, targets = _packed([learn_from[i] for i in micro], device)
-            generator = dropout_generator(settings, seed, step, number, device)
+            generator = dropout_generator(settings, seed, step=step, micro=number, device=device)
             states = trunk.above(train_states(micro, batch), batch, generator=generator)
             logprobs = token_logprobs(states.index_select(0, at), trunk.head, targets, master=trunk.head_master)
             part = logprobs.sum() / -total
@@ -157,10 +150,10 @@ def train_sft(
             count += len(targets)
         return {"val_loss": total / count} if count else {}
 
-    belongs = fingerprint(settings, seed, train, str(trunk.dtype))
+    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
     jobs = Work(steps, trunk.parameters(), trunk.refresh, learn, validate, belongs, "sft")
-    rows = fit(jobs, settings, dest, work, progress)
-    trunk.save(dest)
+    rows = fit(jobs, settings, attempt)
+    trunk.save(attempt.dest)
     metrics: dict[str, Any] = {
         "examples": len(learn_from),
         "steps": steps,

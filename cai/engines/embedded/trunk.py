@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from cai.engines.base import Lora, Precision
 from cai.engines.embedded.batches import Packed
 from cai.engines.embedded.functions import gated, normed, rotated, without_gradient
 from cai.engines.embedded.lora import Group
+from cai.engines.methods.base import Lora, Precision
 from cai.errors import PrerequisiteError, Problem, SpecError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.engines.base import RlSettings
-from cai.engines.nemo_aligner.commands import Compiled, is_folder
+from cai.engines.methods.ppo import RlSettings
+from cai.engines.nemo_aligner.commands import Compiled, is_folder, models_of
+from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TRAINER, trainer_of
 from cai.engines.nemo_aligner.settings import ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
@@ -52,11 +53,11 @@ def check(found: PlanSurvey) -> None:
                 _recomputation(found, compiled)
         _room(found, name, every)
         _ports(found, name, every)
-    for step in found.steps("sft", "reward"):
+    for step in found.trained(SFT_TRAINER, REWARD_TRAINER):
         _batches(found, step)
         _lengths(found, step)
         _enough_rows(found, step)
-    for step in found.steps("rl"):
+    for step in found.trained(PPO_TRAINER):
         _rollouts(found, step)
         _agreement(found, step)
         _enough_prompts(found, step)
@@ -216,8 +217,9 @@ def _batches(found: PlanSurvey, step: Step) -> None:
     compiled, path = found.role(step, "train"), f"stages.{step.name}.training.batch_size"
     if compiled is None:
         return
-    prefixes = ("model",) if step.kind == "reward" else ("model.data.train_ds", "model.data.validation_ds")
-    for prefix in prefixes:
+    trainer = trainer_of(step.kind)
+    assert trainer is not None
+    for prefix in trainer.batches:
         _whole_batches(found, compiled, path, prefix)
 
 
@@ -254,8 +256,8 @@ def _rollouts(found: PlanSurvey, step: Step) -> None:
 def _enough_rows(found: PlanSurvey, step: Step) -> None:
     """Upstream drops a batch that is not full, so training and validation need one whole batch each."""
     rows, batch = step.estimate.get("rows"), int(step.spec["training"]["batch_size"])
-    name = step.inputs["data"]
-    share = float(found.plan.step(name).spec.get("val") or 0.0) if isinstance(name, str) else 0.0
+    name = step.source("data")
+    share = float(found.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
     if rows and share and rows * share < batch:
         what = f"about {rows * share:.0f} rows are for validation, and upstream needs a whole batch of {batch}"
         found.note(step.name, f"{what}: give more rows, a larger stages.{name}.val or a smaller batch_size")
@@ -334,8 +336,7 @@ def _lengths(found: PlanSurvey, step: Step) -> None:
 
 def _context(found: PlanSurvey, step: Step) -> None:
     """An answer's budget against the context of the model that writes it, where that is known here."""
-    names = step.inputs.get("models", step.inputs.get("model", ""))
-    for name in [names] if isinstance(names, str) else names.values() if isinstance(names, dict) else names:
+    for name in models_of(step):
         origin = found.origin(name)
         context = _positions(origin) if origin is not None else 0
         for field in SAMPLING[step.kind]:

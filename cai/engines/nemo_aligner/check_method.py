@@ -6,9 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 from cai.chat import ChatTemplate
-from cai.engines.base import CriticStart, RewardSettings, RlSettings, Schedule, SftSettings
-from cai.engines.base import SupervisedSettings as Method
+from cai.engines.methods.base import Schedule
+from cai.engines.methods.base import SupervisedSettings as Method
+from cai.engines.methods.ppo import CriticStart, RlSettings
+from cai.engines.methods.reward import RewardSettings
+from cai.engines.methods.sft import SftSettings
 from cai.engines.nemo_aligner.check_layout import SAMPLING
+from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TRAINER, trainer_of
 from cai.engines.nemo_aligner.settings import Hard, NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
@@ -20,9 +24,9 @@ WARMUP = "set it to 0, and model.optim.sched.warmup_steps in overrides"
 
 def check(found: PlanSurvey) -> None:
     """Problems of method, and notes on labels and schedules."""
-    for step in found.steps("sft", "reward"):
+    for step in found.trained(SFT_TRAINER, REWARD_TRAINER):
         _supervised(found, step)
-    for step in found.steps("rl"):
+    for step in found.trained(PPO_TRAINER):
         _ppo(found, step)
     for step in found.steps("evaluate"):
         if step.spec.get("reward") is not None:
@@ -30,7 +34,7 @@ def check(found: PlanSurvey) -> None:
             found.wrong(f"stages.{step.name}.reward", what, "leave out reward, and comparisons with it")
     _template(found)
     _greedy(found)
-    for step in found.steps("reward"):
+    for step in found.trained(REWARD_TRAINER):
         _labels(found, step)
 
 
@@ -43,7 +47,7 @@ def _no_lora(found: PlanSurvey, path: str, lora: Any) -> None:
 def _supervised(found: PlanSurvey, step: Step) -> None:
     path = f"stages.{step.name}.training"
     method: Method
-    if step.kind == "sft":
+    if trainer_of(step.kind) is SFT_TRAINER:
         method = SftSettings.model_validate(step.spec["training"])
         if step.spec.get("loss") != "all":
             what = "NeMo-Aligner learns every answer of a conversation"
@@ -64,8 +68,8 @@ def _supervised(found: PlanSurvey, step: Step) -> None:
 
 
 def _validation(found: PlanSurvey, step: Step) -> None:
-    name = step.inputs["data"]
-    assert isinstance(name, str)
+    name = step.source("data")
+    assert name is not None
     data = found.plan.step(name)
     needs = "NeMo-Aligner's trainer needs validation rows"
     if data.kind != "mix":
@@ -139,7 +143,7 @@ def _greedy(found: PlanSurvey) -> None:
 
 
 def _template(found: PlanSurvey) -> None:
-    trained = next(found.steps("sft", "reward", "rl"), None)
+    trained = next(found.trained(), None)
     frozen = trained.resources.get("template") if trained is not None else None
     if frozen is None:
         return

@@ -8,27 +8,38 @@ when it saves less than once in it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from cai.engines.nemo_aligner import schedule
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.gpu_time import step_time
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.time_limit import job_seconds, training_seconds
 from cai.launchers.settings import Slurm
 from cai.plan import Step
 from cai.text import duration
 
-ROLES = {"sft": "train", "reward": "train", "rl": "actor"}
-TRAINERS = {"sft": "trainer.sft", "reward": "trainer.rm", "rl": "trainer.ppo"}
 OFTEN = 0.5
 """Of what a job trains, the share after which it should have saved: the estimate is rather too short."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """How long a step trains and may train in one job, in seconds, and the trainer's part of the config."""
+
+    seconds: float
+    left: int
+    section: str
+
+
 def check(found: PlanSurvey) -> None:
     """Every training step of a plan whose jobs have a limit."""
-    for step in found.steps(*ROLES):
+    for step in found.trained():
+        trainer = trainer_of(step.kind)
+        assert trainer is not None
         left = training_seconds(found.settings, step.name, step.kind)
-        compiled = found.role(step, ROLES[step.kind])
+        compiled = found.role(step, trainer.role)
         if left is None or compiled is None:
             continue
         if left <= 0:
@@ -37,7 +48,7 @@ def check(found: PlanSurvey) -> None:
         seconds = step_time(found, step).seconds
         if seconds:
             _jobs(found, step, seconds, left)
-            _saves(found, step, compiled, seconds, left)
+            _saves(found, step, compiled, _Training(seconds, left, trainer.section))
 
 
 def _where(found: PlanSurvey, step: Step) -> str:
@@ -46,7 +57,9 @@ def _where(found: PlanSurvey, step: Step) -> str:
     at = found.at(f"engine.steps.{step.name}")
     if layout.time:
         return f"{at}.time"
-    return f"{at}.critic.time" if step.kind == "rl" and layout.critic.time else "engine.launcher.time"
+    trainer = trainer_of(step.kind)
+    critic = trainer is not None and trainer.critic
+    return f"{at}.critic.time" if critic and layout.critic.time else "engine.launcher.time"
 
 
 def _nothing_left(found: PlanSurvey, step: Step) -> None:
@@ -71,15 +84,15 @@ def _jobs(found: PlanSurvey, step: Step, seconds: float, left: int) -> None:
     found.note(step.name, what + (more if jobs > allowed else ""))
 
 
-def _saves(found: PlanSurvey, step: Step, compiled: Compiled, seconds: float, left: int) -> None:
+def _saves(found: PlanSurvey, step: Step, compiled: Compiled, training: _Training) -> None:
     values = found.effective(compiled)
     iterations = int(step.spec["training"].get("iterations", 0))
     steps = iterations or schedule.updates_of(found, step, compiled)
-    every = values.whole(f"{TRAINERS[step.kind]}.save_interval")
+    every = values.whole(f"{training.section}.save_interval")
     if not steps or not every:
         return
-    between = seconds / steps * min(every, steps)
-    if between > left * OFTEN:
+    between = training.seconds / steps * min(every, steps)
+    if between > training.left * OFTEN:
         word, field = ("iterations", "checkpoint_every") if iterations else ("steps", "val_every")
         limit = duration(job_seconds(found.settings, step.name, step.kind))
         what = f"saves every {every} {word}, about {duration(between)}, and its job's limit is {limit}"

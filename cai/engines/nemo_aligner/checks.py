@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from cai.engines.base import PlanCheck
 from cai.engines.nemo_aligner import check_layout, check_method, check_time, disk, memory, schedule, upstream
 from cai.engines.nemo_aligner.commands import Compiled, is_folder
+from cai.engines.nemo_aligner.methods import REWARD_TRAINER, SFT_TRAINER
 from cai.engines.nemo_aligner.overrides import Override
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import PlanSurvey, survey
@@ -58,15 +59,7 @@ FIELDS = {
 """By config, keys that a field of the layout sets, on which more than the override depends."""
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What was found; ``notes`` are by step."""
-
-    problems: tuple[Problem, ...] = ()
-    notes: dict[str, list[str]] = field(default_factory=dict)
-
-
-def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str] = str) -> Findings:
+def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str] = str) -> PlanCheck:
     """Check a plan for this engine. ``where`` turns a field's path into a place in the experiment's files."""
     found = survey(settings, plan, where)
     _names(found)
@@ -80,7 +73,7 @@ def check(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]
     disk.check(found)
     _mounts(found)
     _shards(found)
-    return Findings(tuple(dict.fromkeys(found.problems)), found.notes)
+    return PlanCheck(tuple(dict.fromkeys(found.problems)), found.notes)
 
 
 def _mounts(found: PlanSurvey) -> None:
@@ -105,16 +98,16 @@ def _shards(found: PlanSurvey) -> None:
         served = any(c.command.background for c in found.compiled.get(step.name, ()))
         if served and step.spec.get("shards", 1) > 1:
             what = f"{step.spec['shards']} shards would each start the servers of the step's model"
-            model = step.inputs.get("model", "default")
+            model = step.source("model") or "default"
             hint = f"leave it at 1 and raise engine.servers.{model}.count: one process keeps all of them busy"
             found.wrong(f"stages.{step.name}.shards", what, hint)
 
 
 def _names(found: PlanSurvey) -> None:
     """Every layout must be of a step (or of a model that is served) that the plan has."""
-    trained = [step.name for step in found.steps("sft", "reward", "rl")]
+    trained = [step.name for step in found.trained()]
     api = {s.name for s in found.steps("fetch") if str(s.spec.get("source", "")).startswith("api:")}
-    served = {s.name for s in found.plan.steps if s.makes == "model"} - api
+    served = {s.name for s in found.plan.steps if s.makes == "model" and not s.engine} - api
     for head, names, known, what in (
         ("steps", found.settings.steps, trained, "trains nothing in a step"),
         ("servers", found.settings.servers, served, "makes no model"),
@@ -123,7 +116,7 @@ def _names(found: PlanSurvey) -> None:
             if name != "default" and name not in known:
                 hint = did_you_mean(name, [*known, "default"])
                 found.wrong(f"engine.{head}.{name}", f"the plan {what} '{name}'", hint)
-    for step in found.steps("sft", "reward"):
+    for step in found.trained(SFT_TRAINER, REWARD_TRAINER):
         layout = found.settings.steps.get(step.name)
         if layout is not None and "critic" in layout.model_fields_set and layout.critic != type(layout.critic)():
             found.wrong(f"engine.steps.{step.name}.critic", f"'{step.name}' has no critic", "only rl reads it")

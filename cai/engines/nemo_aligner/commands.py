@@ -15,9 +15,14 @@ from typing import Any
 
 from cai.chat import ChatTemplate
 from cai.data.nemo_chat import CHAT_TOKENS
-from cai.engines.base import Places, Precision, RewardSettings, RlSettings, Schedule, SftSettings
-from cai.engines.base import SupervisedSettings as Method
+from cai.engines.base import Places
+from cai.engines.methods.base import Precision, Schedule
+from cai.engines.methods.base import SupervisedSettings as Method
+from cai.engines.methods.ppo import RlSettings
+from cai.engines.methods.reward import RewardSettings
+from cai.engines.methods.sft import SftSettings
 from cai.engines.nemo_aligner.archive import ARCHIVE, model_in
+from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TRAINER, trainer_of
 from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.time_limit import per_run
@@ -31,8 +36,6 @@ GPT = "examples/nlp/gpt"
 EVAL = "examples/nlp/language_modeling/megatron_gpt_eval.py"
 STARTS = {name: token for name, token in CHAT_TOKENS.items() if name.endswith("_start")}
 """What of NeMo's chat format must be said: upstream's own ends of turns and names are line ends too."""
-RESULTS = {"sft": "megatron_gpt_sft", "reward": "megatron_gpt", "rl": "megatron_gpt_ppo_actor"}
-"""``<explicit_log_dir>/checkpoints/<name>.nemo``: the names that upstream's configs give to ``exp_manager``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +104,17 @@ def is_folder(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
 
 
+def models_of(step: Step) -> tuple[str, ...]:
+    """Names of the steps that make the models which a step asks."""
+    return step.sources("models") or step.sources("model")
+
+
 # ---- servers ---------------------------------------------------------------------------------------------------------
 
 
 def _generate(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
-    role = step.inputs.get("models", step.inputs.get("model", ""))
-    names = list(dict.fromkeys([role] if isinstance(role, str) else role.values() if isinstance(role, dict) else role))
-    served = [m for m in map(plan.step, names) if not str(m.spec.get("source", "")).startswith("api:")]
+    models = map(plan.step, dict.fromkeys(models_of(step)))
+    served = [model for model in models if not str(model.spec.get("source", "")).startswith("api:")]
     made: list[Compiled] = []
     for turn, model in enumerate(served):
         made += _servers(settings, model.name, model_in(places.artifact(model)), turn, 1)
@@ -185,13 +192,15 @@ def data_files(places: Places, step: Step) -> tuple[Path, Path]:
 
 
 def result_file(places: Places, step: Step) -> Path:
-    """The .nemo that upstream writes when a training step ends."""
-    return places.work(step) / "log" / "checkpoints" / f"{RESULTS[step.kind]}.nemo"
+    """The .nemo that upstream writes when a training step ends: ``<explicit_log_dir>/checkpoints/<name>.nemo``."""
+    trainer = trainer_of(step.kind)
+    assert trainer is not None
+    return places.work(step) / "log" / "checkpoints" / f"{trainer.result}.nemo"
 
 
 def _input(plan: Plan, places: Places, step: Step, role: str) -> str:
-    name = step.inputs[role]
-    assert isinstance(name, str)
+    name = step.source(role)
+    assert name is not None
     return str(model_in(places.artifact(plan.step(name))))
 
 
@@ -477,7 +486,7 @@ _BY_KIND: dict[str, Callable[[NemoAlignerSettings, Plan, Step, Places], tuple[Co
     "sample": _generate,
     "judge": _generate,
     "evaluate": _generate,
-    "sft": _sft,
-    "reward": _reward,
-    "rl": _rl,
+    SFT_TRAINER.method.stage: _sft,
+    REWARD_TRAINER.method.stage: _reward,
+    PPO_TRAINER.method.stage: _rl,
 }

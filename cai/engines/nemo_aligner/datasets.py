@@ -12,7 +12,11 @@ from cai.data.nemo import Dropped, Written, prompt_lines, write_chat
 from cai.data.nemo import write_pairs as write_pair_lines
 from cai.data.nemo import write_prompts as write_prompt_lines
 from cai.data.nemo_tokens import Pieces
-from cai.engines.base import PairText, PromptText, RewardSettings, RlSettings, SftSettings, Trained, TrainText
+from cai.engines.base import Trained
+from cai.engines.methods.base import PromptText
+from cai.engines.methods.ppo import RlSettings
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.methods.sft import SftData, SftSettings
 from cai.engines.nemo_aligner.labels import hard_labels
 from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import Problem, SpecError
@@ -21,9 +25,7 @@ from cai.identity import uniform
 TRAIN, VAL = "train.jsonl", "val.jsonl"
 
 
-def write_sft(
-    folder: Path, train: Sequence[TrainText], val: Sequence[TrainText], settings: SftSettings, tokens: Pieces
-) -> Trained:
+def write_sft(folder: Path, data: SftData, settings: SftSettings, tokens: Pieces) -> Trained:
     """``train.jsonl`` and ``val.jsonl`` for train_gpt_sft.py; each holds at least one global batch.
 
     Raises:
@@ -31,17 +33,17 @@ def write_sft(
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [
-        write_chat(folder / name, texts, tokens.count, settings.max_length, settings.batch_size)
-        for name, texts in ((TRAIN, train), (VAL, val))
+        write_chat(folder / name, texts, tokens.count, max_length=settings.max_length, at_least=settings.batch_size)
+        for name, texts in ((TRAIN, data.train), (VAL, data.val))
     ]
     return _told(written, {})
 
 
 def write_pairs(
     folder: Path,
-    train: Sequence[PairText],
-    val: Sequence[PairText],
+    data: RewardData,
     settings: RewardSettings,
+    *,
     tokens: Pieces,
     labels: LabelSettings,
     seed: int,
@@ -54,9 +56,11 @@ def write_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     # Validation counts each pair once, as its likelier order: replicas would put a ceiling on its accuracy.
     measured = LabelSettings(margin=0.0) if labels.how is Hard.REPLICAS else labels
-    hard = [hard_labels(train, labels, seed), hard_labels(val, measured, seed)]
+    hard = [hard_labels(data.train, labels, seed), hard_labels(data.val, measured, seed)]
     written = [
-        write_pair_lines(folder / name, made.pairs, tokens.count, settings.max_length, settings.batch_size)
+        write_pair_lines(
+            folder / name, made.pairs, tokens.count, max_length=settings.max_length, at_least=settings.batch_size
+        )
         for name, made in zip((TRAIN, VAL), hard, strict=True)
     ]
     parts = zip(("train", "val"), hard, strict=True)
@@ -68,7 +72,7 @@ def write_pairs(
 
 
 def write_prompts(
-    folder: Path, prompts: Sequence[PromptText], settings: RlSettings, tokens: Pieces, val_samples: int, seed: int
+    folder: Path, prompts: Sequence[PromptText], settings: RlSettings, *, tokens: Pieces, val_samples: int, seed: int
 ) -> Trained:
     """``train.jsonl`` and ``val.jsonl`` for train_gpt_ppo_actor.py; validation prompts are drawn and not trained on.
 
@@ -97,7 +101,7 @@ def write_prompts(
     held, rest = drawn[:wanted], drawn[wanted:]
     trained = _repeated(_drawn(rest, seed, "rl/training"), settings.iterations * settings.rollouts)
     written = [
-        write_prompt_lines(folder / name, part, count, settings.max_prompt_tokens, least)
+        write_prompt_lines(folder / name, part, count, max_length=settings.max_prompt_tokens, at_least=least)
         for name, part, least in ((TRAIN, trained, settings.rollouts), (VAL, held, wanted))
     ]
     told = _told(written, {"prompts not drawn": len(rest) - written[0].rows})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cai.engines.nemo_aligner.methods import REWARD_TRAINER, trainer_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.launchers.settings import Slurm
 
 VERSION = "0.7.0"
-TRAINS = ("sft", "reward", "rl")
 
 
 def identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,11 +18,12 @@ def identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Mappin
     How a model is spread over GPUs, where things are installed and which launcher runs them do not count.
     """
     found: dict[str, Any] = {"version": VERSION}
-    if kind in TRAINS:
+    trainer = trainer_of(kind)
+    if trainer is not None:
         layout = settings.step(name)
-        overrides = {"": layout.overrides} | ({"critic": layout.critic.overrides} if kind == "rl" else {})
+        overrides = {"": layout.overrides} | ({"critic": layout.critic.overrides} if trainer.critic else {})
         found["overrides"] = {role: dict(value) for role, value in overrides.items() if value}
-        if kind == "reward":
+        if trainer is REWARD_TRAINER:
             found["labels"] = settings.labels.model_dump(mode="json")
         return found
     servers = []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.memory import BF16, STATE, fetched_shape
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.plan import Step
 
@@ -36,7 +37,7 @@ class Disk:
 def check(found: PlanSurvey) -> None:
     """A line for each step that makes a model, and at the largest moment one for the whole plan."""
     kept, peak, at = 0.0, 0.0, ""
-    for step in found.plan.steps:
+    for step in (step for step in found.plan.steps if not step.engine):
         disk = disk_of(found, step)
         if disk is None:
             continue
@@ -51,7 +52,7 @@ def check(found: PlanSurvey) -> None:
 
 def disk_of(found: PlanSurvey, step: Step) -> Disk | None:
     """What a step needs; None where it makes no model here, or how large that is is not known."""
-    origin = found.origin(step.name) if step.makes == "model" or step.kind in ("reward", "rl") else None
+    origin = found.origin(step.name) if step.makes == "model" or trainer_of(step.kind) is not None else None
     source = str(origin.spec.get("source", "")) if origin is not None else ""
     shape = fetched_shape(origin) if origin is not None and not source.startswith("api:") else None
     if shape is None:

@@ -16,24 +16,16 @@ from typing import Any
 
 from cai.clients.base import Client, Completion, Request, Score, ScoreRequest
 from cai.data.nemo_tokens import open_tokenizer
-from cai.engines.base import (
-    Attempt,
-    ModelSource,
-    PairText,
-    Places,
-    Progress,
-    PromptText,
-    RewardScorer,
-    RewardSettings,
-    RlSettings,
-    SftSettings,
-    Trained,
-    TrainText,
-)
+from cai.engines.base import Attempt, ModelSource, Places, Progress, RewardScorer, Trained
+from cai.engines.methods.base import D, Method, S
+from cai.engines.methods.ppo import PPO, PpoData, RlSettings
+from cai.engines.methods.reward import REWARD, RewardData, RewardSettings
+from cai.engines.methods.sft import SFT, SftData, SftSettings
 from cai.engines.nemo_aligner.archive import ARCHIVE, MODEL, model_in, unpack
 from cai.engines.nemo_aligner.checkpoints import CriticRun, Logs
 from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, serve_alone
 from cai.engines.nemo_aligner.datasets import write_pairs, write_prompts, write_sft
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import Incomplete, OutOfTime, PrerequisiteError, Problem, SpecError, StepFailed
 from cai.files.home import cai_home
@@ -47,18 +39,41 @@ RESUMED_AT = "resumed_at"
 _PROGRESS = re.compile(r"([A-Za-z_]+)=(-?[0-9.]+(?:e-?[0-9]+)?)(?=[-.]|$)")
 
 
+class _Fleet:
+    """The servers of one model, and how many clients speak to them now."""
+
+    def __init__(self, argvs: tuple[Any, ...], servers: list[Server]) -> None:
+        self.argvs = argvs
+        self.servers = servers
+        self.clients = 0
+
+    def runs(self) -> bool:
+        """Whether all of them are alive."""
+        try:
+            for server in self.servers:
+                server.check()
+        except StepFailed:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Take them down."""
+        for server in self.servers:
+            server.stop()
+
+
 class NemoAlignerEngine:
     """See ``cai.engines.base.Engine``. ``plan`` and ``run_dir`` are None where only a finished model is served."""
 
     def __init__(
         self, settings: NemoAlignerSettings, plan: Plan | None, run_dir: Path | None, runner: Runner | None = None
     ) -> None:
-        self.settings, self._plan = settings, plan
-        self._run_dir = (run_dir or cai_home() / "cache" / "serving").absolute()
+        self.settings = settings
+        self.plan = plan
+        self.run_dir = (run_dir or cai_home() / "cache" / "serving").absolute()
         self._runner = runner
-        self._step: Step | None = None
-        self._compiled: tuple[Compiled, ...] = ()
-        self._served: tuple[tuple[Any, ...], list[Server]] = ((), [])
+        self._sessions: list[NemoSession] = []
+        self._fleets: list[_Fleet] = []
 
     @property
     def runner(self) -> Runner:
@@ -67,37 +82,94 @@ class NemoAlignerEngine:
             self._runner = make_runner(self.settings)
         return self._runner
 
-    def begin(self, step: Step) -> None:
-        """Take up the commands of a step. A server stays up only where the step needs the same one."""
-        assert self._plan is not None
-        self._step = step
-        self._compiled = commands(self.settings, self._plan, step, self._places)
-        keep = {c.command.argv for c in self._compiled if c.model is not None}
-        if not all(argv in keep for argv in self._served[0]):
-            self._stop_servers()
+    @property
+    def places(self) -> Places:
+        """Where the files of the plan's steps lie."""
+        return Places(cai_home() / "store", str(self.run_dir / "plan.json"))
+
+    def session(self, step: Step | None) -> NemoSession:
+        """Take up the commands of a step. A server stays up only where a step at work needs the same one."""
+        assert step is None or self.plan is not None
+        session = NemoSession(self, step)
+        self._sessions.append(session)
+        needed = {argv for open_session in self._sessions for argv in open_session.server_argvs}
+        self._stop_idle(lambda fleet: all(argv in needed for argv in fleet.argvs))
+        return session
+
+    def end(self, session: NemoSession) -> None:
+        """A session has been closed."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+
+    def fleet(self, compiled: Sequence[Compiled], log: Callable[[Command], Path]) -> _Fleet:
+        """The servers of a model: those that run, or new ones in place of any that nobody speaks to."""
+        argvs = tuple(c.command.argv for c in compiled)
+        self._stop_idle(lambda fleet: fleet.argvs == argvs and fleet.runs())
+        same = next((fleet for fleet in self._fleets if fleet.argvs == argvs), None)
+        if same is None:
+            same = _Fleet(argvs, self._started(compiled, log))
+            self._fleets.append(same)
+        return same
+
+    def _started(self, compiled: Sequence[Compiled], log: Callable[[Command], Path]) -> list[Server]:
+        servers: list[Server] = []
+        try:
+            for each in compiled:
+                servers.append(self.runner.start(each.command, log(each.command)))
+            for server in servers:
+                server.wait_ready()
+        except BaseException:
+            for server in servers:
+                server.stop()
+            raise
+        return servers
+
+    def _stop_idle(self, stays: Callable[[_Fleet], bool]) -> None:
+        for fleet in [fleet for fleet in self._fleets if not fleet.clients and not stays(fleet)]:
+            self._fleets.remove(fleet)
+            fleet.stop()
 
     def close(self) -> None:
         """Take everything down."""
-        self._served = ((), [])
+        self._fleets.clear()
         if self._runner is not None:
             self._runner.close()
 
+
+class NemoSession:
+    """See ``cai.engines.base.Session``: the commands of one step, or of none where a finished model is served."""
+
+    flows = False
+
+    def __init__(self, engine: NemoAlignerEngine, step: Step | None) -> None:
+        self._engine = engine
+        self._settings = engine.settings
+        self._step = step
+        self._compiled: tuple[Compiled, ...] = ()
+        if step is not None and engine.plan is not None:
+            self._compiled = commands(engine.settings, engine.plan, step, engine.places)
+
     @property
-    def _places(self) -> Places:
-        return Places(cai_home() / "store", str(self._run_dir / "plan.json"))
+    def server_argvs(self) -> set[tuple[str, ...]]:
+        """The command lines of the servers that the step needs."""
+        return {c.command.argv for c in self._compiled if c.model is not None}
+
+    def close(self) -> None:
+        """The step has ended; its servers stay up for the one that may need them next."""
+        self._engine.end(self)
 
     def _command(self, role: str) -> Command:
         return next(c.command for c in self._compiled if c.command.role == role)
 
     def _log(self, command: Command, about: Path) -> Path:
-        return self._run_dir / "logs" / f"{about.name.removesuffix('.partial')}-{command.role}.log"
+        return self._engine.run_dir / "logs" / f"{about.name.removesuffix('.partial')}-{command.role}.log"
 
     # ---- models ------------------------------------------------------------------------------------------------------
 
     def fetch(self, source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]:
         """Bring a model into ``dest`` as an unpacked ``.nemo``; returns source, digest, size."""
         assert self._step is not None
-        work = self._places.work(self._step)
+        work = self._engine.places.work(self._step)
         scheme, _, name = source.source.partition(":")
         about: dict[str, Any] = {"source": source.source, "format": "nemo"}
         if scheme == "nemo":
@@ -118,9 +190,9 @@ class NemoAlignerEngine:
             for compiled in self._compiled:
                 if compiled.command.role in ("download", "convert"):
                     progress.note(f"nemo.{compiled.command.role}", log=str(self._log(compiled.command, work.parent)))
-                    self.runner.run(compiled.command, self._log(compiled.command, work.parent))
+                    self._engine.runner.run(compiled.command, self._log(compiled.command, work.parent))
             if not made.is_file():
-                raise StepFailed(f"the converter ended without {made}; see {self._run_dir / 'logs'}")
+                raise StepFailed(f"the converter ended without {made}; see {self._engine.run_dir / 'logs'}")
             about["bytes"] = unpack(made, dest / MODEL)
         else:
             raise SpecError(
@@ -132,49 +204,19 @@ class NemoAlignerEngine:
         """Serve a model with as many servers as its layout says; they stay up until another model is asked for."""
         compiled = [c for c in self._compiled if c.model == model_in(model)] if self._step else []
         if not compiled:
-            steps = self._plan.steps if self._plan else ()
-            name = next((step.name for step in steps if self._places.artifact(step) == model), "default")
-            compiled = list(serve_alone(self.settings, name, model_in(model)))
-        argvs = tuple(c.command.argv for c in compiled)
-        if argvs != self._served[0] or not self._alive():
-            self._stop_servers()
-            self._start_servers(compiled, model, argvs)
+            steps = self._engine.plan.steps if self._engine.plan else ()
+            name = next((step.name for step in steps if self._engine.places.artifact(step) == model), "default")
+            compiled = list(serve_alone(self._settings, name, model_in(model)))
+        fleet = self._engine.fleet(compiled, lambda command: self._log(command, model))
         layout = compiled[0].layout
         from cai.clients.nemo_generate import NemoGenerateClient
 
         client = NemoGenerateClient(
-            [f"http://{server.host}:{server.port}" for server in self._served[1]],
+            [f"http://{server.host}:{server.port}" for server in fleet.servers],
             open_tokenizer(model),
             batch=getattr(layout, "batch", 128),
         )
-        return _Served(client, self._served[1])
-
-    def _alive(self) -> bool:
-        try:
-            for server in self._served[1]:
-                server.check()
-        except StepFailed:
-            return False
-        return True
-
-    def _start_servers(self, compiled: Sequence[Compiled], model: Path, argvs: tuple[Any, ...]) -> None:
-        servers: list[Server] = []
-        try:
-            for each in compiled:
-                servers.append(self.runner.start(each.command, self._log(each.command, model)))
-            for server in servers:
-                server.wait_ready()
-        except BaseException:
-            for server in servers:
-                server.stop()
-            raise
-        self._served = (argvs, servers)
-
-    def _stop_servers(self) -> None:
-        servers = self._served[1]
-        self._served = ((), [])
-        for server in servers:
-            server.stop()
+        return _Served(client, fleet)
 
     def reward_scorer(self, model: Path) -> RewardScorer:
         """Not offered: planning refuses it too."""
@@ -182,52 +224,40 @@ class NemoAlignerEngine:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def sft(
-        self,
-        model: Path,
-        train: Sequence[TrainText],
-        val: Sequence[TrainText],
-        settings: SftSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Fine-tune with train_gpt_sft.py."""
-        written = write_sft(attempt.work / "data", train, val, settings, open_tokenizer(model))
+    def train(self, method: Method[D, S], data: D, settings: S, attempt: Attempt) -> Trained:
+        """Train by one of upstream's trainers and write the model to ``attempt.dest``."""
+        return TRAINERS[method.name](self, data, settings, attempt)
+
+    def _sft(self, data: SftData, settings: SftSettings, attempt: Attempt) -> Trained:
+        written = write_sft(attempt.work / "data", data, settings, open_tokenizer(data.model))
         return self._train(written, attempt, self._one("train"))
 
-    def reward(
-        self,
-        model: Path,
-        train: Sequence[PairText],
-        val: Sequence[PairText],
-        settings: RewardSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Train a reward model with train_reward_model.py; soft labels become hard as the engine's ``labels`` say."""
-        tokens, labels = open_tokenizer(model), self.settings.labels
-        written = write_pairs(attempt.work / "data", train, val, settings, tokens, labels, attempt.seed)
+    def _reward(self, data: RewardData, settings: RewardSettings, attempt: Attempt) -> Trained:
+        """Soft labels become hard as the engine's ``labels`` say."""
+        written = write_pairs(
+            attempt.work / "data",
+            data,
+            settings,
+            tokens=open_tokenizer(data.model),
+            labels=self._settings.labels,
+            seed=attempt.seed,
+        )
         return self._train(written, attempt, self._one("train"))
 
-    def rl(
-        self,
-        policy: Path,
-        reward: Path,
-        prompts: Sequence[PromptText],
-        stop: tuple[str, ...],
-        settings: RlSettings,
-        attempt: Attempt,
-    ) -> Trained:
-        """Improve the policy with serve_ppo_critic.py and train_gpt_ppo_actor.py."""
+    def _ppo(self, data: PpoData, settings: RlSettings, attempt: Attempt) -> Trained:
         assert self._step is not None
-        layout = self.settings.step(self._step.name)
-        tokens, work = open_tokenizer(policy), attempt.work
-        written = write_prompts(work / "data", prompts, settings, tokens, layout.val_samples, attempt.seed)
+        layout = self._settings.step(self._step.name)
+        tokens, work = open_tokenizer(data.policy), attempt.work
+        written = write_prompts(
+            work / "data", data.prompts, settings, tokens=tokens, val_samples=layout.val_samples, seed=attempt.seed
+        )
 
         def run() -> None:
             critic, actor = self._command("critic"), self._command("actor")
-            server = self.runner.start(critic, self._log(critic, work.parent))
+            server = self._engine.runner.start(critic, self._log(critic, work.parent))
             try:
                 server.wait_ready()
-                self.runner.run(actor, self._log(actor, work.parent), beside=[server])
+                self._engine.runner.run(actor, self._log(actor, work.parent), beside=[server])
             finally:
                 server.stop()
 
@@ -237,18 +267,18 @@ class NemoAlignerEngine:
         def run() -> None:
             assert self._step is not None
             command = self._command(role)
-            self.runner.run(command, self._log(command, self._places.work(self._step).parent))
+            self._engine.runner.run(command, self._log(command, self._engine.places.work(self._step).parent))
 
         return run
 
     def _train(self, written: Trained, attempt: Attempt, run: Callable[[], None]) -> Trained:
         assert self._step is not None
         work, progress = attempt.work, attempt.progress
-        result, marker = result_file(self._places, self._step), work / TRAINED
+        result, marker = result_file(self._engine.places, self._step), work / TRAINED
         if not (marker.exists() and result.is_file()):
             if not _done_outside():
                 result.unlink(missing_ok=True)
-            progress.note("nemo.training", rows=written.metrics["train rows"], logs=str(self._run_dir / "logs"))
+            progress.note("nemo.training", rows=written.metrics["train rows"], logs=str(self._engine.run_dir / "logs"))
             self._run_to_end(run, result, attempt)
             if not result.is_file():
                 raise StepFailed(f"training ended without {result}; there is {_listing(result.parent)}")
@@ -291,7 +321,8 @@ class NemoAlignerEngine:
 
     def _logs(self, log: Path, work: Path) -> Logs:
         assert self._step is not None
-        if self._step.kind != "rl":
+        trainer = trainer_of(self._step.kind)
+        if trainer is None or not trainer.critic:
             return Logs(log)
         values = {c.command.role: {o.key: o.value for o in c.overrides} for c in self._compiled}
         actor, critic = values["actor"], values["critic"]
@@ -304,8 +335,11 @@ class NemoAlignerEngine:
 class _Served:
     """A client whose errors tell of a server that has died, with the tail of its log."""
 
-    def __init__(self, client: Client, servers: Sequence[Server]) -> None:
-        self._client, self._servers = client, servers
+    def __init__(self, client: Client, fleet: _Fleet) -> None:
+        self._client = client
+        self._fleet = fleet
+        self._open = True
+        fleet.clients += 1
 
     @property
     def name(self) -> str:
@@ -334,12 +368,23 @@ class _Served:
             raise
 
     def _check(self) -> None:
-        for server in self._servers:
+        for server in self._fleet.servers:
             server.check()
 
     def close(self) -> None:
         """Close the connections; the servers stay up for whoever needs them next."""
+        if self._open:
+            self._open = False
+            self._fleet.clients -= 1
         self._client.close()
+
+
+TRAINERS: dict[str, Callable[[NemoSession, Any, Any, Attempt], Trained]] = {
+    SFT.name: NemoSession._sft,
+    REWARD.name: NemoSession._reward,
+    PPO.name: NemoSession._ppo,
+}
+"""The methods that upstream's trainers have."""
 
 
 def _done_outside() -> bool:

@@ -18,6 +18,7 @@ from cai.engines.base import GpuTime, GpuTimes
 from cai.engines.nemo_aligner.check_layout import data_parallel
 from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.memory import BF16, Shape, cache, fetched_shape
+from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TRAINER, trainer_of
 from cai.engines.nemo_aligner.schedule import replicas
 from cai.engines.nemo_aligner.settings import (
     Checkpointing,
@@ -108,7 +109,8 @@ def times(settings: NemoAlignerSettings, plan: Plan) -> GpuTimes:
     """Every step that needs GPUs, with its time where what it depends on is known; and what that was taken from."""
     found = survey(settings, plan, str)
     rates = Rates(PEAKS[settings.cluster.gpu], settings.cluster.utilisation)
-    steps = {step.name: _time(found, rates, step) for step in plan.steps if _gpus_and_nodes(found, step)[0]}
+    own = [step for step in plan.steps if not step.engine]
+    steps = {step.name: _time(found, rates, step) for step in own if _gpus_and_nodes(found, step)[0]}
     return GpuTimes(steps, assumptions(settings))
 
 
@@ -176,8 +178,8 @@ def _shape(found: PlanSurvey, model: str) -> Shape:
 
 
 def _input(step: Step, role: str) -> str:
-    name = step.inputs[role]
-    assert isinstance(name, str)
+    name = step.source(role)
+    assert name is not None
     return name
 
 
@@ -195,8 +197,7 @@ def _generating(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, 
     for compiled in found.compiled[step.name]:
         if compiled.model is not None:
             servers.setdefault(compiled.setting.removeprefix("engine.servers."), []).append(compiled)
-    models = step.inputs.get("models", "")
-    count = len(models) if not isinstance(models, str) else 1
+    count = len(step.sources("models")) or 1
     if len(servers) < count:
         raise _Unknown("some of its models are endpoints, whose time is not known")
     calls, prompts = step.estimate["calls"] / count, step.estimate["prompt_tokens"] / count
@@ -236,14 +237,15 @@ def _supervised(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, 
     assert isinstance(compiled.layout, TrainingLayout)
     values, shape = found.effective(compiled), _shape(found, _input(step, "model"))
     _in_bf16(values("trainer.precision"))
-    trainer, batches = ("trainer.sft", "model.data.train_ds") if step.kind == "sft" else ("trainer.rm", "model")
+    trainer = trainer_of(step.kind)
+    assert trainer is not None
     val = float(found.plan.step(_input(step, "data")).spec.get("val") or 0.0)
     rows, epochs = step.estimate["rows"], step.spec["training"]["epochs"]
     train_rows, val_rows = rows * (1 - val) * epochs * replicas(found, step), rows * val
-    batch = values.whole(f"{batches}.global_batch_size", step.spec["training"]["batch_size"])
-    measured = _validated(values, trainer, train_rows // batch, val_rows, batch)
+    batch = values.whole(f"{trainer.batches[0]}.global_batch_size", step.spec["training"]["batch_size"])
+    measured = _validated(values, trainer.section, train_rows // batch, val_rows, batch)
     longest = values.whole("model.encoder_seq_length", step.spec["training"]["max_length"])
-    if step.kind == "reward":
+    if trainer is REWARD_TRAINER:
         # Upstream pads both texts of every pair to the whole sequence.
         length, assumes = 2.0 * longest, f"both texts of a pair padded to {longest:,} tokens, as upstream does"
     else:
@@ -327,7 +329,7 @@ def _factor(compiled: Compiled) -> int:
 
 _BY_KIND: Mapping[str, Callable[[PlanSurvey, Rates, Step], tuple[dict[str, float], str]]] = {
     **dict.fromkeys(("respond", "revise", "sample", "judge", "evaluate"), _generating),
-    "sft": _supervised,
-    "reward": _supervised,
-    "rl": _ppo,
+    SFT_TRAINER.method.stage: _supervised,
+    REWARD_TRAINER.method.stage: _supervised,
+    PPO_TRAINER.method.stage: _ppo,
 }

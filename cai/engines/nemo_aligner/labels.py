@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cai.data.nemo import HardPair
-from cai.engines.base import PairText
+from cai.engines.methods.base import PairText
 from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import Problem, SpecError
 from cai.identity import uniform

@@ -12,8 +12,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from cai.engines.methods.reward import REWARD
+from cai.engines.methods.sft import SFT
 from cai.engines.nemo_aligner.check_layout import data_parallel, model_config
 from cai.engines.nemo_aligner.commands import Compiled
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.settings import Checkpointing, Layout, ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.plan import Step
@@ -166,10 +169,10 @@ def estimate(
     ranks = max(devices // split, 1)
     # In fp32 there is no other master weight.
     state = (2 * FP32 if fp32 else STATE) * parameters / (split * ranks)
-    pairs = 2 if kind == "reward" else 1  # the chosen and the rejected text of each pair
+    pairs = REWARD.answers if kind == REWARD.name else 1  # the chosen and the rejected text of each pair
     parts = {"weights": weights, "gradients": wide * parameters / split, "optimizer": state}
     parts["activations"] = activations(shape, layout, micro * pairs, length) * (wide / BF16)
-    if kind in ("sft", "actor"):
+    if kind in (SFT.name, "actor"):
         # Scores of every word in fp32, and their gradient.
         parts["logits"] = 2 * FP32 * micro * length * shape.vocabulary / layout.tensor_parallel
     if kind == "actor":
@@ -198,7 +201,8 @@ def check(found: PlanSurvey) -> None:
 
 
 def _command(found: PlanSurvey, step: Step, compiled: Compiled) -> None:
-    kind = {"train": step.kind}.get(compiled.command.role, compiled.command.role)
+    trainer = trainer_of(step.kind)
+    kind = trainer.method.name if trainer is not None and not trainer.critic else compiled.command.role
     kind = "server" if isinstance(compiled.layout, ServerLayout) else kind
     name = compiled.setting.removeprefix("engine.servers.") if kind == "server" else _model(step, kind)
     origin = found.origin(name)
@@ -225,8 +229,8 @@ def _command(found: PlanSurvey, step: Step, compiled: Compiled) -> None:
 
 
 def _model(step: Step, kind: str) -> str:
-    name = step.inputs["reward" if kind == "critic" else "model"]
-    assert isinstance(name, str)
+    name = step.source("reward" if kind == "critic" else "model")
+    assert name is not None
     return name
 
 
@@ -241,9 +245,10 @@ def _estimated(found: PlanSurvey, step: Step, compiled: Compiled, kind: str, sha
         return estimate(kind, shape.parameters, layout, 1, 1, length, sequences=layout.batch, shape=shape, fp32=fp32)
     copy = layout.tensor_parallel * layout.pipeline_parallel
     devices = max(data_parallel(found, compiled), 1) * copy
+    trainer = trainer_of(step.kind)
     sequences = values.whole("model.ppo.rollout_micro_batch_size") if kind == "actor" else 0
     length = values.whole("model.encoder_seq_length", 1)
-    micro = values.whole("model.data.train_ds.micro_batch_size" if kind == "sft" else "model.micro_batch_size", 1)
+    micro = values.whole(f"{trainer.batches[0] if trainer else 'model'}.micro_batch_size", 1)
     return estimate(
         kind,
         shape.parameters,

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cai.engines.base import RewardSettings, RlSettings, SftSettings
+from cai.engines.methods.ppo import RlSettings
+from cai.engines.methods.reward import RewardSettings
+from cai.engines.methods.sft import SftSettings
 from cai.engines.nemo_aligner.commands import Compiled
+from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SECTIONS, trainer_of
 from cai.engines.nemo_aligner.settings import Hard
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN, Effective
@@ -63,7 +66,7 @@ class Curve:
 
 def check(found: PlanSurvey) -> None:
     """A line for each trainer whose updates can be told, and what its schedule leaves unused."""
-    for step in found.steps("sft", "reward", "rl"):
+    for step in found.trained():
         for compiled in found.compiled[step.name]:
             curve = curve_of(found, step, compiled) if compiled.config else None
             if curve is None:
@@ -89,18 +92,19 @@ def curve_of(found: PlanSurvey, step: Step, compiled: Compiled) -> Curve | None:
 
 def updates_of(found: PlanSurvey, step: Step, compiled: Compiled) -> int:
     """Optimizer steps of a trainer, from the plan's estimate of its rows; 0 where that is not known."""
-    if step.kind == "rl":
+    trainer = trainer_of(step.kind)
+    if trainer is PPO_TRAINER:
         method = RlSettings.model_validate(step.spec["training"])
         values = found.effective(compiled)
         rollouts = values.whole("model.ppo.num_rollout_samples", method.rollouts)
         batch = values.whole("model.global_batch_size", method.batch_size)
         warmup = method.critic_warmup if compiled.command.role == "critic" else 0
         return (method.iterations + warmup) * (rollouts // batch)
-    if compiled.command.role != "train":
+    if trainer is None or compiled.command.role != trainer.role:
         return 0
-    training = (SftSettings if step.kind == "sft" else RewardSettings).model_validate(step.spec["training"])
-    rows, name = step.estimate.get("rows"), step.inputs["data"]
-    share = float(found.plan.step(name).spec.get("val") or 0.0) if isinstance(name, str) else 0.0
+    training: SftSettings | RewardSettings = trainer.method.settings.model_validate(step.spec["training"])
+    rows, name = step.estimate.get("rows"), step.source("data")
+    share = float(found.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
     # Upstream drops a batch that is not full, in every epoch.
     samples = int((rows or 0) * (1 - share)) * replicas(found, step)
     return int(training.epochs) * (samples // training.batch_size)
@@ -109,12 +113,12 @@ def updates_of(found: PlanSurvey, step: Step, compiled: Compiled) -> int:
 def replicas(found: PlanSurvey, step: Step) -> int:
     """How often a pair is written for training, where soft labels become hard ones by drawing."""
     labels = found.settings.labels
-    return labels.replicas if step.kind == "reward" and labels.how is Hard.REPLICAS else 1
+    return labels.replicas if trainer_of(step.kind) is REWARD_TRAINER and labels.how is Hard.REPLICAS else 1
 
 
 def _total(values: Effective, default: int) -> int:
     """For how many updates the schedule is laid out: what is written, else the trainer's limit, else ``default``."""
     written = values.whole(f"{SCHED}.max_steps")
-    section = next((s for s in ("sft", "rm", "ppo") if values.number(f"trainer.{s}.max_steps") is not None), "")
-    limit = values.number(f"trainer.{section}.max_steps") if section else None
+    section = next((s for s in SECTIONS if values.number(f"{s}.max_steps") is not None), "")
+    limit = values.number(f"{section}.max_steps") if section else None
     return written or (int(limit) if limit is not None and limit >= 0 else default)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from cai.engines.base import Places
 from cai.engines.nemo_aligner import upstream
 from cai.engines.nemo_aligner.commands import Compiled, commands
+from cai.engines.nemo_aligner.methods import TRAINED_BY, Trainer
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import Problem
 from cai.files.home import cai_home
@@ -40,8 +40,13 @@ class PlanSurvey:
             notes.append(text)
 
     def steps(self, *kinds: str) -> Iterator[Step]:
-        """The plan's steps of some kinds."""
-        return (step for step in self.plan.steps if step.kind in kinds)
+        """The steps of some kinds that this engine does."""
+        return (step for step in self.plan.steps if step.kind in kinds and not step.engine)
+
+    def trained(self, *methods: Trainer) -> Iterator[Step]:
+        """The steps that train, by any method or by some."""
+        chosen = {trainer.method.stage for trainer in methods or TRAINED_BY.values()}
+        return self.steps(*chosen)
 
     def at(self, setting: str) -> str:
         """Where a layout is written: at its own name, or at ``default`` where only that is there."""
@@ -64,7 +69,7 @@ class PlanSurvey:
     def above(self, step: Step, *roles: str) -> Iterator[Step]:
         """What feeds the rows of these inputs, near ones first: through mixes, judges and samples, not models."""
         seen: set[str] = set()
-        names = [name for role in roles for name in _names(step.inputs.get(role))]
+        names = [name for role in roles for name in step.sources(role)]
         while names:
             name = names.pop(0)
             if name in seen:
@@ -73,28 +78,23 @@ class PlanSurvey:
             found = self.plan.step(name)
             yield found
             for role in ("sources", "candidates", "responses", "prompts", "data"):
-                names += _names(found.inputs.get(role))
+                names += found.sources(role)
 
-    def origin(self, name: str) -> Step | None:
+    def origin(self, model: str) -> Step | None:
         """The fetched model that a model step goes back to."""
-        step = self.plan.step(name)
+        step = self.plan.step(model)
         while step.kind != "fetch":
-            role = step.inputs.get("model")
-            if not isinstance(role, str):
+            name = step.source("model")
+            if name is None:
                 return None
-            step = self.plan.step(role)
+            step = self.plan.step(name)
         return step
-
-
-def _names(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value.values() if isinstance(value, dict) else value)
 
 
 def survey(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> PlanSurvey:
     """Compile every step's commands, and read the configs that they need."""
     places = Places(cai_home() / "store")
-    compiled = {step.name: commands(settings, plan, step, places) for step in plan.steps}
+    # Steps of other engines are none of this one's: they only feed its own.
+    compiled = {step.name: () if step.engine else commands(settings, plan, step, places) for step in plan.steps}
     wanted = {c.config for found in compiled.values() for c in found if c.config}
     return PlanSurvey(settings, plan, where, places, compiled, upstream.find(settings, wanted))

@@ -17,6 +17,7 @@ stopped when the actor has ended.
 
 from __future__ import annotations
 
+from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings, StepLayout
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_script import seconds_of
@@ -32,15 +33,20 @@ def job_seconds(settings: NemoAlignerSettings, name: str, kind: str) -> int:
     if not isinstance(settings.launcher, Slurm):
         return 0
     layout = settings.step(name)
-    asked = [part.time for part in ((layout, layout.critic) if kind == "rl" else (layout,)) if part.time]
+    asked = [part.time for part in ((layout, layout.critic) if _models(kind) > 1 else (layout,)) if part.time]
     return max(map(seconds_of, asked), default=seconds_of(settings.launcher.time))
+
+
+def _models(kind: str) -> int:
+    trainer = trainer_of(kind)
+    return trainer.models if trainer is not None else 1
 
 
 def margin_seconds(layout: StepLayout, kind: str, limit: int) -> int:
     """What of ``limit`` is for loading and saving: as written, else a quarter for each model, at most 15 minutes."""
     if layout.time_margin is not None:
         return layout.time_margin
-    return (2 if kind == "rl" else 1) * min(LOADED, limit // 4)
+    return _models(kind) * min(LOADED, limit // 4)
 
 
 def training_seconds(settings: NemoAlignerSettings, name: str, kind: str) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cai.engines.nemo_aligner.methods import SECTIONS
 from cai.engines.nemo_aligner.overrides import Env
 
 _SHOWN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
@@ -72,8 +73,8 @@ TABLE: dict[str, Wanted] = {
     "trainer.max_epochs": MAYBE_INT,
     "trainer.max_steps": INT,
     **{
-        f"trainer.{name}.{key}": wanted
-        for name in ("sft", "rm", "ppo")
+        f"{section}.{key}": wanted
+        for section in SECTIONS
         for key, wanted in {
             "limit_train_batches": SHARE_OR_COUNT,
             "limit_val_batches": SHARE_OR_COUNT,

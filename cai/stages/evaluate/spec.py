@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cai.stages.base import Estimate, Sampled, StageSpec, TextFile, Wants
+from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS
 
 JUDGE_TOKENS = 200
@@ -28,7 +28,7 @@ class AdherenceScoring(str, Enum):
     LOGPROB = "logprob"
 
 
-class EvaluateSpec(StageSpec):
+class EvaluateSpec(EngineSpec):
     """Compare ``models`` (in order: before first) on sets of ``prompts``; check ``reward`` on sets of ``comparisons``.
 
     ``benign`` names the prompt sets on which a refusal is a fault. ``axes`` are the sets that an Elo is made of, by the
@@ -40,7 +40,6 @@ class EvaluateSpec(StageSpec):
     VERSION: ClassVar[int] = 2
     MAKES: ClassVar[str] = "evaluation"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     kind: Literal["evaluate"] = "evaluate"
     models: Annotated[dict[str, str], Wants("model"), Field(min_length=1)]
     reward: Annotated[str | None, Wants("reward_model")] = None

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from cai.identity import RUNTIME
 from cai.judging.pairs import Pairs
 from cai.judging.scorings import Order, Principles, Scoring
-from cai.stages.base import Estimate, Sampled, StageSpec, TextFile, Wants
+from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
 from cai.stages.respond import limited
 
 JUDGE_TOKENS = 220
@@ -56,7 +56,7 @@ class Labels(str, Enum):
     HARD = "hard"
 
 
-class JudgeSpec(StageSpec):
+class JudgeSpec(EngineSpec):
     """Compare each row's candidates.
 
     ``contrast`` asks how much likelier an answer is after good exemplars than after bad ones, and needs
@@ -71,7 +71,6 @@ class JudgeSpec(StageSpec):
     VERSION: ClassVar[int] = 2
     MAKES: ClassVar[str] = "comparisons"
     USES_TEMPLATE: ClassVar[bool] = True
-    USES_ENGINE: ClassVar[bool] = True
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "priority", "preamble")
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]

@@ -134,7 +134,7 @@ def some_record(draw: random.Random) -> Any:
 def checked_rows(path: Path, reader: str, makes: str, options: dict[str, Any]) -> tuple[int, Counter[str]]:
     tally: Counter[str] = Counter()
     rows: list[Row] = []
-    for row in READERS[reader].read([path], makes, options, tally):
+    for row in READERS[reader].rows([path], makes, options, tally):
         line = dump_line(row)
         line.encode()
         assert from_json(type(row), json.loads(line)) == row

@@ -21,7 +21,7 @@ TOLD = (*ASKED, Message("assistant", "Because."))
 
 def read(path: Path, reader: str, makes: str, **options: Any) -> tuple[list[Row], dict[str, int]]:
     tally: Counter[str] = Counter()
-    rows = list(READERS[reader].read([path], makes, options, tally))
+    rows = list(READERS[reader].rows([path], makes, options, tally))
     return rows, dict(tally)
 
 
@@ -124,7 +124,7 @@ def test_a_pair_that_compares_nothing_is_counted(tmp_path: Path, pair: dict[str,
 def test_duplicates_are_dropped_across_files_and_counted(tmp_path: Path) -> None:
     files = [lines(tmp_path / f"{i}.jsonl", {"prompt": "Why?"}, {"prompt": f"n{i}"}) for i in range(2)]
     tally: Counter[str] = Counter()
-    rows = list(READERS["jsonl"].read(files, "prompts", {}, tally))
+    rows = list(READERS["jsonl"].rows(files, "prompts", {}, tally))
     assert (len(rows), tally) == (3, {"duplicate": 1})
 
 

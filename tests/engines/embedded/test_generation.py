@@ -177,7 +177,7 @@ def test_small_batches_score_alike(tiny, tiny_model):
 
 
 def test_a_closed_client_can_be_asked_again(tiny_model):
-    client = EmbeddedEngine(TORCH).client(tiny_model)
+    client = EmbeddedEngine(TORCH).session(None).client(tiny_model)
     asked = requests(Sampling(max_tokens=4, temperature=0))
     first = list(client.generate(asked))
     client.close()

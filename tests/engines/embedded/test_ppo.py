@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from cai.engines.base import CriticStart, Lora, Precision, RewardSettings, RlSettings
 from cai.engines.embedded.advantages import (
     distinct,
     explained_variance,
@@ -21,13 +20,18 @@ from cai.engines.embedded.advantages import (
 )
 from cai.engines.embedded.batches import Branches, pack
 from cai.engines.embedded.models import encode, load_tokenizer
-from cai.engines.embedded.ppo import train_ppo
+from cai.engines.embedded.ppo import train as train_ppo
 from cai.engines.embedded.ppo_update import clipped_policy_loss, clipped_value_loss
-from cai.engines.embedded.reward import train_reward
+from cai.engines.embedded.reward import train as train_reward
 from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, sample
+from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.base import Lora, Precision
+from cai.engines.methods.ppo import CriticStart, PpoData, RlSettings
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.rewards import RewardModel
 from cai.errors import SpecError
-from tests.support.training import Interrupted, Watch, comparisons, questions, tiny_folder
+from tests.support.training import Interrupted, Watch, attempt_at, comparisons, questions, tiny_folder
 
 SETTINGS = RlSettings(
     iterations=4,
@@ -57,19 +61,8 @@ def likes_kind(pairs: Sequence[tuple[str, str]]) -> list[float]:
 def ppo(model: Path, at: Path, progress: Watch | None = None, reward: Path | None = None, **changes: Any) -> Any:
     settings = SETTINGS.model_copy(update=changes)
     score = likes_kind if reward is None else None
-    return train_ppo(
-        model,
-        reward or model,
-        questions(10),
-        (),
-        settings,
-        1,
-        at / "out",
-        at / "work",
-        progress or Watch(),
-        threads=1,
-        score=score,
-    )
+    data = PpoData(model, RewardModel(reward or model), questions(10))
+    return train_ppo(data, settings, attempt_at(at, progress), Hardware(threads=1), score=score)
 
 
 def rows_of(at: Path) -> list[dict[str, Any]]:
@@ -215,7 +208,7 @@ def test_the_kl_limit_keeps_the_last_iterate_within_it(model: Path, tmp_path: Pa
 
 def test_a_critic_from_the_reward_model_runs_and_other_tokens_are_refused(model: Path, tmp_path: Path) -> None:
     settings = RewardSettings(epochs=2, learning_rate=1e-2, batch_size=4, precision=Precision.FLOAT32)
-    train_reward(model, comparisons(12), [], settings, 1, tmp_path / "rm", tmp_path / "w", Watch())
+    train_reward(RewardData(model, comparisons(12), []), settings, attempt_at(tmp_path, name="rm"))
     ppo(model, tmp_path, reward=tmp_path / "rm", critic=CriticStart.REWARD, iterations=2, critic_warmup=1)
     rows = rows_of(tmp_path)
     assert rows[1]["kl"] == 0.0, "the first iteration trains the critic alone"

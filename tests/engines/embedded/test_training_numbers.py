@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from cai.chat import Span
-from cai.engines.base import Lora, Precision, Schedule, TrainText
 from cai.engines.embedded.batches import Branches, batches_of, pack
 from cai.engines.embedded.functions import gated, normed, rotated, token_entropies, token_logprobs, token_statistics
 from cai.engines.embedded.lower import LowerStates
@@ -19,6 +18,7 @@ from cai.engines.embedded.models import load_tokenizer
 from cai.engines.embedded.optim import rate_factor
 from cai.engines.embedded.sft import Example, tokenized
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.methods.base import Lora, Precision, Schedule, TrainText
 from tests.support.training import tiny_folder
 
 ROWS = [(5, 6, 7, 2, 8, 9), (2, 2, 10), (11, 12, 13, 14)]

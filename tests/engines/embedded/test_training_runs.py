@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from cai.chat import Span
-from cai.engines.base import Lora, PairText, Precision, RewardSettings, SftSettings, TrainText
-from cai.engines.embedded.reward import EmbeddedRewardScorer, pair_loss, quality, train_reward
-from cai.engines.embedded.sft import train_sft
+from cai.engines.embedded.reward import EmbeddedRewardScorer, pair_loss, quality
+from cai.engines.embedded.reward import train as train_reward
+from cai.engines.embedded.settings import Hardware
+from cai.engines.embedded.sft import train as train_sft
+from cai.engines.methods.base import Lora, PairText, Precision, TrainText
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.methods.sft import SftData, SftSettings
 from cai.errors import PrerequisiteError, SpecError, StepFailed
-from tests.support.training import Interrupted, Watch, comparisons, conversations, tiny_folder
+from tests.support.training import Interrupted, Watch, attempt_at, comparisons, conversations, tiny_folder
 
 Train = Callable[..., Any]
 COMMON: dict[str, Any] = {
@@ -37,17 +41,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sft(model: Path, at: Path, settings: SftSettings = SFT, progress: Watch | None = None, name: str = "out") -> Any:
-    return train_sft(
-        model, conversations(12), conversations(4), settings, 1, at / name, at / "work", progress or Watch(), threads=1
-    )
+    data, attempt = SftData(model, conversations(12), conversations(4)), attempt_at(at, progress, name)
+    return train_sft(data, settings, attempt, Hardware(threads=1))
 
 
 def reward(
     model: Path, at: Path, settings: RewardSettings = REWARD, progress: Watch | None = None, name: str = "out"
 ) -> Any:
-    return train_reward(
-        model, comparisons(12), comparisons(6), settings, 1, at / name, at / "work", progress or Watch(), threads=1
-    )
+    data, attempt = RewardData(model, comparisons(12), comparisons(6)), attempt_at(at, progress, name)
+    return train_reward(data, settings, attempt, Hardware(threads=1))
 
 
 def test_sft_learns_and_writes_a_model_that_transformers_opens(model: Path, tmp_path: Path) -> None:
@@ -98,10 +100,10 @@ def test_what_cannot_be_used_is_counted_by_reason(model: Path, tmp_path: Path) -
     long = TrainText("long", (Span("[user] " + "cat " * 40, False), Span("dog", True)))
     silent = TrainText("silent", (Span("[user] hello", False),))
     settings = SFT.model_copy(update={"max_length": 20, "epochs": 1})
-    trained = train_sft(model, [*conversations(3), long, silent], [], settings, 1, tmp_path / "o", tmp_path, Watch())
+    trained = train_sft(SftData(model, [*conversations(3), long, silent], []), settings, attempt_at(tmp_path))
     assert trained.dropped == {"too long": 1, "nothing to learn": 1}
     with pytest.raises(StepFailed, match="none of 2 examples"):
-        train_sft(model, [long, silent], [], settings, 1, tmp_path / "p", tmp_path / "p", Watch())
+        train_sft(SftData(model, [long, silent], []), settings, attempt_at(tmp_path / "p"))
 
 
 def test_unknown_lora_targets_are_refused(model: Path, tmp_path: Path) -> None:
@@ -151,6 +153,6 @@ def test_quality_leaves_ties_out_and_knows_calibration() -> None:
 def test_an_empty_answer_is_dropped_and_counted(model: Path, tmp_path: Path) -> None:
     pairs = [*comparisons(4), PairText("e", "[user] hello [bot] ", "", "rude", 1.0)]
     settings = REWARD.model_copy(update={"epochs": 1})
-    trained = train_reward(model, pairs, [], settings, 1, tmp_path / "o", tmp_path, Watch())
+    trained = train_reward(RewardData(model, pairs, []), settings, attempt_at(tmp_path))
     assert trained.dropped == {"empty answer": 1}
-    assert load_file(tmp_path / "o/reward_head.safetensors")["weight"].shape == (32,)
+    assert load_file(tmp_path / "out/reward_head.safetensors")["weight"].shape == (32,)

@@ -184,7 +184,7 @@ def test_a_right_experiment_has_no_problem(raw):
 @pytest.mark.parametrize(("changes", "where", "what"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_what_is_wrong_is_found_at_its_field(raw, changes, where, what):
     found = problems(put(raw, changes))
-    hits = [p for p in found if p.where == where and what in p.what]
+    hits = [p for p in found if p.where == where and what in p.message]
     assert hits, [str(p) for p in found]
     assert all(p.next for p in hits)
 
@@ -211,7 +211,7 @@ def test_an_own_override_that_upstream_lacks_is_reported_at_the_stage(raw, tmp_p
     file.write_text(file.read_text().replace("reward_model_type: binary_ranking, ", ""))
     (found,) = problems(raw)
     assert found.where == "stages.reward"
-    assert "has no model.reward_model_type" in found.what
+    assert "has no model.reward_model_type" in found.message
 
 
 def test_servers_of_two_models_may_share_ports_as_they_run_in_turn(raw):
@@ -226,7 +226,7 @@ def test_two_commands_on_one_port_of_one_host_are_found(raw):
         check_layout._ports(found, "respond", (server, server))
         (problem,) = found.problems
         assert problem.where == "engine.servers.default.port"
-        assert "listen on port 5656 of one host" in problem.what
+        assert "listen on port 5656 of one host" in problem.message
         elsewhere = replace(server, command=replace(server.command, relative=1))
         found.problems.clear()
         check_layout._ports(found, "respond", (server, elsewhere))
@@ -240,7 +240,7 @@ def test_validation_rows_that_fill_no_batch_are_told(raw):
 def test_servers_that_share_a_node_must_fit_on_it(raw):
     layout = {"devices": 3, "tensor_parallel": 3, "count": 3}
     found = problems(put(raw, {**SLURM, "engine/servers/default": layout}))
-    assert any(p.where == "engine.servers.default.devices" and "share a node" in p.what for p in found)
+    assert any(p.where == "engine.servers.default.devices" and "share a node" in p.message for p in found)
 
 
 def test_tensor_parallel_across_nodes_is_a_note(raw):
@@ -251,7 +251,7 @@ def test_tensor_parallel_across_nodes_is_a_note(raw):
 
 def test_a_value_overridden_in_the_config_counts_for_divisibility(raw):
     found = problems(put(raw, {OVER.format("reward"): {"model.micro_batch_size": 5}}))
-    assert any("micro batch 5 x data parallel 2" in p.what for p in found)
+    assert any("micro batch 5 x data parallel 2" in p.message for p in found)
 
 
 def test_context_parallel_takes_from_data_parallel(raw):
@@ -287,11 +287,11 @@ def test_a_folder_without_a_sentencepiece_model_is_refused(raw, tmp_path):
     raw = put(raw, {"models/base": {"source": "hf:./hf"}})
     found = problems(raw)
     assert ("models.base.source", "./hf has no tokenizer.model, whose tokens this engine counts") in [
-        (p.where, p.what) for p in found
+        (p.where, p.message) for p in found
     ]
     (tmp_path / "hf" / "tokenizer.model").write_bytes(b"x")
     found = problems(raw)
-    assert {p.where for p in found if "no room for a prompt in the context 64" in p.what} >= {
+    assert {p.where for p in found if "no room for a prompt in the context 64" in p.message} >= {
         "stages.respond.sampling.max_tokens",
         "stages.sample.sampling.max_tokens",
         "stages.evaluate.sampling.max_tokens",
@@ -301,7 +301,7 @@ def test_a_folder_without_a_sentencepiece_model_is_refused(raw, tmp_path):
 def test_a_gguf_file_is_no_source_of_this_engine(raw, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"x")
     found = problems(put(raw, {"models/base": {"source": "gguf:m.gguf"}}))
-    assert any(p.where == "models.base.source" and "nemo" in p.what for p in found)
+    assert any(p.where == "models.base.source" and "nemo" in p.message for p in found)
 
 
 def test_a_file_that_may_exist_only_on_the_cluster_is_a_note(raw):
@@ -312,7 +312,7 @@ def test_a_file_that_may_exist_only_on_the_cluster_is_a_note(raw):
 def test_a_file_in_the_store_that_no_step_makes_is_a_problem(raw, tmp_path):
     lost = str(tmp_path / "home" / "store" / "sft-0123456789abcdef" / "model.nemo")
     found = problems(put(raw, {OVER.format("sft"): {"++model.peft_path": lost}}))
-    assert any("which no step makes" in p.what for p in found)
+    assert any("which no step makes" in p.message for p in found)
 
 
 def test_the_plan_tells_the_memory_or_what_it_needs_to_know(raw):
@@ -338,4 +338,4 @@ def test_every_command_of_a_plan_is_right_by_upstream_s_own_configs(raw):
     for launcher in ({}, SLURM):
         plan(put(raw, launcher))
     banana = {"engine/servers/default/overrides": {"inference.top_k": "banana"}}
-    assert any("cannot be banana" in p.what for p in problems(put(raw, banana)))
+    assert any("cannot be banana" in p.message for p in problems(put(raw, banana)))

@@ -15,21 +15,15 @@ from cai.chat import ChatTemplate, Message
 from cai.commands.planning import compile_plan
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines import engine_of, step_commands
-from cai.engines.base import (
-    Attempt,
-    ModelSource,
-    PairText,
-    Places,
-    PromptText,
-    RewardSettings,
-    RlSettings,
-    SftSettings,
-    Trained,
-    TrainText,
-)
+from cai.engines.base import Attempt, ModelSource, Places, Trained
+from cai.engines.methods.base import PairText, PromptText, TrainText
+from cai.engines.methods.ppo import PPO, PpoData, RlSettings
+from cai.engines.methods.reward import RewardData, RewardSettings
+from cai.engines.methods.sft import SFT, SftData, SftSettings
 from cai.engines.nemo_aligner.commands import commands, result_file
 from cai.engines.nemo_aligner.datasets import write_prompts
-from cai.engines.nemo_aligner.engine import NemoAlignerEngine, make_runner
+from cai.engines.nemo_aligner.engine import NemoAlignerEngine, NemoSession, make_runner
+from cai.engines.rewards import RewardModel
 from cai.errors import Incomplete, OutOfTime, PrerequisiteError, SpecError, StepFailed
 from cai.files.library import Library, shipped_root
 from cai.launchers.base import Command, Server
@@ -139,18 +133,19 @@ def weights(out: Path) -> str:
     return (out / "model" / "model_weights.ckpt").read_text()
 
 
-def train_sft(engine: NemoAlignerEngine, model: Path, out: Path, work: Path):  # type: ignore[no-untyped-def]
+def train_sft(session: NemoSession, model: Path, out: Path, work: Path):  # type: ignore[no-untyped-def]
     settings = SftSettings(batch_size=8, max_length=512)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
-    return engine.sft(model, conversations(16), conversations(8), settings, Attempt(1, out, work, quiet))
+    data = SftData(model, conversations(16), conversations(8))
+    return session.train(SFT, data, settings, Attempt(1, out, work, quiet))
 
 
 def test_training_writes_the_data_runs_the_command_and_keeps_the_result(plan: Plan, model: Path, tmp_path: Path):
     runner = Recorder(writes_result(plan, "sft", tmp_path))
     engine = opened(plan, runner, tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
     out, work = folders(plan, "sft", tmp_path)
-    trained = train_sft(engine, model, out, work)
+    trained = train_sft(session, model, out, work)
     assert runner.done == ["run train"]
     assert weights(out) == "weights"
     lines = [json.loads(line) for line in (work / "data" / "train.jsonl").read_text().splitlines()]
@@ -163,11 +158,11 @@ def test_training_writes_the_data_runs_the_command_and_keeps_the_result(plan: Pl
 def test_a_finished_command_is_not_run_again_when_the_step_died_after_it(plan: Plan, model: Path, tmp_path: Path):
     runner = Recorder(writes_result(plan, "sft", tmp_path))
     engine = opened(plan, runner, tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
     out, work = folders(plan, "sft", tmp_path)
-    train_sft(engine, model, out, work)
+    train_sft(session, model, out, work)
     shutil.rmtree(out / "model")  # stopped before the artifact was whole
-    train_sft(engine, model, out, work)
+    train_sft(session, model, out, work)
     assert runner.done == ["run train"]
     assert weights(out) == "weights"
 
@@ -189,8 +184,8 @@ def test_a_result_that_was_being_written_when_it_died_is_not_taken(
             writes_result(plan, "sft", tmp_path)(command)
 
     engine = opened(plan, Recorder(work_of), tmp_path)
-    engine.begin(plan.step("sft"))
-    train_sft(engine, model, out, work)
+    session = engine.session(plan.step("sft"))
+    train_sft(session, model, out, work)
     assert [len(lasts) for lasts in attempts] == [1, len(before)]
     assert weights(out) == "weights"
 
@@ -208,11 +203,11 @@ def test_training_that_ends_at_its_time_limit_is_incomplete_and_goes_on(plan: Pl
         return None
 
     engine = opened(plan, Recorder(work_of), tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
     for step in (5, 10):
         with pytest.raises(OutOfTime, match=f"sft: training ended at its time limit, after step {step}; run the same"):
-            train_sft(engine, model, out, work)
-    train_sft(engine, model, out, work)
+            train_sft(session, model, out, work)
+    train_sft(session, model, out, work)
     assert [len(lasts) for lasts in attempts] == [0, 1, 1]
     assert weights(out) == "weights"
 
@@ -223,13 +218,13 @@ def test_commands_that_a_script_ran_are_told_apart_in_the_same_way(
     out, work = folders(plan, "sft", tmp_path)
     checkpoints = result_file(places(tmp_path), plan.step("sft")).parent
     engine = opened(plan, Recorder(), tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
 
     def half(which: str, error: type[Exception], match: str) -> None:
         monkeypatch.setenv(COMMANDS, which)
         engine._runner = make_runner(engine.settings) if which == "prepare" else Recorder()
         with pytest.raises(error, match=match):
-            train_sft(engine, model, out, work)
+            train_sft(session, model, out, work)
 
     last = checkpoints / "megatron_gpt_sft--val_loss=0.5-step={}-epoch=0-last"
     half("prepare", Prepared, "run it now")
@@ -244,19 +239,20 @@ def test_commands_that_a_script_ran_are_told_apart_in_the_same_way(
 
 def test_a_command_that_ends_well_without_a_result_is_an_error(plan: Plan, model: Path, tmp_path: Path):
     engine = opened(plan, Recorder(), tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
     with pytest.raises(StepFailed, match=r"training ended without .*megatron_gpt_sft\.nemo"):
-        train_sft(engine, model, *folders(plan, "sft", tmp_path))
+        train_sft(session, model, *folders(plan, "sft", tmp_path))
 
 
 def test_too_few_rows_for_a_batch_are_an_error_before_anything_runs(plan: Plan, model: Path, tmp_path: Path):
     runner = Recorder()
     engine = opened(plan, runner, tmp_path)
-    engine.begin(plan.step("sft"))
+    session = engine.session(plan.step("sft"))
     out, work = folders(plan, "sft", tmp_path)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
+    data = SftData(model, conversations(7), conversations(8))
     with pytest.raises(SpecError, match="batch of 8"):
-        engine.sft(model, conversations(7), conversations(8), SftSettings(batch_size=8), Attempt(1, out, work, quiet))
+        session.train(SFT, data, SftSettings(batch_size=8), Attempt(1, out, work, quiet))
     assert runner.done == []
 
 
@@ -266,7 +262,7 @@ def test_the_critic_is_up_before_the_actor_and_down_after_it(plan: Plan, model: 
         if fails:
             runner.work = _raises
         engine = opened(plan, runner, tmp_path)
-        engine.begin(plan.step("rl"))
+        session = engine.session(plan.step("rl"))
         out, work = places(tmp_path).out(plan.step("rl")), places(tmp_path).work(plan.step("rl"))
         out.mkdir(parents=True, exist_ok=True)
         (work / "trained").unlink(missing_ok=True)
@@ -275,8 +271,9 @@ def test_the_critic_is_up_before_the_actor_and_down_after_it(plan: Plan, model: 
         quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
         settings = RlSettings(rollouts=64, max_prompt_tokens=256)
 
-        def go(engine=engine, prompts=prompts, settings=settings, out=out, work=work, quiet=quiet):  # type: ignore[no-untyped-def]
-            return engine.rl(model, model, prompts, (), settings, Attempt(3, out, work, quiet))
+        def go(session=session, prompts=prompts, settings=settings, out=out, work=work, quiet=quiet):  # type: ignore[no-untyped-def]
+            data = PpoData(model, RewardModel(model), prompts)
+            return session.train(PPO, data, settings, Attempt(3, out, work, quiet))
 
         if fails:
             with pytest.raises(StepFailed, match="no luck"):
@@ -297,7 +294,7 @@ def ppo_files(tmp_path: Path, model: Path, prompts: int, iterations: int) -> tup
     template, folder = chat(), tmp_path / f"{prompts}-{iterations}"
     texts = [PromptText(str(i), template.prompt((Message("user", f"Q {i}?"),))) for i in range(prompts)]
     settings = RlSettings(iterations=iterations, rollouts=16, max_prompt_tokens=256)
-    told = write_prompts(folder, texts, settings, open_tokenizer(model), 16, 5)
+    told = write_prompts(folder, texts, settings, tokens=open_tokenizer(model), val_samples=16, seed=5)
     train, held = ((folder / f"{part}.jsonl").read_text().splitlines() for part in ("train", "val"))
     return train, held, told
 
@@ -337,7 +334,8 @@ def test_soft_labels_of_validation_pairs_are_counted_once(plan: Plan, model: Pat
     ]
     labels = LabelSettings(how=Hard.REPLICAS, replicas=4)
     settings = RewardSettings(batch_size=4, max_length=512)
-    told = write_pairs(tmp_path / "data", pairs, pairs, settings, open_tokenizer(model), labels, 0)
+    data = RewardData(model, pairs, pairs)
+    told = write_pairs(tmp_path / "data", data, settings, tokens=open_tokenizer(model), labels=labels, seed=0)
     assert len((tmp_path / "data" / "train.jsonl").read_text().splitlines()) == 20 * 4 * 2
     assert len((tmp_path / "data" / "val.jsonl").read_text().splitlines()) == 20 * 2
     assert told.metrics["train samples"] == 80
@@ -352,15 +350,17 @@ def test_servers_stay_for_the_next_step_that_needs_the_same_and_go_for_training(
     helpful = places(tmp_path).artifact(plan.step("helpful"))
     helpful.parent.mkdir(parents=True)
     model.rename(helpful)
-    engine.begin(plan.step("respond"))
-    engine.client(helpful).close()
+    session = engine.session(plan.step("respond"))
+    session.client(helpful).close()
     started = [f"start server{'' if i == 0 else f'-{i}'}" for i in range(8)]
     assert runner.done[:8] == started
     before = len(runner.done)
-    engine.begin(plan.step("revise"))
-    engine.client(helpful).close()
+    session.close()
+    session = engine.session(plan.step("revise"))
+    session.client(helpful).close()
     assert len(runner.done) == before
-    engine.begin(plan.step("sft"))
+    session.close()
+    session = engine.session(plan.step("sft"))
     assert [line for line in runner.done[before:] if line.startswith("stop")] == [
         s.replace("start", "stop") for s in started
     ]
@@ -372,48 +372,67 @@ def test_servers_that_died_between_two_steps_are_started_again(plan: Plan, model
     helpful = places(tmp_path).artifact(plan.step("helpful"))
     helpful.parent.mkdir(parents=True)
     model.rename(helpful)
-    engine.begin(plan.step("respond"))
-    engine.client(helpful).close()
+    session = engine.session(plan.step("respond"))
+    session.client(helpful).close()
     runner.dead.append(
         step_commands(plan, Places(places(tmp_path).store, str(tmp_path / "run" / "plan.json")))["respond"][1]
     )
-    engine.begin(plan.step("revise"))
-    engine.client(helpful).close()
+    session.close()
+    session = engine.session(plan.step("revise"))
+    session.client(helpful).close()
     assert runner.done.count("start server") == 2
+
+
+def test_two_sessions_at_once_each_keep_the_servers_they_speak_to(plan: Plan, model: Path, tmp_path: Path):
+    runner = Recorder()
+    engine = opened(plan, runner, tmp_path)
+    helpful, tuned = (places(tmp_path).artifact(plan.step(name)) for name in ("helpful", "sft"))
+    helpful.parent.mkdir(parents=True)
+    shutil.copytree(model, helpful)
+    shutil.copytree(model, tuned)
+    first, second = engine.session(plan.step("respond")), engine.session(plan.step("sample"))
+    asked = first.client(helpful)
+    other = second.client(tuned)
+    assert not [line for line in runner.done if line.startswith("stop")]
+    asked.close()
+    first.close()
+    engine.session(plan.step("sample")).client(tuned).close()
+    assert len([line for line in runner.done if line.startswith("stop")]) == 8
+    other.close()
 
 
 def test_a_nemo_file_is_unpacked_once_and_its_digest_checked(plan: Plan, model: Path, tmp_path: Path):
     runner = Recorder()
     engine = opened(plan, runner, tmp_path)
-    engine.begin(plan.step("base"))
+    session = engine.session(plan.step("base"))
     out, _ = folders(plan, "base", tmp_path)
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
-    about = engine.fetch(ModelSource(f"nemo:{model / 'model.nemo'}"), out, quiet)
+    about = session.fetch(ModelSource(f"nemo:{model / 'model.nemo'}"), out, quiet)
     assert {path.name for path in (out / "model").iterdir()} == {"model_config.yaml", "a.model"}
     assert (out / "model" / "a.model").read_bytes() == spm()
     assert open_tokenizer(out).ids("How") == open_tokenizer(model).ids("How")
     assert about["format"] == "nemo"
     with pytest.raises(PrerequisiteError, match="SHA-256"):
-        engine.fetch(ModelSource(f"nemo:{model / 'model.nemo'}", sha256="0" * 64), out, quiet)
+        session.fetch(ModelSource(f"nemo:{model / 'model.nemo'}", sha256="0" * 64), out, quiet)
     with pytest.raises(PrerequisiteError, match="no such file"):
-        engine.fetch(ModelSource("nemo:/nowhere/x.nemo"), out, quiet)
+        session.fetch(ModelSource("nemo:/nowhere/x.nemo"), out, quiet)
     assert runner.done == []
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
 def test_a_nemo_file_cannot_write_outside_of_its_folder(plan: Plan, tmp_path: Path, name: str):
     engine = opened(plan, Recorder(), tmp_path)
-    engine.begin(plan.step("base"))
+    session = engine.session(plan.step("base"))
     out, _ = folders(plan, "base", tmp_path)
     bad = nemo(tmp_path / "bad" / "x.nemo", [config(model="nemo:a.model"), (name, b"x")])
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
     with suppress(PrerequisiteError):  # an absolute name is taken as one below the folder, the others are refused
-        engine.fetch(ModelSource(f"nemo:{bad}"), out, quiet)
+        session.fetch(ModelSource(f"nemo:{bad}"), out, quiet)
     assert [path for path in tmp_path.rglob("outside") if path.parent != out / "model"] == []
     assert not Path("/outside").exists()
     (tmp_path / "text.nemo").write_text("no archive")
     with pytest.raises(PrerequisiteError, match=r"no \.nemo that can be unpacked"):
-        engine.fetch(ModelSource(f"nemo:{tmp_path / 'text.nemo'}"), out, quiet)
+        session.fetch(ModelSource(f"nemo:{tmp_path / 'text.nemo'}"), out, quiet)
 
 
 def test_a_model_of_an_older_store_is_loaded_from_its_archive(plan: Plan, tmp_path: Path):

@@ -45,7 +45,7 @@ def test_sequence_parallelism_is_refused_where_upstream_has_a_reward_head(raw, s
     at = f"engine/steps/{step}"
     for changes in ({f"{at}/sequence_parallel": True}, {f"{at}/overrides": LEAST | {"model.sequence_parallel": True}}):
         (found,) = problems(put(raw, changes))
-        assert "reward head refuses sequence parallelism" in found.what
+        assert "reward head refuses sequence parallelism" in found.message
 
 
 @pytest.mark.parametrize("step", ["sft", "reward", "rl", "rl/critic"])
@@ -53,7 +53,7 @@ def test_selective_recomputation_with_a_number_of_layers_is_refused(raw, step):
     at, key = f"engine/steps/{step}", "model.activations_checkpoint"
     selective = {f"{at}/activation_checkpointing": "selective"}
     (found,) = problems(put(raw, {**selective, f"{at}/overrides": LEAST | {f"{key}_num_layers": 1}}))
-    assert "selective recomputation takes no number of layers" in found.what
+    assert "selective recomputation takes no number of layers" in found.message
     assert plan(put(raw, {**selective, f"{at}/overrides": LEAST | {f"{key}_method": "uniform"}}))
     missing = problems(put(raw, {f"{at}/overrides": LEAST | {f"{key}_granularity": "full"}}))
-    assert [f"{key}_{name}" in found.what for name, found in zip(("method", "num_layers"), missing, strict=True)]
+    assert [f"{key}_{name}" in found.message for name, found in zip(("method", "num_layers"), missing, strict=True)]

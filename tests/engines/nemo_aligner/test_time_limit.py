@@ -76,7 +76,7 @@ def test_limits_and_margins_change_no_key(raw):
     ],
 )
 def test_a_limit_that_leaves_nothing_is_refused(raw, changes, where):
-    found = [problem for problem in problems(put(raw, SLURM | changes)) if "no time to train" in problem.what]
+    found = [problem for problem in problems(put(raw, SLURM | changes)) if "no time to train" in problem.message]
     assert found
     assert {problem.where for problem in found} == {where}
     assert "time_margin" in found[0].next
@@ -88,7 +88,7 @@ def test_a_limit_that_slurm_would_not_read_is_refused(raw, where, time):
     launcher = {"kind": "slurm"} | ({"time": time} if where == "launcher" else {})
     step = {"engine/steps/sft/time": time} if where != "launcher" else {}
     found = problems(put(raw, SLURM | {"engine/launcher": launcher} | step))
-    assert any(problem.where.endswith("time") and f"got '{time}'" in problem.what for problem in found), found
+    assert any(problem.where.endswith("time") and f"got '{time}'" in problem.message for problem in found), found
 
 
 LONG = {"models/base/parameters": 7.2e9, "engine/cluster": {"nodes": 2, "gpu_memory": 8000.0}}

@@ -10,6 +10,7 @@ import pytest
 
 from cai.commands.planning import compile_plan
 from cai.files.library import Library, shipped_root
+from cai.plan import by_role
 
 DOC = (shipped_root() / "docs" / "evaluation.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
@@ -29,8 +30,8 @@ def test_other_peoples_prompts_and_pairs_can_be_given(tmp_path: Path, monkeypatc
     text = next(block for block in BLOCKS if "public:hh-rlhf" in block)
     steps = planned(tmp_path, text, monkeypatch)
     evaluate = steps["evaluate"]
-    assert {"red_team", "hh_red_team", "ours"} <= set(evaluate.inputs["prompts"])
-    assert {"independent", "hh_harmless", "hh_helpful"} <= set(evaluate.inputs["comparisons"])
+    assert {"red_team", "hh_red_team", "ours"} <= set(by_role(evaluate.inputs)["prompts"])
+    assert {"independent", "hh_harmless", "hh_helpful"} <= set(by_role(evaluate.inputs)["comparisons"])
     assert steps["hh_harmless"].estimate["rows"] == 500
     assert steps["hh_harmless"].makes == "comparisons"
     assert steps["hh_red_team"].notes[0].startswith("downloads red-team-attempts/")
@@ -39,8 +40,8 @@ def test_other_peoples_prompts_and_pairs_can_be_given(tmp_path: Path, monkeypatc
 def test_snapshots_are_compared_like_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = next(block for block in BLOCKS if "snapshots: [2, 4]" in block)
     steps = planned(tmp_path, ON_QUICKSTART + text, monkeypatch)
-    assert steps["evaluate"].inputs["models"]["rl-2"] == "rl_2"
-    assert steps["rl_4"].inputs == {"of": "rl"}
+    assert by_role(steps["evaluate"].inputs)["models"]["rl-2"] == "rl_2"
+    assert by_role(steps["rl_4"].inputs) == {"of": "rl"}
 
 
 def test_everything_an_evaluation_can_be_asked_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,7 @@ data:
 """
     steps = planned(tmp_path, ON_QUICKSTART + more + BLOCKS[0], monkeypatch)
     evaluate = steps["evaluate"]
-    assert evaluate.inputs["adherence"] == "mixtral"
+    assert evaluate.source("adherence") == "mixtral"
     assert evaluate.resources["texts"]["adherence_prompt"]
     assert [p["id"] for p in evaluate.resources["constitution"]["principles"]] == [
         "no-harm",

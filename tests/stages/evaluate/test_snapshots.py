@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from cai.engines.base import RlSettings
-from cai.engines.embedded.ppo import train_ppo
+from cai.engines.embedded.ppo import train as train_ppo
+from cai.engines.embedded.settings import Hardware
+from cai.engines.methods.ppo import PpoData, RlSettings
+from cai.engines.rewards import RewardModel
 from cai.errors import SpecError, StepFailed
 from cai.experiment.model import parse
 from cai.files.library import Library, shipped_root
+from cai.plan import by_role
 from cai.planning.resolver import resolve
 from cai.stages import KINDS
 from cai.stages.base import take_apart
 from tests.engines.embedded.test_ppo import SETTINGS, likes_kind
 from tests.support.stage_doubles import Memory, artifact, context
-from tests.support.training import Interrupted, Watch, questions, tiny_folder
+from tests.support.training import Interrupted, Watch, attempt_at, questions, tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ppo(model: Path, at: Path, snapshots: tuple[int, ...] = (), progress: Watch | None = None, **changes: Any) -> Any:
     raw = {**SETTINGS.model_dump(), **changes}
     settings = RlSettings(**{**raw, "snapshots": snapshots})
-    watch = progress or Watch()
-    return train_ppo(
-        model, model, questions(10), (), settings, 1, at / "out", at / "work", watch, threads=1, score=likes_kind
-    )
+    data = PpoData(model, RewardModel(model), questions(10))
+    return train_ppo(data, settings, attempt_at(at, progress), Hardware(threads=1), score=likes_kind)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -155,7 +156,7 @@ def test_a_snapshot_is_a_model_like_any_other() -> None:
     )
     assert made.step("early").makes == "model"
     assert made.step("early").key != made.step("late").key
-    assert made.step("evaluate").inputs["models"] == {"two": "early", "four": "late", "end": "rl"}
+    assert by_role(made.step("evaluate").inputs)["models"] == {"two": "early", "four": "late", "end": "rl"}
     assert made.outputs["model"] == "rl"  # what `chat` and `serve` take: the end of the training
 
 

