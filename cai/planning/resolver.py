@@ -428,7 +428,7 @@ def _step(
         resources=dict(resources or {}),
         ingredients=complete,
         estimate=asdict(estimate),
-        notes=notes or [],
+        notes=[*(notes or []), *([f"with engine {engine.label}"] if engine is not None and engine.label else [])],
         engine=engine.label if engine is not None else "",
     )
 

@@ -100,6 +100,10 @@ def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "seed": plan.seed,
         "engine": {"settings": {k: v for k, v in plan.engine.items() if k != "uses"}, "counts": counts},
     }
+    if plan.engines:
+        lock["engines"] = {
+            name: {k: v for k, v in block.items() if k != "uses"} for name, block in plan.engines.items()
+        }
     if constitution is not None:
         lock["constitution"] = dict(constitution)
     if sources := {source_name(step): _data(step) for step in plan.steps if step.kind == "read"}:
@@ -118,6 +122,8 @@ def _step_data(step: Step, counts: Mapping[str, Any]) -> dict[str, Any]:
     ingredients = step.ingredients
     locked_step: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": ingredients.get("version")}
     locked_step["key"] = step.key[:DIGITS]
+    if step.engine:
+        locked_step["by"] = step.engine
     if step.kind == "read":
         rows = step.estimate.get("rows")
         return {
@@ -198,13 +204,14 @@ def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
         SpecError: when the data is no lock.
     """
     try:
-        steps = tuple(_step_of(data, step) for step in data["steps"])
+        steps = tuple(replace(_step_of(data, step), engine=str(step.get("by", ""))) for step in data["steps"])
         return Plan(
             experiment=str(data["experiment"]),
             seed=int(data["seed"]),
             engine=dict(data["engine"]["settings"]),
             steps=steps,
             source={"description": str(data.get("description", ""))},
+            engines={str(name): dict(block) for name, block in data.get("engines", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SpecError(

@@ -98,7 +98,8 @@ def _merged(cells: Cells) -> list[Plan]:
     """One plan for each kind of engine with every different step of its cells, so that each is looked at once."""
     merged: dict[str, tuple[Plan, dict[str, Step]]] = {}
     for cell in cells.cells:
-        _, steps = merged.setdefault(str(cell.plan.engine["kind"]), (cell.plan, {}))
+        kinds = " ".join([str(cell.plan.engine["kind"]), *sorted(cell.plan.engines)])
+        _, steps = merged.setdefault(kinds, (cell.plan, {}))
         for step in cell.plan.steps:
             steps.setdefault(step.key, step)
     return [replace(plan, steps=tuple(steps.values())) for plan, steps in merged.values()]

@@ -53,6 +53,7 @@ def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = N
         "experiment": plan.experiment,
         "seed": plan.seed,
         "engine": plan.engine,
+        **({"engines": plan.engines} if plan.engines else {}),
         "steps": steps,
         "totals": totals,
     }
@@ -264,6 +265,8 @@ class _PlanText:
 
         yield from paragraph(f"{one_line(data['experiment'])}, seed {data['seed']}", style="bold")
         yield from paragraph(f"engine {engine_line(data['engine'])}", style="")
+        for name, engine in data.get("engines", {}).items():
+            yield from paragraph(f"engine {one_line(name)}, {engine_line(engine)}", style="")
         yield Text()
         # The costs that matter least go first where the terminal is narrow.
         for cost_columns in ((0, 1, 2, 3, 4), (0, 1, 4), (4,)):
@@ -326,6 +329,10 @@ def _markdown(data: Mapping[str, Any]) -> str:
         f"### Plan of {escape_markdown(data['experiment'])}, seed {data['seed']}",
         "",
         f"Engine {escape_markdown(engine_line(data['engine']))}.",
+        *(
+            f"Engine {escape_markdown(name)}: {escape_markdown(engine_line(engine))}."
+            for name, engine in data.get("engines", {}).items()
+        ),
         "",
         "| step | kind | action | why | rows | calls | tokens read | tokens written | time |",
         "|---|---|---|---|---:|---:|---:|---:|---:|",
