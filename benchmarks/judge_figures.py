@@ -16,10 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cai.stages.judge.report import FILE, summary_rows
+from cai.figures.judge_report import ALWAYS_LONGER, ALWAYS_SHORTER, JUDGE_REPORT, JudgeReport, read_judge_report
+from cai.stages.judge.report import summary_rows
 from cai.store.artifacts import artifact_name
 
 POOL = 200
@@ -58,7 +60,7 @@ stages:
 """
 
 
-def judged(file: Path, rows: int, few: int, home: Path) -> dict[str, dict[str, Any]]:
+def judged(file: Path, rows: int, few: int, home: Path) -> dict[str, JudgeReport]:
     """The judges' reports by step, from a run in ``home``."""
     project = home / "project"
     (project / "experiments").mkdir(parents=True, exist_ok=True)
@@ -72,24 +74,30 @@ def judged(file: Path, rows: int, few: int, home: Path) -> dict[str, dict[str, A
     names = {
         step["name"]: artifact_name(step["kind"], step["key"]) for step in plan["steps"] if step["kind"] == "judge"
     }
-    return {step: json.loads((home / "store" / name / FILE).read_text("utf-8")) for step, name in names.items()}
+    return {step: read_judge_report(home / "store" / name / JUDGE_REPORT) for step, name in names.items()}
 
 
-def figures(report: dict[str, Any]) -> dict[str, Any]:
+def figures(report: JudgeReport) -> dict[str, Any]:
     """The few figures that the last line has of each judge."""
-    people = report["given labels"]
+    labels, votes = report.given_labels, report.votes
+    assert labels is not None, "the candidates are labelled comparisons"
     return {
-        "accuracy": people["accuracy"],
-        "above always the longer": people["above always the longer"],
-        "always the longer": people["baselines"]["always the longer"]["accuracy"]["value"],
-        "always the shorter": people["baselines"]["always the shorter"]["accuracy"]["value"],
-        "log loss": people["log loss"]["value"],
-        "calibration error": people["expected calibration error"]["value"],
-        "fitted": people["fitted"],
-        "swap consistency": report["swap"]["consistency"],
-        "position bias": report["position"]["bias"],
-        "longer wins": report["length"]["longer wins"],
-        "votes": report["votes"],
+        "accuracy": asdict(labels.accuracy),
+        "above always the longer": asdict(labels.above_always_the_longer),
+        ALWAYS_LONGER: labels.baselines[ALWAYS_LONGER].accuracy.value,
+        ALWAYS_SHORTER: labels.baselines[ALWAYS_SHORTER].accuracy.value,
+        "log loss": labels.log_loss.value,
+        "calibration error": labels.expected_calibration_error.value,
+        "fitted": {name.replace("_", " "): figure for name, figure in asdict(labels.fitted).items()},
+        "swap consistency": asdict(report.swap.consistency),
+        "position bias": asdict(report.position.bias),
+        "longer wins": asdict(report.length.longer_wins),
+        "votes": {
+            "asked": votes.total,
+            "readable": votes.readable,
+            "even": votes.even,
+            "unreadable": votes.unreadable,
+        },
     }
 
 
@@ -104,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="judge-figures-") as scratch:
         reports = judged(given.file, given.rows, min(given.few, given.rows), given.home or Path(scratch))
     for step, report in reports.items():
-        print(f"{step} ({report['judge']['scoring']})")
+        print(f"{step} ({report.judge['scoring']})")
         for name, value, meaning in summary_rows(report):
             print(f"  {name:28} {value:40} {meaning}")
     print(json.dumps({step: figures(report) for step, report in reports.items()}))

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cai.figures.usage import FlowUsage
+
 PROMPT = "Question number {n}: what should a person think about before they decide this, and who could be harmed by it?"
 
 
@@ -177,7 +179,7 @@ def measure(home: Path, rows: int, plain_rows: int) -> dict[str, Any]:
     outcome = json.loads((home / "outcome.json").read_text(encoding="utf-8"))
     written = sum(1 for _ in (home / "out" / "rows.jsonl").open("rb"))
     assert written == rows == outcome["ledger"], (written, outcome)
-    usage = outcome["metrics"]["usage"]
+    usage = FlowUsage.from_metrics(outcome["metrics"])
     growth, plain_growth = (max(most_1, most_2) - floor) / rows, (by_hand - floor) / plain_rows
     return {
         "benchmark": "million_rows",
@@ -188,8 +190,8 @@ def measure(home: Path, rows: int, plain_rows: int) -> dict[str, Any]:
         "at_most_mb": 500,
         "resume_s": round(float((home / "second").read_text()) - began, 2),
         "at_most_resume_s": 10,
-        "rows_done_before": usage["rows done before"],
-        "asked_again": usage["asked"] + usage["rows done before"] + usage.get("from the cache", 0) - rows,
+        "rows_done_before": usage.rows_done_before,
+        "asked_again": usage.calls + usage.rows_done_before + usage.from_cache - rows,
         "rows_per_s": round(rows / (first + second)),
         "memory_over_time": [*track_1, *track_2][:: max(1, (len(track_1) + len(track_2)) // 12)],
     }

@@ -130,8 +130,10 @@ def plain(model: Path, reward: Path, settings: RlSettings) -> list[dict[str, flo
             with policy.disable_adapter():
                 first = torch.cat([forward(tokens[p], mask[p])[0] for p in parts])
         valid = torch.ones_like(old, dtype=torch.bool)
-        rewards = token_rewards(scores, old, first, valid, settings.kl_coefficient)
-        advantages, returns = generalised_advantages(rewards, values, valid, settings.gamma, settings.gae_lambda)
+        rewards = token_rewards(scores, old, first, valid, kl_coefficient=settings.kl_coefficient)
+        advantages, returns = generalised_advantages(
+            rewards, values, valid, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+        )
         advantages = whitened(advantages, valid)
         for _ in range(settings.ppo_epochs):
             for batch in torch.randperm(settings.rollouts, device=device).split(settings.batch_size):

@@ -24,7 +24,19 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NAME = PYPROJECT["project"]["name"]
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "safetensors", "gguf"}
+EMBEDDED = {"torch", "transformers", "safetensors", "gguf"}
+HEAVY = EMBEDDED | {"trl", "peft", "datasets"}
+# What of the extra ``dev`` is run and not imported, and plug-ins.
+PROGRAMS = {
+    "import-linter",
+    "hydra-joblib-launcher",
+    "mypy",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "types-pyyaml",
+    "uv",
+}
 # Where a package is imported under a name that is not its own.
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
@@ -77,8 +89,8 @@ def pinned(name):
 
 def test_the_base_brings_nothing_heavy():
     assert not HEAVY & set(base())
-    assert set(extra("embedded")) >= HEAVY
-    assert set(extra("openvino")) >= HEAVY
+    assert set(extra("embedded")) == EMBEDDED
+    assert set(extra("openvino")) > EMBEDDED
 
 
 def test_whatever_is_imported_is_declared_where_it_is_imported():
@@ -93,6 +105,26 @@ def test_whatever_is_imported_is_declared_where_it_is_imported():
 def test_whatever_the_base_declares_is_imported():
     used = {package for path in (ROOT / "cai").rglob("*.py") for package in imported(path)}
     assert set(base()) - used == set()
+
+
+@pytest.mark.parametrize("name", ["embedded", "openvino", "trackers"])
+def test_whatever_an_extra_declares_is_imported_where_it_belongs(name):
+    folders = [prefix for prefix, room in ROOMS.items() if room in (name, "embedded" if name == "openvino" else name)]
+    files = [
+        path for path in (ROOT / "cai").rglob("*.py") if path.relative_to(ROOT).as_posix().startswith(tuple(folders))
+    ]
+    assert set(extra(name)) - {package for path in files for package in imported(path)} == set()
+
+
+def test_what_tests_and_benchmarks_import_is_declared_and_what_dev_declares_is_used():
+    folders = [ROOT / name for name in ("tests", "benchmarks", "tools")]
+    skipped = (ROOT / "tests" / "lab", ROOT / "tests" / "standin")  # those run in the environment of the extra ``nemo``
+    files = [path for folder in folders for path in folder.rglob("*.py") if not path.is_relative_to(skipped[0])]
+    files = [path for path in files if not path.is_relative_to(skipped[1])]
+    used = {package for path in files for package in imported(path)} - {"tests", "benchmarks", "tools"}
+    everything = base() | {n: r for name in ("openvino", "trackers", "dev") for n, r in extra(name).items()}
+    assert sorted(used - set(everything)) == []
+    assert sorted(set(extra("dev")) - used - PROGRAMS - {"tomli"}) == []
 
 
 def test_the_packages_that_the_engine_asks_for_are_those_it_imports():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import write_tiny_model
+from tests.support.pipelines import artifact_digests, environment_of, run_cai
+from tests.support.small_models import write_tiny_model
 
 pytestmark = pytest.mark.long
 
@@ -70,39 +70,18 @@ def project(tmp_path_factory):
     return folder
 
 
-def environment(home):
-    return {**os.environ, "CAI_HOME": str(home), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-
-
-def cai(project, home, *args, **more):
-    return subprocess.run(
-        [sys.executable, "-m", "cai", *args],
-        cwd=project,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        **more,
-    )
-
-
-def artifacts(home):
-    """Digests of every file of every finished artifact."""
-    return {p.stem: json.loads(p.read_text())["files"] for p in sorted((home / "store").glob("*.json"))}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(project, tmp_path_factory):
     """The store of a run that nothing disturbed."""
     home = tmp_path_factory.mktemp("home")
-    done = cai(project, home, "experiment=tiny")
+    done = run_cai(project, home, "experiment=tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return home, done.stdout
 
 
 def test_every_stage_runs_and_the_summary_says_what_changed(undisturbed, project):
     home, shown = undisturbed
-    kinds = {name.partition("-")[0] for name in artifacts(home)}
+    kinds = {name.partition("-")[0] for name in artifact_digests(home)}
     assert kinds == {
         "fetch", "read", "respond", "revise", "mix", "sft", "sample", "judge", "reward", "rl", "evaluate",
     }  # fmt: skip
@@ -114,12 +93,12 @@ def test_every_stage_runs_and_the_summary_says_what_changed(undisturbed, project
 
 def test_a_second_run_reuses_every_step(undisturbed, project):
     home, _ = undisturbed
-    before = artifacts(home)
-    done = cai(project, home, "experiment=tiny")
+    before = artifact_digests(home)
+    done = run_cai(project, home, "experiment=tiny")
     assert done.returncode == 0
     assert "started" not in done.stdout
-    assert artifacts(home) == before
-    plan = cai(project, home, "plan", "experiment=tiny", "--format", "json")
+    assert artifact_digests(home) == before
+    plan = run_cai(project, home, "plan", "experiment=tiny", "--format", "json")
     assert {step["action"] for step in json.loads(plan.stdout)["steps"]} == {"reuse"}
 
 
@@ -132,7 +111,7 @@ def test_a_reworded_comparison_reruns_from_the_judge_on(undisturbed, project):
     old = "Which answer is kinder and fairer to people?"
     assert old in text
     (project / "constitutions" / "mine.yaml").write_text(text.replace(old, "Which answer is the warmer one?"))
-    shown = cai(project, home, "plan", "experiment=tiny", "constitution=mine", "--format", "json").stdout
+    shown = run_cai(project, home, "plan", "experiment=tiny", "constitution=mine", "--format", "json").stdout
     steps = {step["name"]: step for step in json.loads(shown)["steps"]}
     assert {n for n, s in steps.items() if s["action"] == "run"} == {"judge", "rm_mix", "reward", "rl", "evaluate"}
     assert "(respect).comparison changed" in steps["judge"]["reason"]
@@ -145,7 +124,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(undisturbed, project
         process = subprocess.Popen(
             [sys.executable, "-m", "cai", "experiment=tiny"],
             cwd=project,
-            env=environment(tmp_path),
+            env=environment_of(tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -165,43 +144,43 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(undisturbed, project
             break
     assert killed >= 5
     assert process.returncode == 0
-    assert artifacts(tmp_path) == artifacts(home)
+    assert artifact_digests(tmp_path) == artifact_digests(home)
 
 
 def test_two_runs_at_once_share_the_work(undisturbed, project, tmp_path):
     home, _ = undisturbed
     command = [sys.executable, "-m", "cai", "experiment=tiny"]
     runs = [
-        subprocess.Popen(command, cwd=project, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, cwd=project, env=environment_of(tmp_path), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     shown = [run.communicate(timeout=280)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], shown
-    assert artifacts(tmp_path) == artifacts(home)
+    assert artifact_digests(tmp_path) == artifact_digests(home)
     finished = [line for text in shown for line in text.splitlines() if " done " in line and "sft" in line]
     assert len(finished) == 1
 
 
 def test_the_store_can_be_listed_verified_and_cleaned(undisturbed, project):
     home, _ = undisturbed
-    assert "tiny" in cai(project, home, "store", "ls").stdout
-    assert "0 problems" in cai(project, home, "store", "verify").stdout
-    assert "0 artifacts" in cai(project, home, "store", "gc", "--dry-run").stdout
-    ledger = cai(project, home, "rows", "tiny", "--why").stdout
+    assert "tiny" in run_cai(project, home, "store", "ls").stdout
+    assert "0 problems" in run_cai(project, home, "store", "verify").stdout
+    assert "0 artifacts" in run_cai(project, home, "store", "gc", "--dry-run").stdout
+    ledger = run_cai(project, home, "rows", "tiny", "--why").stdout
     assert "respond" in ledger
-    row = json.loads(cai(project, home, "rows", "tiny", "revise", "--limit", "1").stdout)
+    row = json.loads(run_cai(project, home, "rows", "tiny", "revise", "--limit", "1").stdout)
     assert row["meta"]["rounds"][0]["principle"]
 
 
 def test_the_finished_model_answers_in_the_terminal(undisturbed, project):
     home, _ = undisturbed
     asked = "How can I hack into my neighbour's Wifi?"
-    done = cai(project, home, "chat", "tiny", "--message", asked, "--max-tokens", "8", "--compare")
+    done = run_cai(project, home, "chat", "tiny", "--message", asked, "--max-tokens", "8", "--compare")
     assert done.returncode == 0, done.stderr
     assert asked in done.stdout
     assert "rl:" in done.stdout
     assert "base:" in done.stdout
-    piped = cai(project, home, "chat", "tiny", "--max-tokens", "8", input="hello\n")
+    piped = run_cai(project, home, "chat", "tiny", "--max-tokens", "8", input="hello\n")
     assert piped.returncode == 0, piped.stderr
 
 
@@ -214,7 +193,7 @@ def test_the_finished_model_is_served_to_the_openai_client(undisturbed, project)
     server = subprocess.Popen(
         [sys.executable, "-m", "cai", "serve", "tiny", "--port", str(port), "--max-tokens", "8"],
         cwd=project,
-        env=environment(home),
+        env=environment_of(home),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -241,11 +220,11 @@ def test_the_finished_model_is_served_to_the_openai_client(undisturbed, project)
 def test_an_applied_plan_is_the_reviewed_one_whatever_was_edited_since(undisturbed, project, tmp_path):
     home, _ = undisturbed
     plan = Path(tmp_path / "plan.json")
-    assert cai(project, home, "plan", "experiment=tiny", "--out", str(plan)).returncode == 0
+    assert run_cai(project, home, "plan", "experiment=tiny", "--out", str(plan)).returncode == 0
     experiment = project / "experiments" / "tiny.yaml"
     experiment.write_text(EXPERIMENT.replace("iterations: 2", "iterations: 1"))
     try:
-        done = cai(project, home, "apply", str(plan))
+        done = run_cai(project, home, "apply", str(plan))
     finally:
         experiment.write_text(EXPERIMENT)
     assert done.returncode == 0, done.stderr
@@ -256,7 +235,7 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(undisturbed, project, tmp_p
     home, _ = undisturbed
     command = [sys.executable, "-m", "cai", "experiment=tiny"]
     process = subprocess.Popen(
-        command, cwd=project, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=project, env=environment_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -267,15 +246,15 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(undisturbed, project, tmp_p
     assert process.returncode == 130, shown + said
     assert "run the same command again" in said
     assert "Traceback" not in said
-    done = cai(project, tmp_path, "experiment=tiny")
+    done = run_cai(project, tmp_path, "experiment=tiny")
     assert done.returncode == 0, done.stderr
-    assert artifacts(tmp_path) == artifacts(home)
+    assert artifact_digests(tmp_path) == artifact_digests(home)
 
 
 def test_a_sweep_runs_every_cell_and_shares_what_they_have_in_common(undisturbed, project):
     home, _ = undisturbed
-    before = set(artifacts(home))
-    done = cai(project, home, "-m", "experiment=tiny", "stages.rl.training.gamma=1.0,0.9")
+    before = set(artifact_digests(home))
+    done = run_cai(project, home, "-m", "experiment=tiny", "stages.rl.training.gamma=1.0,0.9")
     assert done.returncode == 0, done.stdout + done.stderr
-    made = {name.partition("-")[0] for name in set(artifacts(home)) - before}
+    made = {name.partition("-")[0] for name in set(artifact_digests(home)) - before}
     assert made == {"rl", "evaluate"}

@@ -83,7 +83,7 @@ def test_the_stage_written_out_in_the_docs_works(tmp_path):
     write_rows(tmp_path / "in" / "rows.jsonl", [row])
     data = Artifact("k", "conversations", tmp_path / "in")
     outcome = names["run"](
-        names["ShortenSpec"](kind="shorten", data="x"), SimpleNamespace(one=lambda role: data, out=tmp_path / "out")
+        names["ShortenSpec"](kind="shorten", data="x"), SimpleNamespace(input=lambda role: data, out=tmp_path / "out")
     )
     assert (outcome.ledger.rows_in, outcome.ledger.rows_out) == (1, 1)
     [short] = read_rows(tmp_path / "out" / "rows.jsonl", Conversation)

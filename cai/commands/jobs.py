@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from cai.errors import (
     StepFailed,
     did_you_mean,
 )
+from cai.figures.usage import FlowUsage
 from cai.launchers.outside import COMMANDS, Half, Prepared
 from cai.plan import Plan
 from cai.run.job_files import now, word_file, write_json
@@ -60,8 +61,8 @@ def step_verb(args: Sequence[str]) -> int:
     word.unlink(missing_ok=True)
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGUSR1)]
     try:
-        used: dict[str, Any] = {}
-        error, warned = _guarded(parsed.step, lambda: used.update(_make(parsed.plan, parsed.step, run_dir, shard)))
+        usages: list[FlowUsage] = []
+        error, warned = _guarded(parsed.step, lambda: usages.append(_make(parsed.plan, parsed.step, run_dir, shard)))
         if isinstance(error, Prepared):
             print(error)
             return 0
@@ -70,7 +71,7 @@ def step_verb(args: Sequence[str]) -> int:
         if stopped or (isinstance(error, OutOfTime) and _job() and parsed.requeues):
             error = _out_of_time(parsed.step, parsed.requeues, word)
         else:
-            _leave_word(word, error, used)
+            _leave_word(word, error, *usages)
     finally:
         for number, handler in before:
             signal.signal(number, handler)
@@ -88,7 +89,7 @@ def _is_done(plan: Plan, name: str) -> int:
     return 0 if default_store().find(steps[name].kind, steps[name].key) else 1
 
 
-def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> Mapping[str, Any]:
+def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> FlowUsage:
     """Make the step, or do one part of it; what that part asked."""
     from cai.engines import make_engine
     from cai.run.executor import default_store, run_shard, run_step
@@ -101,11 +102,11 @@ def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> Mapping[
     with ConsoleWatcher(live=False, show_plan=False) as watcher:
         if shard is None:
             run_step(plan, name, store=store, run_dir=run_dir, make_engine=engine, watch=watcher)
-            return {}
+            return FlowUsage()
         check_servers(plan, name, store, path)
-        used = run_shard(plan, name, shard, store=store, run_dir=run_dir, make_engine=engine, watch=watcher)
+        usage = run_shard(plan, name, shard, store=store, run_dir=run_dir, make_engine=engine, watch=watcher)
     print(f"{name}: shard {shard.index} of {shard.count} is done")
-    return used
+    return usage
 
 
 def _guarded(name: str, work: Callable[[], None]) -> tuple[BaseException | None, bool]:
@@ -154,13 +155,13 @@ def _out_of_time(name: str, requeues: int, word: Path) -> CaiError:
     return error
 
 
-def _leave_word(word: Path, error: BaseException | None, used: Mapping[str, Any] | None = None) -> None:
+def _leave_word(word: Path, error: BaseException | None, usage: FlowUsage = FlowUsage()) -> None:
     code = 0 if error is None else error.exit_code if isinstance(error, CaiError) else 1
     text = "" if error is None else str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error}"
     # On a full disk the job's own error and exit code say so already.
     with suppress(Incomplete, OSError):
         facts = {"code": code, "error": text, "job": _job(), "restarts": _restarts(), "ended": now()}
-        write_json(word, facts | ({"usage": used} if used else {}))
+        write_json(word, facts | usage.to_metrics())
 
 
 def _job() -> str:

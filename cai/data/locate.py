@@ -1,4 +1,8 @@
-"""Locating: from the paths of a data source to files: in the user's folders, in this package, or on the hub."""
+"""Locating: from the paths of a data source to files: in the user's folders, in this package, or on the hub.
+
+Of the hub's data sets the published files are fetched and read here, and not by ``datasets``: it makes a table of them
+first, and stops at a row of another shape where our readers count it, by reason, and go on.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +58,9 @@ def download(remote: HubFile) -> Path:
     Raises:
         PrerequisiteError: when it can be neither found nor fetched.
     """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise PrerequisiteError(f"hf:{remote.name}: needs the package 'huggingface_hub'; install it") from error
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     where = f"hf:{remote.name}@{remote.revision}:{remote.file}"
     try:
         return Path(hf_hub_download(remote.name, remote.file, repo_type="dataset", revision=remote.revision))

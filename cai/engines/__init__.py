@@ -167,9 +167,9 @@ def gpu_times(plan: Plan) -> GpuTimes:
     assumptions: dict[str, Any] = {}
     for name in ("", *plan.engines):
         try:
-            seen = plan.seen_by(name)
-            kind, settings = engine_of(seen.engine)
-            times = kind.times(settings, seen)
+            engine_plan = plan.seen_by(name)
+            kind, settings = engine_of(engine_plan.engine)
+            times = kind.times(settings, engine_plan)
         except (ValidationError, KeyError, TypeError, ValueError):
             continue
         steps |= times.steps

@@ -34,7 +34,7 @@ def put_file(source: Path, dest: Path) -> None:
         shutil.copyfile(source, dest)
 
 
-def kept(step: Step) -> tuple[int, ...]:
+def kept_iterations(step: Step) -> tuple[int, ...]:
     """The iterations whose policies a step keeps."""
     return tuple(step.spec.get("training", {}).get("snapshots", ())) if _keeps(step.kind) else ()
 
@@ -47,39 +47,41 @@ def _keeps(kind: str) -> bool:
 
 def problems(plan: Plan, where: Callable[[str], str] = str) -> tuple[Problem, ...]:
     """Snapshots that are asked of this engine's steps, and that none of these keeps."""
-    found = []
+    snapshot_problems = []
     for step in plan.steps:
         if step.kind != SNAPSHOT or plan.step(step.sources("of")[0]).engine:
             continue
         of, iteration = plan.step(step.sources("of")[0]), int(step.spec["iteration"])
-        known = kept(of)
-        if iteration in known:
+        iterations = kept_iterations(of)
+        if iteration in iterations:
             continue
         if not _keeps(of.kind):
             kinds = " or ".join(method.stage for method in METHODS.values() if method.snapshots)
-            what = f"'{of.name}' is of kind {of.kind}, and only {kinds} keeps snapshots"
-            found.append(Problem(where(f"stages.{step.name}.of"), what, f"name a stage of kind {kinds}"))
-        elif known:
-            what = f"'{of.name}' keeps no policy of iteration {iteration}"
-            found.append(
-                Problem(where(f"stages.{step.name}.iteration"), what, f"it keeps {', '.join(map(str, known))}")
+            message = f"'{of.name}' is of kind {of.kind}, and only {kinds} keeps snapshots"
+            snapshot_problems.append(Problem(where(f"stages.{step.name}.of"), message, f"name a stage of kind {kinds}"))
+        elif iterations:
+            message = f"'{of.name}' keeps no policy of iteration {iteration}"
+            snapshot_problems.append(
+                Problem(where(f"stages.{step.name}.iteration"), message, f"it keeps {', '.join(map(str, iterations))}")
             )
         else:
-            what, hint = f"'{of.name}' keeps no snapshots", f"set stages.{of.name}.training.snapshots: [{iteration}]"
-            found.append(Problem(where(f"stages.{step.name}.iteration"), what, hint))
-    return tuple(found)
+            message, hint = f"'{of.name}' keeps no snapshots", f"set stages.{of.name}.training.snapshots: [{iteration}]"
+            snapshot_problems.append(Problem(where(f"stages.{step.name}.iteration"), message, hint))
+    return tuple(snapshot_problems)
 
 
 def refused(plan: Plan, engine: str, where: Callable[[str], str] = str) -> tuple[Problem, ...]:
     """Every snapshot of this engine's steps, for an engine that keeps none."""
-    found = []
+    snapshot_problems = []
     for step in plan.steps:
         if step.engine:
             continue
-        if kept(step):
+        if kept_iterations(step):
             path = where(f"stages.{step.name}.training.snapshots")
-            found.append(Problem(path, f"engine {engine} keeps only the last policy", "leave snapshots out"))
+            snapshot_problems.append(
+                Problem(path, f"engine {engine} keeps only the last policy", "leave snapshots out")
+            )
         elif step.kind == SNAPSHOT:
-            what = f"engine {engine} keeps only the last policy"
-            found.append(Problem(where(f"stages.{step.name}"), what, "leave the stage out"))
-    return tuple(found)
+            message = f"engine {engine} keeps only the last policy"
+            snapshot_problems.append(Problem(where(f"stages.{step.name}"), message, "leave the stage out"))
+    return tuple(snapshot_problems)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import version
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.experiment import hydra_private
 from cai.files.library import FIELDS, GROUPS, Library
 from cai.files.yaml_lines import load as load_yaml
 
@@ -226,26 +226,19 @@ def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None
     itself would. So a hundred cells of one experiment take little more than one.
     """
     from hydra import compose as hydra_compose
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     library = library or Library.here()
     outcomes: list[Composed | SpecError] = []
     # Kept as bytes: reading them back is many times faster than a deep copy.
     merged: dict[tuple[str, ...], tuple[bytes, tuple[tuple[str, str, dict[str, int]], ...]]] = {}
     GlobalHydra.instance().clear()
-    parser = OverridesParser.create()
     with serving(library):
-        # What hydra.initialize() does, without its search through the call stack for a config folder.
-        version.setbase("1.3")
-        Hydra.create_main_hydra2("cai", create_config_search_path(None))
+        hydra_private.begin()
         for overrides in cells:
             try:
                 with hydra_errors(overrides, library):
-                    parsed = parser.parse_overrides(list(overrides))
+                    parsed = hydra_private.parse_overrides(overrides)
                     files = tuple(o.input_line or "" for o in parsed if _chooses_file(o.key_or_group))
                     if files not in merged:
                         _loaded.clear()
@@ -254,7 +247,7 @@ def compose_cells(cells: Sequence[Sequence[str]], library: Library | None = None
                     pickled, loaded_files = merged[files]
                     config = pickle.loads(pickled) if pickled else composed
                     values = [o for o in parsed if not _chooses_file(o.key_or_group)]
-                    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+                    hydra_private.apply_overrides(values, config)
                     outcome: Composed | SpecError = Composed(to_plain(config), tuple(overrides), loaded_files)
             except SpecError as error:
                 outcome = error

@@ -234,7 +234,7 @@ def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[
     kind = raw.get("kind", name)
     kinds = [k for k in KINDS if k not in STEP_KINDS]
     if kind in kinds:
-        return KINDS[kind].spec
+        return KINDS[kind].spec.variant(raw)
     if "kind" in raw:
         message, path = f"unknown kind of stage {kind!r}", f"stages.{name}.kind"
     else:
@@ -291,17 +291,19 @@ def validate(model: type[Any], value: Mapping[str, Any], *, path: str, where: Wh
 
 
 def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Problem:
-    full, here = path, model
-    for part in item["loc"]:
-        if isinstance(part, str) and part.startswith(
-            ("function-", "constrained-", "literal[", "tuple", "list[", "str")
-        ):
+    full, here, last = path, model, model
+    for depth, part in enumerate(item["loc"], 1):
+        # The end of an unknown field's place is what a person wrote, whatever it is.
+        if _is_tag(part) and not (item["type"] == "extra_forbidden" and depth == len(item["loc"])):
             continue
         last, here = here, _field_model(here, part)
         full += f"[{part}]" if isinstance(part, int) else f".{part}"
     if item["type"] == "extra_forbidden":
+        name = str(item["loc"][-1])
+        if isinstance(last, type) and issubclass(last, StageSpec) and (reason := last.misfit(name)):
+            return Problem(where(full), reason, "leave it out")
         names = last.model_fields if isinstance(last, type) and issubclass(last, BaseModel) else {}
-        return Problem(where(full), "unknown field", did_you_mean(str(item["loc"][-1]), names))
+        return Problem(where(full), "unknown field", did_you_mean(name, names))
     if item["type"] == "union_tag_invalid":
         expected_tags = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
         tag, name = str(item["ctx"]["tag"]), str(item["ctx"]["discriminator"]).strip("'")
@@ -317,6 +319,12 @@ def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Prob
     )
     message = item["msg"].removeprefix("Value error, ")
     return Problem(where(full), message[:1].lower() + message[1:] + excerpt)
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of an error's place is pydantic's own word for a type, and no field: ``list[str]``, ``str``."""
+    tags = ("function-", "constrained-", "literal[", "tuple[", "list[", "dict[")
+    return isinstance(part, str) and (part.startswith(tags) or part in ("str", "int", "float", "bool", "tuple", "list"))
 
 
 def _field_model(model: Any, part: str | int) -> Any:

@@ -27,10 +27,14 @@ def experiment_schema() -> dict[str, Any]:
             schema.pop("required", None)
         return schema
 
-    stage_kinds = {kind: of(entry.spec, partial=True) for kind, entry in KINDS.items() if kind not in STEP_KINDS}
-    for kind, schema in stage_kinds.items():
-        schema["properties"]["kind"] = {"const": kind}
-        definitions[f"stage_{kind}"] = schema
+    stage_kinds = [kind for kind in KINDS if kind not in STEP_KINDS]
+    for kind in stage_kinds:
+        spec = KINDS[kind].spec
+        # Of a stage that has one of several shapes, only fields that fit together are completed.
+        shapes = [of(shape, partial=True) for shape in spec.variants().values()] or [of(spec, partial=True)]
+        for shape in shapes:
+            shape["properties"]["kind"] = {"const": kind}
+        definitions[f"stage_{kind}"] = shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
     stage_properties = {kind: {"$ref": f"#/$defs/stage_{kind}"} for kind in stage_kinds}
     by_kind = [
         {
@@ -73,7 +77,7 @@ def experiment_schema() -> dict[str, Any]:
                 "additionalProperties": {
                     "type": "object",
                     "required": ["kind"],
-                    "properties": {"kind": {"enum": list(stage_kinds)}},
+                    "properties": {"kind": {"enum": stage_kinds}},
                     "allOf": by_kind,
                 },
             },

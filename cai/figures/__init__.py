@@ -1,1 +1,1 @@
-"""Figures: intervals, Elo, running sums, and what can be said of an answer. Plain numbers, free of stages."""
+"""Figures: intervals, Elo, running sums, what can be said of an answer, the documents of figures. Free of stages."""

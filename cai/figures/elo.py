@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cai.figures.running_sums import rounded_all
+from cai.figures.intervals import Interval
+from cai.figures.running_sums import rounded_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ PRIOR = 0.5
 _TIE = 1e-9
 
 
-def ratings(rewards: Sequence[Sequence[float]], models: Sequence[str], seed: int = 0) -> dict[str, dict[str, Any]]:
+def ratings(rewards: Sequence[Sequence[float]], models: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """The Elo of every model, the first one at 0, from the rewards of its answers: a row a prompt, a column a model.
 
     Each with its 95 % interval (percentiles of ``RESAMPLES`` bootstrap resamples of the prompts). There is none below
@@ -43,14 +44,13 @@ def ratings(rewards: Sequence[Sequence[float]], models: Sequence[str], seed: int
     elo_bm = SCALE * strengths(np.tensordot(weights_bp, wins_pmm, axes=1))
     share_m = wins_pmm.sum(axis=(0, 2)) / max(1, n * (len(models) - 1))
     sound = [0 < share < 1 for share in share_m]
-    elo_by_model: dict[str, dict[str, Any]] = {}
+    elo_by_model: dict[str, Interval] = {}
     for model, column, is_sound in zip(models, elo_bm.T, sound, strict=True):
         low = high = None
         if len(column) > 1 and is_sound and sound[0]:
             low, high = (float(x) for x in np.quantile(column[1:], (0.025, 0.975)))
-        elo_by_model[model] = rounded_all({"value": float(column[0]), "low": low, "high": high, "n": n})
-    elo_by_model[models[0]] |= {"value": 0.0, "low": 0.0, "high": 0.0}
-    return elo_by_model
+        elo_by_model[model] = rounded_interval(Interval(float(column[0]), low, high, n))
+    return elo_by_model | {models[0]: Interval(0.0, 0.0, 0.0, n)}
 
 
 def outcomes(rewards_pm: np.ndarray) -> np.ndarray:

@@ -9,37 +9,80 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 Z95 = 1.959963984540054
 _Z95_UP = 1.9599639845400545
 """The same from the other side of the distribution: the bit that reports made before have."""
 
 
-def share(successes: float, n: float) -> dict[str, Any]:
-    """A share with its 95 % Wilson interval (E. B. Wilson, 1927). Half successes (ties) are allowed."""
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure of ``n`` values with its 95 % interval; without values there is none, and with few no interval."""
+
+    value: float | None = None
+    # ``int`` for pydantic alone: a file that says 1 is written as 1 again, not as 1.0.
+    low: float | int | None = None
+    high: float | int | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFigure:
+    """A figure of ``n`` values without an interval."""
+
+    value: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """On how many of ``n`` rows one side is higher; a tie counts half in ``value``, which has its 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+
+    @property
+    def share(self) -> Interval:
+        """The share of rows won."""
+        return Interval(self.value, self.low, self.high, self.n)
+
+
+def share(successes: float, n: int) -> Interval:
+    """A share with its 95 % Wilson interval. Half successes (ties) are allowed."""
     if n == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    value, z2 = successes / n, _Z95_UP**2
+        return Interval()
+    value = successes / n
+    return Interval(value, *wilson(value, n), n)
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a share of ``n`` values (E. B. Wilson, 1927), which may be worth no whole number."""
+    z2 = _Z95_UP**2
     wider = 1 + z2 / n
     middle = (value + z2 / (2 * n)) / wider
     half = _Z95_UP * math.sqrt(value * (1 - value) / n + z2 / (4 * n**2)) / wider
-    return {"value": value, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
+def mean(values: Sequence[float], seed: int = 0) -> Interval:
     """A mean with its 95 % interval: BCa bootstrap, 2,000 resamples; none below three values or without spread."""
     n = len(values)
     if n == 0:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return Interval()
     value = math.fsum(values) / n
     if n < 3 or max(values) - min(values) < 1e-12 * max(1.0, abs(value)):
         spread = None if n < 3 else value
-        return {"value": value, "low": spread, "high": spread, "n": n}
+        return Interval(value, spread, spread, n)
     import numpy as np
     from scipy.stats import bootstrap
 
-    interval = bootstrap(
+    bounds = bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=2000,
@@ -47,15 +90,16 @@ def mean(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
         method="percentile" if n < 10 else "BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return {"value": value, "low": float(interval.low), "high": float(interval.high), "n": n}
+    return Interval(value, float(bounds.low), float(bounds.high), n)
 
 
-def wins(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> dict[str, Any]:
+def wins(ours: Sequence[float], theirs: Sequence[float], tie: float = 1e-9) -> WinRate:
     """How often ``ours`` is higher, row by row; a tie counts half."""
     won = sum(a > b + tie for a, b in zip(ours, theirs, strict=True))
     lost = sum(b > a + tie for a, b in zip(ours, theirs, strict=True))
     tied = len(ours) - won - lost
-    return {**share(won + tied / 2, len(ours)), "wins": won, "ties": tied, "losses": lost}
+    rate = share(won + tied / 2, len(ours))
+    return WinRate(rate.value, rate.low, rate.high, rate.n, wins=won, ties=tied, losses=lost)
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -12,22 +12,20 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from cai.figures.intervals import Z95, share
+from cai.figures.intervals import Z95, Interval, PlainFigure, wilson
 
 DIGITS = 6
-NOTHING: dict[str, Any] = {"value": None, "low": None, "high": None, "n": 0}
 
 
 def rounded(value: float | None) -> float | None:
-    """To as many digits as every machine agrees on; no minus zero."""
-    return None if value is None else round(value, DIGITS) + 0.0
+    """To as many digits as every machine agrees on; no minus zero. A whole bound (``mean(0, 1)``) stays whole."""
+    return value if value is None or isinstance(value, int) else round(value, DIGITS) + 0.0
 
 
-def rounded_all(figure: dict[str, Any]) -> dict[str, Any]:
-    """A figure with every float rounded."""
-    return {k: rounded(v) if isinstance(v, float) else v for k, v in figure.items()}
+def rounded_interval(figure: Interval) -> Interval:
+    """A figure whose value and interval are rounded."""
+    return Interval(rounded(figure.value), rounded(figure.low), rounded(figure.high), figure.n)
 
 
 @dataclass(slots=True)
@@ -64,39 +62,34 @@ class Mean:
         mean = self.total / self.n
         return max(0.0, self.squares - 2 * mean * self.crossed + mean * mean * self.sizes) / (self.n * self.n)
 
-    def mean(self, lowest: float = -math.inf, highest: float = math.inf) -> dict[str, Any]:
+    def mean(self, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
         """With its 95 % interval (Student's t between rows) within what is possible; none below three rows."""
         if not self.n:
-            return dict(NOTHING)
+            return Interval()
         value = self.total / self.n
         if self.rows < 3:
-            return rounded_all({"value": value, "low": None, "high": None, "n": self.n})
+            return Interval(rounded(value), n=self.n)
         from scipy.special import stdtrit  # scipy.stats has it too, and takes seconds to load
 
         half = float(stdtrit(self.rows - 1, 0.975)) * math.sqrt(self.variance() * self.rows / (self.rows - 1))
         low, high = max(lowest, value - half), min(highest, value + half)
-        return rounded_all({"value": value, "low": low, "high": high, "n": self.n})
+        return rounded_interval(Interval(value, low, high, self.n))
 
-    def share(self) -> dict[str, Any]:
+    def share(self) -> Interval:
         """As a share, with Wilson's 95 % interval for as many values as would vary as much if all were independent.
 
         With one value a row it is Wilson's own. Where all are alike nothing is known of how they vary: rows count.
         """
         if not self.n:
-            return dict(NOTHING)
+            return Interval()
         value = self.total / self.n
         alone = value * (1 - value) / self.n
         if alone <= 0:
             worth = float(self.rows)
         else:
             worth = self.n / max(1.0, self.variance() / alone) if self.n > self.rows else float(self.n)
-        low, high = _wilson(value, worth)
-        return rounded_all({"value": value, "low": low, "high": high, "n": self.n})
-
-
-def _wilson(value: float, worth: float) -> tuple[float, float]:
-    figure = share(value * worth, worth)  # a share of 12.5 values is as good
-    return figure["low"], figure["high"]
+        low, high = wilson(value, worth)  # a share of 12.5 values is as good
+        return rounded_interval(Interval(value, low, high, self.n))
 
 
 @dataclass(slots=True)
@@ -121,16 +114,16 @@ class Correlation:
             self.yy += math.fsum(y * y for _, y in pairs)
             self.xy += math.fsum(x * y for x, y in pairs)
 
-    def figure(self) -> dict[str, Any]:
+    def figure(self) -> Interval:
         """With Fisher's 95 % interval for as many pairs as there are rows; none below five rows."""
         if self.xx <= 0 or self.yy <= 0:
-            return {**NOTHING, "n": self.n}
+            return Interval(n=self.n)
         value = max(-1.0, min(1.0, self.xy / math.sqrt(self.xx * self.yy)))
         low = high = None
         if self.rows >= 5 and abs(value) < 1:
             middle, half = math.atanh(value), Z95 / math.sqrt(self.rows - 3)
             low, high = math.tanh(middle - half), math.tanh(middle + half)
-        return rounded_all({"value": value, "low": low, "high": high, "n": self.n})
+        return rounded_interval(Interval(value, low, high, self.n))
 
 
 @dataclass(slots=True)
@@ -157,12 +150,12 @@ class Alpha:
             self.values[verdict] += count
             self.values[1 - verdict] += count
 
-    def figure(self) -> dict[str, Any]:
+    def figure(self) -> PlainFigure:
         """Alpha; without an interval."""
         n = sum(self.values.values())
         chance = n * n - sum(count * count for count in self.values.values())
         value = 1 - (n - 1) * self.apart / chance if chance else None
-        return rounded_all({"value": value, "n": self.pairs})
+        return PlainFigure(rounded(value), self.pairs)
 
 
 @dataclass(slots=True)

@@ -65,6 +65,10 @@ EXEMPLARS: list[Asked] = [("exemplars", "")]
 Scorer = Callable[[Candidates, Sequence[Pair], Sequence[Asked]], Generator[Sequence[Call], Sequence[Any], Verdict]]
 
 
+GREEDY = Sampling()
+"""What a judge that writes nothing draws with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """How a judge is asked, and how its answers are read; the scoring is a function of it.
@@ -75,7 +79,7 @@ class Judge:
 
     prompt: Asking
     seed: int
-    sampling: Sampling
+    sampling: Sampling = GREEDY
     order: Order = Order.BOTH
     options: tuple[str, str] = ("(A)", "(B)")
     tie_option: str = ""

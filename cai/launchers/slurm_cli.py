@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.errors import PrerequisiteError, StepFailed
+from cai.launchers.slurm_script import dependency
 
 PATIENCE = 120.0
 """Seconds for which a controller that does not answer is asked again."""
@@ -69,10 +70,7 @@ def submit(script: Path, after: Sequence[str] = (), after_any: Sequence[str] = (
         StepFailed: when Slurm refuses it or cannot be reached.
     """
     script = script.absolute()
-    argv = ["sbatch", "--parsable"]
-    waits = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", after), ("afterany", after_any)) if ids]
-    if waits:
-        argv += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
+    argv = ["sbatch", "--parsable", *dependency(after, after_any)]
     env = {name: value for name, value in os.environ.items() if name in _KEPT or not name.startswith("SLURM")}
     end = time.monotonic() + PATIENCE
     while True:

@@ -85,6 +85,15 @@ def script(
     return "\n".join([*lines, *body]) + "\n"
 
 
+def dependency(after: Iterable[str], after_any: Iterable[str] = ()) -> tuple[str, ...]:
+    """sbatch's options that make a job wait: for jobs that must end well, and for those of which any end will do."""
+    kinds = (("afterok", list(after)), ("afterany", list(after_any)))
+    waits = [f"{kind}:{':'.join(ids)}" for kind, ids in kinds if ids]
+    if not waits:
+        return ()
+    return (f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes")
+
+
 def _header(
     settings: Slurm, component: Component, *, job_name: str, log: Path | None, folder: Path | None, array: int
 ) -> Iterable[str]:

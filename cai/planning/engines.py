@@ -85,14 +85,14 @@ class PlanEngines:
         notes: dict[str, list[str]] = {}
         for label, engine in self._by_label.items():
             problems += _launcher_problems(engine, self.own, where)
-            seen = plan.seen_by(label)
-            unkept = snapshots.problems(seen, where)
+            engine_plan = plan.seen_by(label)
+            unkept = snapshots.problems(engine_plan, where)
             if not engine.kind.snapshots:
-                unkept = snapshots.refused(seen, engine.name, where)
+                unkept = snapshots.refused(engine_plan, engine.name, where)
             if unkept:
                 problems += unkept
                 continue  # the engine's own checks read settings that have no snapshots
-            checked = engine.kind.check(engine.settings, seen, _at(label, where))
+            checked = engine.kind.check(engine.settings, engine_plan, _block_where(label, where))
             problems += checked.problems
             for step, lines in checked.notes.items():
                 notes.setdefault(step, []).extend(lines)
@@ -107,7 +107,7 @@ def method_problem(engine: PlanEngine, kind: str) -> tuple[str, str] | None:
     method = method_of(kind)
     if method is None or method.name in engine.kind.methods:
         return None
-    able = [name for name, other in ENGINES.items() if method.name in other.methods]
+    able = [name for name, engine_kind in ENGINES.items() if method.name in engine_kind.methods]
     hint = f"name one that does: engine: {' or '.join(able)}" if able else ""
     return f"engine {engine.name} does not train by {method.name}, only by {', '.join(engine.kind.methods)}", hint
 
@@ -121,7 +121,7 @@ def _launcher_problems(engine: PlanEngine, own: PlanEngine, where: Where) -> Ite
         yield Problem(where(path), "is a cluster's, but the experiment's own engine runs on this machine", hint)
 
 
-def _at(label: str, where: Where) -> Where:
+def _block_where(label: str, where: Where) -> Where:
     """Where the fields of an engine's block are: below ``engine``, or below its name in ``engines``."""
     if not label:
         return where

@@ -93,10 +93,10 @@ def _guessed_seconds(step: Step, embedded: bool) -> float | None:
         return _FIXED["read"]  # its address is written down
     if step.kind in _FIXED:
         return _FIXED[step.kind] if embedded or step.kind in ("read", "mix") else None
-    written, read = _PER_SECOND.get(step.kind, (0.0, 0.0))
-    if not embedded or step.estimate.get("rows") is None or not written:
+    write_rate, read_rate = _PER_SECOND.get(step.kind, (0.0, 0.0))
+    if not embedded or step.estimate.get("rows") is None or not write_rate:
         return None
-    return float(_START + step.estimate["tokens"] / written + step.estimate["prompt_tokens"] / read)
+    return float(_START + step.estimate["tokens"] / write_rate + step.estimate["prompt_tokens"] / read_rate)
 
 
 def _recent_records(store: Store, kind: str, engine: str) -> list[Mapping[str, Any]]:

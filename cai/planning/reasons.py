@@ -42,13 +42,13 @@ def step_changes(old: Step, new: Step) -> list[str]:
 def plan_changes(old: Plan, new: Plan) -> dict[str, list[str]]:
     """For each step of either plan, in the new plan's order, what changed; unchanged steps are left out."""
     before, after = {s.name: s for s in old.steps}, {s.name: s for s in new.steps}
-    found: dict[str, list[str]] = {}
+    changes_by_step: dict[str, list[str]] = {}
     for name, step in after.items():
         if name not in before:
-            found[name] = ["new step"]
+            changes_by_step[name] = ["new step"]
         elif before[name].key != step.key:
-            found[name] = step_changes(before[name], step) or ["its ingredients are written differently"]
-    return found | {name: ["removed"] for name in before if name not in after}
+            changes_by_step[name] = step_changes(before[name], step) or ["its ingredients are written differently"]
+    return changes_by_step | {name: ["removed"] for name in before if name not in after}
 
 
 def _changed_sources(step: Step, role: str, before: Any, after: Any) -> list[str]:
@@ -75,13 +75,13 @@ def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
 
 def _mapping(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys((*new, *old)):
-        at = f"{path}.{key}" if path else key
+        field_path = f"{path}.{key}" if path else key
         if key not in old:
-            yield f"{at} added" + (f": {_text(new[key])}" if _short(new[key]) else "")
+            yield f"{field_path} added" + (f": {_text(new[key])}" if _short(new[key]) else "")
         elif key not in new:
-            yield f"{at} removed"
+            yield f"{field_path} removed"
         else:
-            yield from _changes(at, old[key], new[key])
+            yield from _changes(field_path, old[key], new[key])
 
 
 def _sequence(path: str, old: list[Any], new: list[Any]) -> Iterator[str]:
@@ -90,11 +90,11 @@ def _sequence(path: str, old: list[Any], new: list[Any]) -> Iterator[str]:
         yield from _by_place(path, old, new)
         return
     for name, (place, item) in after.items():
-        at = f"{path}[{place}]" + (f" ({name})" if name else "")
+        item_path = f"{path}[{place}]" + (f" ({name})" if name else "")
         if name not in before:
-            yield f"{at} added"
+            yield f"{item_path} added"
         else:
-            yield from _changes(at, before[name][1], item)
+            yield from _changes(item_path, before[name][1], item)
     for name, (place, _) in before.items():
         if name not in after:
             yield f"{path}[{place}] ({name}) removed"
@@ -106,18 +106,18 @@ def _by_place(path: str, old: list[Any], new: list[Any]) -> Iterator[str]:
     if len(old) != len(new):
         yield f"{path}: {len(old)} -> {len(new)} items"
         return
-    for place, (one, other) in enumerate(zip(old, new, strict=True)):
-        yield from _changes(f"{path}[{place}]", one, other)
+    for place, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+        yield from _changes(f"{path}[{place}]", old_item, new_item)
 
 
 def _by_id(items: list[Any]) -> dict[str, tuple[int, Any]] | None:
     """Items with their places by id; None when two share one or more than one has none."""
-    found: dict[str, tuple[int, Any]] = {}
+    items_by_id: dict[str, tuple[int, Any]] = {}
     for place, item in enumerate(items):
-        if not isinstance(item, Mapping) or str(item.get("id", "")) in found:
+        if not isinstance(item, Mapping) or str(item.get("id", "")) in items_by_id:
             return None
-        found[str(item.get("id", ""))] = (place, item)
-    return found
+        items_by_id[str(item.get("id", ""))] = (place, item)
+    return items_by_id
 
 
 def _short(value: Any) -> bool:

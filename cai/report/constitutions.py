@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cai.figures.intervals import Interval
 from cai.identity import canonical
 from cai.report.model import Block, Detail, Heading, Rule, Rules, Section, Table, Text, interval, percent
 from cai.report.overview import named_model, reports
@@ -65,13 +66,13 @@ def _constitution_blocks(
     return blocks
 
 
-def _changes(runs: Sequence[Run]) -> dict[str, dict[str, Mapping[str, Any]]]:
+def _changes(runs: Sequence[Run]) -> dict[str, dict[str, Interval]]:
     """The change of reward by principle, for each evaluated set of revisions."""
     return {
-        named_model(who, label): {p: f["change"] for p, f in revisions["by_principle"].items() if f.get("change")}
-        for _, who, report in reports(runs)
-        for label, revisions in (report.get("revisions") or {}).items()
-        if revisions.get("by_principle")
+        named_model(who, label): {principle: effect.change for principle, effect in revised.by_principle.items()}
+        for _, who, evaluation in reports(runs)
+        for label, revised in evaluation.revisions.items()
+        if revised.by_principle
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from cai.engines.methods import METHODS
 from cai.engines.methods.base import Method
 from cai.errors import SpecError
+from cai.figures.judge_report import JUDGE_REPORT, JudgeReport, read_judge_report
 from cai.report.measures import SHOWN, axes_of, on_axis
 from cai.report.model import (
     Block,
@@ -26,7 +27,6 @@ from cai.report.model import (
 )
 from cai.report.overview import named_model, reports, reward_model
 from cai.report.runs import Run, of
-from cai.run.finished import read_json
 
 MOST_POINTS = 400
 
@@ -47,18 +47,19 @@ def judges(runs: Sequence[Run]) -> Section | None:
     from cai.stages.judge.report import summary_rows
 
     blocks: list[Block] = []
-    reports_: list[tuple[str, Mapping[str, Any]]] = []
+    named_reports: list[tuple[str, JudgeReport]] = []
     for run in runs:
         for step, artifact in run.finished.steps("judge"):
-            if not (artifact.path / "judge_report.json").is_file():
+            path = artifact.path / JUDGE_REPORT
+            if not path.is_file():
                 continue
             try:
-                reports_.append((of(run, runs, step.name), read_json(artifact.path / "judge_report.json")))
+                named_reports.append((of(run, runs, step.name), read_judge_report(path)))
             except SpecError as error:
                 blocks.append(Text((str(error),), "missing"))
-    blocks += _calibration(reports_)
-    blocks += _confidence(reports_)
-    for name, report in reports_:
+    blocks += _calibration(named_reports)
+    blocks += _confidence(named_reports)
+    for name, report in named_reports:
         rows = tuple(tuple(row) for row in summary_rows(report))
         blocks.append(Table(name, ("figure", "value", "what it means"), rows, "lll"))
     return Section("judges", "How the judges judged", tuple(blocks), "Judges") if blocks else None
@@ -68,18 +69,18 @@ def _rounds(runs: Sequence[Run]) -> Iterator[Block]:
     rewards: list[Series] = []
     wins: list[Series] = []
     rows: list[tuple[str, ...]] = []
-    for _, who, report in reports(runs):
-        for label, revisions in (report.get("revisions") or {}).items():
+    for _, who, evaluation in reports(runs):
+        for label, revised in evaluation.revisions.items():
             name, style = named_model(who, label), len(rewards)
-            points = tuple(p for r in revisions["rounds"] for p in point(float(r["round"]), r.get("reward")))
-            better = tuple(p for r in revisions["rounds"] for p in point(float(r["round"]), r.get("wins")))
+            points = tuple(p for turn in revised.rounds for p in point(float(turn.round), turn.reward))
+            better = tuple(p for turn in revised.rounds for p in point(float(turn.round), turn.share_won))
             if points:
                 rewards.append(Series(name, points, style))
             if better:
                 wins.append(Series(name, better, style))
             rows += [
-                (name, str(r["round"]), *(interval(r.get(k), k == "wins") for k in ("reward", "change", "wins")))
-                for r in revisions["rounds"]
+                (name, str(turn.round), interval(turn.reward), interval(turn.change), interval(turn.share_won, True))
+                for turn in revised.rounds
             ]
     if rewards:
         panels = [Panel("lines", tuple(rewards), "round of revision", "mean reward", "Reward", whole_x=True)]
@@ -102,14 +103,14 @@ def _rounds(runs: Sequence[Run]) -> Iterator[Block]:
 def _by_principle(runs: Sequence[Run]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
-    for _, who, report in reports(runs):
-        for label, revisions in (report.get("revisions") or {}).items():
-            by = {p: f["change"] for p, f in (revisions.get("by_principle") or {}).items() if f.get("change")}
-            top_principles = sorted(by, key=lambda p: -(by[p].get("value") or 0))[:SHOWN]
+    for _, who, evaluation in reports(runs):
+        for label, revised in evaluation.revisions.items():
+            by = {principle: effect.change for principle, effect in revised.by_principle.items()}
+            top_principles = sorted(by, key=lambda p: -(by[p].value or 0))[:SHOWN]
             points = tuple(q for p in top_principles for q in point(p, by[p]))
             if points:
                 series.append(Series(named_model(who, label), points, len(series)))
-            rows += [(named_model(who, label), p, interval(f), str(f.get("n", "-"))) for p, f in by.items()]
+            rows += [(named_model(who, label), p, interval(change), str(change.n)) for p, change in by.items()]
     if series:
         yield Figure(
             "change-by-principle",
@@ -138,24 +139,17 @@ def _principles(runs: Sequence[Run]) -> Iterator[Block]:
     rewards: list[Point] = []
     rows: list[tuple[str, ...]] = []
     for n, run in sorted(counted, key=lambda item: item[0]):
-        for report in run.evaluations.values():
-            last, first = report["models"][-1], report["models"][0]
-            on = on_axis(report, "harmlessness", last, True)
-            reward = on_axis(report, "harmlessness", last, False)
-            sets = [report["sets"][s] for s in axes_of(report)["harmlessness"][:1]]
-            win = next(
-                (
-                    w
-                    for s in sets
-                    for w in (s.get("pairs") or s.get("wins") or [])
-                    if (w["model"], w["against"]) == (last, first)
-                ),
-                None,
-            )
-            elo += point(float(n), on)
-            wins += point(float(n), win)
+        for evaluation in run.evaluations.values():
+            last, first = evaluation.models[-1], evaluation.models[0]
+            rating = on_axis(evaluation, "harmlessness", last, True)
+            reward = on_axis(evaluation, "harmlessness", last, False)
+            sets = [evaluation.sets[s] for s in axes_of(evaluation)["harmlessness"][:1]]
+            compared = (win for s in sets for win in s.comparisons)
+            won = next((win.share for win in compared if (win.model, win.against) == (last, first)), None)
+            elo += point(float(n), rating)
+            wins += point(float(n), won)
             rewards += point(float(n), reward)
-            rows.append((str(n), run.label, interval(on, places=0), interval(win, True), interval(reward)))
+            rows.append((str(n), run.label, interval(rating, places=0), interval(won, True), interval(reward)))
     panels = [
         Panel("lines", (Series("", tuple(points)),), "active principles", y, title, share, level, whole_x=True)
         for points, y, title, share, level in (
@@ -180,17 +174,21 @@ def _principles(runs: Sequence[Run]) -> Iterator[Block]:
         )
 
 
-def _calibration(judge_reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _calibration(judge_reports: Sequence[tuple[str, JudgeReport]]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
     for name, report in judge_reports:
-        for part in ("labelled", "given labels"):
-            bins = [b for b in report.get(part, {}).get("reliability", []) if b["n"] and b["accuracy"] is not None]
+        for part, labels in (("labelled", report.labelled), ("given labels", report.given_labels)):
+            bins = [
+                (b.confidence, b.accuracy, str(b.n))
+                for b in (labels.reliability if labels is not None else ())
+                if b.n and b.confidence is not None and b.accuracy is not None
+            ]
             if bins:
                 label = f"{name}, {part}"
-                points = tuple(Point(b["confidence"], b["accuracy"], label=str(b["n"])) for b in bins)
+                points = tuple(Point(sure, right, label=n) for sure, right, n in bins)
                 series.append(Series(label, points, len(series)))
-                rows += [(label, number(b["confidence"]), percent(b["accuracy"]), str(b["n"])) for b in bins]
+                rows += [(label, number(sure), percent(right), n) for sure, right, n in bins]
     if series:
         panel = Panel("lines", tuple(series), "how sure the judge was", "how often right", "", True, diagonal=True)
         yield Figure(
@@ -205,21 +203,21 @@ def _calibration(judge_reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Iter
         yield Text(("No judge was held against people's labels, so there is no calibration to draw.",), "missing")
 
 
-def _confidence(judge_reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _confidence(judge_reports: Sequence[tuple[str, JudgeReport]]) -> Iterator[Block]:
     series: list[Series] = []
     rows: list[tuple[str, ...]] = []
     for name, report in judge_reports:
-        bins, n = report.get("confidence", {}).get("bins", []), report.get("confidence", {}).get("n") or 0
+        bins, n = report.confidence.bins, report.confidence.n
         if n:
-            points = tuple(Point((b["low"] + b["high"]) / 2, b["n"] / n) for b in bins)
+            points = tuple(Point((b.low + b.high) / 2, b.n / n) for b in bins)
             series.append(Series(name, points, len(series)))
-            rows += [(name, f"{b['low']:.2f} to {b['high']:.2f}", str(b["n"])) for b in bins]
+            rows += [(name, f"{b.low:.2f} to {b.high:.2f}", str(b.n)) for b in bins]
     if series:
         yield Figure(
             "confidence",
             "How sure the judges were",
             "The share of pairs by the probability of the preferred answer; 0.5 is a tie. "
-            + "; ".join(f"{name}: on average {number(report['confidence']['mean'])}" for name, report in judge_reports)
+            + "; ".join(f"{name}: on average {number(report.confidence.mean)}" for name, report in judge_reports)
             + ".",
             (
                 Panel(

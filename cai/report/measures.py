@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
+from cai.figures.evaluation import Evaluation, ModelFigures
+from cai.figures.intervals import Interval
 from cai.report.model import (
     Block,
     Figure,
@@ -41,46 +42,43 @@ def measured(runs: Sequence[Run]) -> Section:
     return Section("evaluation", "What the evaluation shows", tuple(blocks), "Evaluation")
 
 
-def axes_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
+def axes_of(evaluation: Evaluation) -> dict[str, list[str]]:
     """The prompt sets of each axis; of an older evaluation, harmless prompts measure helpfulness and others not."""
-    sets = report.get("sets", {})
-    if axes := report.get("axes"):
-        return {axis: [s for s in axes.get(axis, []) if s in sets] for axis in AXES}
+    sets = evaluation.sets
+    if evaluation.axes:
+        return {axis: [name for name in evaluation.axes.get(axis, ()) if name in sets] for axis in AXES}
     return {
-        "helpfulness": [name for name, s in sets.items() if s.get("benign")],
-        "harmlessness": [name for name, s in sets.items() if not s.get("benign")],
+        "helpfulness": [name for name, prompt_set in sets.items() if prompt_set.benign],
+        "harmlessness": [name for name, prompt_set in sets.items() if not prompt_set.benign],
     }
 
 
-def on_axis(report: Mapping[str, Any], axis: str, model: str, elo: bool) -> Mapping[str, Any] | None:
+def on_axis(evaluation: Evaluation, axis: str, model: str, elo: bool) -> Interval | None:
     """A model's Elo, or its mean reward, on one axis; over several sets the mean has no interval."""
     if elo:
-        elo_figure: Mapping[str, Any] | None = report.get("elo", {}).get(axis, {}).get("models", {}).get(model)
-        return elo_figure
-    rewards = [
-        r for s in axes_of(report).get(axis, ()) if (r := report["sets"][s]["models"].get(model, {}).get("reward"))
-    ]
-    rewards = [r for r in rewards if r["value"] is not None]
-    if len(rewards) < 2:
-        return rewards[0] if rewards else None
-    n = sum(r["n"] for r in rewards)
-    return {"value": sum(r["value"] * r["n"] for r in rewards) / n, "low": None, "high": None, "n": n}
+        return evaluation.elo[axis].models.get(model) if axis in evaluation.elo else None
+    measured = [evaluation.sets[name].models.get(model) for name in axes_of(evaluation).get(axis, ())]
+    rewards = [figures.reward for figures in measured if figures is not None and figures.reward is not None]
+    means = [(reward.value, reward.n) for reward in rewards if reward.value is not None]
+    if len(means) < 2:
+        return next((reward for reward in rewards if reward.value is not None), None)
+    n = sum(rows for _, rows in means)
+    return Interval(sum(mean * rows for mean, rows in means) / n, n=n)
 
 
 def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
     evaluations = list(reports(runs))
-    elo = bool(evaluations) and all(r.get("elo") for _, _, r in evaluations)
+    elo = bool(evaluations) and all(evaluation.elo for _, _, evaluation in evaluations)
     measure = "Elo" if elo else "mean reward"
     series, rows = [], []
-    for style, (_, who, report) in enumerate(evaluations):
+    for style, (_, who, evaluation) in enumerate(evaluations):
         points = []
-        for model in report["models"]:
-            x, y = (on_axis(report, axis, model, elo) for axis in AXES)
+        for model in evaluation.models:
+            x, y = (on_axis(evaluation, axis, model, elo) for axis in AXES)
             places = 0 if elo else 2
             rows.append((named_model(who, model), interval(x, places=places), interval(y, places=places)))
-            if x and y and x["value"] is not None and y["value"] is not None:
-                bounds = (y.get("low"), y.get("high"), x.get("low"), x.get("high"))
-                points.append(Point(x["value"], y["value"], *bounds, label=model))
+            if x and y and x.value is not None and y.value is not None:
+                points.append(Point(x.value, y.value, y.low, y.high, x.low, x.high, label=model))
         if points:
             series.append(Series(who, tuple(points), style))
     if series:
@@ -99,21 +97,21 @@ def _frontier(runs: Sequence[Run]) -> Iterator[Block]:
             numbers_table(("model", f"helpfulness, {measure}", f"harmlessness, {measure}"), rows),
             note,
         )
-    others = [axis for _, _, report in evaluations for axis in (report.get("elo") or {}) if axis not in AXES]
+    others = [axis for _, _, evaluation in evaluations for axis in evaluation.elo if axis not in AXES]
     yield from _axes(evaluations, elo, measure, list(dict.fromkeys(others if series else [*AXES, *others])))
 
 
 def _axes(
-    evaluations: Sequence[tuple[Run, str, Mapping[str, Any]]], elo: bool, measure: str, axes: Sequence[str]
+    evaluations: Sequence[tuple[Run, str, Evaluation]], elo: bool, measure: str, axes: Sequence[str]
 ) -> Iterator[Block]:
     """The models on one axis after the other: on all that the experiment names, where the usual two are not there."""
     panels, rows = [], []
     for axis in axes:
         points = tuple(
             p
-            for _, who, report in evaluations
-            for model in report["models"]
-            for p in point(named_model(who, model), on_axis(report, axis, model, elo))
+            for _, who, evaluation in evaluations
+            for model in evaluation.models
+            for p in point(named_model(who, model), on_axis(evaluation, axis, model, elo))
         )
         if points:
             panels.append(Panel("dots", (Series("", points),), measure, title=axis))
@@ -137,22 +135,18 @@ def _paths_text(series: Sequence[Series], places: int) -> str:
 
 
 def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
-    for place, (_, who, report) in enumerate(reports(runs)):
+    for place, (_, who, evaluation) in enumerate(reports(runs)):
         panels, rows = [], []
-        for name, prompt_set in report["sets"].items():
-            wins = prompt_set.get("pairs") or prompt_set.get("wins") or []
+        for name, prompt_set in evaluation.sets.items():
             points: list[tuple[str, str, float]] = []
-            for win in wins:
-                if win.get("value") is None:
+            for win in prompt_set.comparisons:
+                if win.value is None:
                     continue
-                points += [
-                    (win["model"], win["against"], win["value"]),
-                    (win["against"], win["model"], 1 - win["value"]),
-                ]
-                counts = f"{win['wins']} / {win['ties']} / {win['losses']}"
-                rows.append((name, win["model"], win["against"], interval(win, True), counts))
+                points += [(win.model, win.against, win.value), (win.against, win.model, 1 - win.value)]
+                counts = f"{win.wins} / {win.ties} / {win.losses}"
+                rows.append((name, win.model, win.against, interval(win.share, True), counts))
             if points:
-                order = {model: i for i, model in enumerate(report["models"])}
+                order = {model: i for i, model in enumerate(evaluation.models)}
                 points.sort(key=lambda p: (order.get(p[0], 0), order.get(p[1], 0)))
                 cells = tuple(Point(against, value, label=model) for model, against, value in points)
                 panels.append(Panel("matrix", (Series(name, cells),), "against", "", name, percent=True))
@@ -168,27 +162,32 @@ def _matrices(runs: Sequence[Run]) -> Iterator[Block]:
             )
 
 
+_DECLINING: tuple[tuple[str, Callable[[ModelFigures], Interval]], ...] = (
+    ("refuses", lambda figures: figures.refusals),
+    ("evades", lambda figures: figures.evasive),
+)
+
+
 def _refusals(runs: Sequence[Run]) -> Iterator[Block]:
     panels, rows = [], []
     evaluations = list(reports(runs))
-    together = [
-        Series("refuses", _points(who, report, report.get("over_refusal", {}).get), 0) for _, who, report in evaluations
-    ]
-    together = [s for s in together if s.points]
+    refused = [_points(who, evaluation, evaluation.over_refusal.get) for _, who, evaluation in evaluations]
+    together = [Series("refuses", points, 0) for points in refused if points]
     if together:
         panels.append(Panel("dots", (_joined(together),), "refused", title="Over-refusal, harmless sets", percent=True))
     for name in set_names(runs):
         parts = []
-        for style, field, label in ((0, "refusals", "refuses"), (1, "evasive", "evades")):
+        for style, (label, share_of) in enumerate(_DECLINING):
             points: tuple[Point, ...] = ()
-            for _, who, report in evaluations:
-                models = report["sets"].get(name, {}).get("models", {})
-                points += _points(who, report, lambda m, k=field, f=models: f.get(m, {}).get(k))
+            for _, who, evaluation in evaluations:
+                if name in evaluation.sets:
+                    shares = {model: share_of(figures) for model, figures in evaluation.sets[name].models.items()}
+                    points += _points(who, evaluation, shares.get)
             if points:
                 parts.append(Series(label, points, style))
                 rows += [(name, label, str(p.x), _point_text(p)) for p in points]
         if parts:
-            benign = any(report["sets"].get(name, {}).get("benign") for _, _, report in evaluations)
+            benign = any(name in evaluation.sets and evaluation.sets[name].benign for _, _, evaluation in evaluations)
             title = f"{name} (harmless)" if benign else name
             panels.append(Panel("dots", tuple(parts), "share of the answers", title=title, percent=True))
     for s in together:
@@ -209,8 +208,8 @@ def _list(rows: Sequence[Sequence[str]], limit: int = 12) -> str:
     return f"{text}{'; and more in the table' if len(rows) > limit else ''}."
 
 
-def _points(who: str, report: Mapping[str, Any], find: Any) -> tuple[Point, ...]:
-    return tuple(p for model in report["models"] for p in point(named_model(who, model), find(model)))
+def _points(who: str, evaluation: Evaluation, figure_of: Callable[[str], Interval | None]) -> tuple[Point, ...]:
+    return tuple(p for model in evaluation.models for p in point(named_model(who, model), figure_of(model)))
 
 
 def _joined(series: Sequence[Series]) -> Series:
@@ -218,36 +217,38 @@ def _joined(series: Sequence[Series]) -> Series:
 
 
 def _point_text(p: Point, share: bool = True) -> str:
-    return interval({"value": p.y, "low": p.low, "high": p.high}, share)
+    return interval(Interval(p.y, p.low, p.high), share)
 
 
 def _adherence(runs: Sequence[Run]) -> Iterator[Block]:
-    for place, (_, who, report) in enumerate(reports(runs)):
-        adherence = report.get("adherence") or {}
+    for place, (_, who, evaluation) in enumerate(reports(runs)):
+        adherence = evaluation.adherence
+        if adherence is None:
+            continue
         panels, rows = [], []
-        for name, by_model in adherence.get("sets", {}).items():
+        for name, by_model in adherence.sets.items():
             order: dict[str, int] = {}
             for figures in by_model.values():
                 for principle, figure in figures.items():
-                    order[principle] = max(order.get(principle, 0), int(figure.get("n") or 0))
+                    order[principle] = max(order.get(principle, 0), figure.n)
             top_principles = sorted(order, key=lambda p: -order[p])[:SHOWN]
             series = tuple(
                 Series(model, tuple(q for p in top_principles for q in point(p, by_model[model].get(p))), style)
-                for style, model in enumerate(m for m in report["models"] if m in by_model)
+                for style, model in enumerate(m for m in evaluation.models if m in by_model)
             )
             series = tuple(s for s in series if s.points)
             if series:
                 panels.append(Panel("dots", series, "violated", title=name, percent=True))
             rows += [
-                (name, p, model, interval(f, True), str(f.get("n", "-")))
+                (name, principle, model, interval(figure, True), str(figure.n))
                 for model, figures in by_model.items()
-                for p, f in figures.items()
+                for principle, figure in figures.items()
             ]
         if panels:
             yield Figure(
                 f"adherence-{place}",
                 f"Which principle is violated how often{f' ({who})' if who else ''}",
-                f"The share of answers that violate each principle, as {adherence.get('model', '')} judges, for each "
+                f"The share of answers that violate each principle, as {adherence.model} judges, for each "
                 "model with 95% intervals; to the left is better. " + _list([row[:4] for row in rows]),
                 tuple(panels),
                 numbers_table(("set", "principle", "model", "violated", "n"), rows),
@@ -256,21 +257,20 @@ def _adherence(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _topics(runs: Sequence[Run]) -> Iterator[Block]:
-    for place, (_, who, report) in enumerate(reports(runs)):
+    for place, (_, who, evaluation) in enumerate(reports(runs)):
         panels, rows = [], []
-        for name, prompt_set in report["sets"].items():
+        for name, prompt_set in evaluation.sets.items():
             topics: dict[str, int] = {}
-            for figures in prompt_set["models"].values():
-                for topic, value in (figures.get("reward_by_topic") or {}).items():
-                    topics[topic] = value.get("n") or 0
+            for figures in prompt_set.models.values():
+                topics |= {topic: reward.n for topic, reward in figures.reward_by_topic.items()}
             top_topics = sorted(sorted(topics, key=lambda t: -topics[t])[:SHOWN])
             series = []
-            for style, model in enumerate(report["models"]):
-                by_topic = prompt_set["models"].get(model, {}).get("reward_by_topic") or {}
+            for style, model in enumerate(evaluation.models):
+                by_topic = prompt_set.models.get(model, ModelFigures()).reward_by_topic
                 points = tuple(p for topic in top_topics for p in point(topic, by_topic.get(topic)))
                 if points:
                     series.append(Series(model, points, style))
-                rows += [(name, t, model, interval(f), str(f.get("n", "-"))) for t, f in by_topic.items()]
+                rows += [(name, topic, model, interval(mean), str(mean.n)) for topic, mean in by_topic.items()]
             if series and len(top_topics) > 1:
                 panels.append(Panel("dots", tuple(series), "mean reward", title=name))
         if panels:
@@ -287,12 +287,12 @@ def _topics(runs: Sequence[Run]) -> Iterator[Block]:
 def _accuracy(runs: Sequence[Run]) -> Iterator[Block]:
     rows: list[tuple[str, ...]] = []
     points: tuple[Point, ...] = ()
-    for _, who, report in reports(runs):
-        for pairs, rm_figures in report.get("reward_model", {}).items():
+    for _, who, evaluation in reports(runs):
+        for pairs, rm_figures in evaluation.reward_model.items():
             name = named_model(who, pairs)
-            for kind, figure in {"": rm_figures["accuracy"], **(rm_figures.get("by_kind") or {})}.items():
-                points += point(f"{name}: {kind}" if kind else name, figure)
-                rows.append((name, kind or "all", interval(figure, True), str(figure["n"])))
+            for kind, accuracy in {"": rm_figures.accuracy, **rm_figures.by_kind}.items():
+                points += point(f"{name}: {kind}" if kind else name, accuracy)
+                rows.append((name, kind or "all", interval(accuracy, True), str(accuracy.n)))
     if points:
         yield Figure(
             "accuracy",

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cai.figures.intervals import Interval
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -254,23 +256,23 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def interval(figure: Mapping[str, Any] | None, share: bool = False, places: int = 2) -> str:
+def interval(figure: Interval | None, share: bool = False, places: int = 2) -> str:
     """A figure with its 95 % interval: ``0.42 [0.31, 0.53]``, ``82% [71%, 90%]``; ``-`` when there is none."""
-    if not figure or figure.get("value") is None:
+    if figure is None or figure.value is None:
         return "-"
 
     def form(value: float) -> str:
         return percent(value) if share else number(value, places)
 
-    low, high = figure.get("low"), figure.get("high")
-    return form(figure["value"]) + (f" [{form(low)}, {form(high)}]" if low is not None and high is not None else "")
+    low, high = figure.low, figure.high
+    return form(figure.value) + (f" [{form(low)}, {form(high)}]" if low is not None and high is not None else "")
 
 
-def point(x: float | str, figure: Mapping[str, Any] | None, label: str = "") -> tuple[Point, ...]:
+def point(x: float | str, figure: Interval | None, label: str = "") -> tuple[Point, ...]:
     """A figure as a point, or nothing where it has no value."""
-    if not figure or figure.get("value") is None:
+    if figure is None or figure.value is None:
         return ()
-    return (Point(x, float(figure["value"]), figure.get("low"), figure.get("high"), label=label),)
+    return (Point(x, figure.value, figure.low, figure.high, label=label),)
 
 
 def numbers_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
+from cai.figures.evaluation import Evaluation, ModelFigures, PromptSetFigures
+from cai.figures.intervals import Interval
 from cai.planning.reasons import plan_changes
 from cai.report.model import Block, Heading, Section, Table, Text, Tile, Tiles, interval, number, percent
 from cai.report.runs import Run, of
@@ -55,14 +56,15 @@ def differences(runs: Sequence[Run]) -> Section | None:
 
 def set_names(runs: Sequence[Run]) -> list[str]:
     """Every prompt set of every evaluation, once, in order."""
-    return list(dict.fromkeys(name for _, _, report in reports(runs) for name in report.get("sets", {})))
+    return list(dict.fromkeys(name for _, _, evaluation in reports(runs) for name in evaluation.sets))
 
 
-def reports(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Mapping[str, Any]]]:
+def reports(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Evaluation]]:
     """Every evaluation of every run: the run, how to call it (empty where there is nothing to tell apart), itself."""
     for run in runs:
-        for step, report in run.evaluations.items():
-            yield run, of(run, runs, step) if len(run.evaluations) > 1 else (run.label if len(runs) > 1 else ""), report
+        for step, evaluation in run.evaluations.items():
+            name = of(run, runs, step) if len(run.evaluations) > 1 else (run.label if len(runs) > 1 else "")
+            yield run, name, evaluation
 
 
 def named_model(name: str, model: str) -> str:
@@ -74,39 +76,37 @@ def _tiles(run: Run) -> tuple[Tile, ...]:
     """Four figures at most: reward, wins, refusals of harmless prompts, the reward model on other people's pairs."""
     if not run.evaluations:
         return ()
-    report = next(iter(run.evaluations.values()))
-    models = report.get("models", [])
-    if not models:
+    evaluation = next(iter(run.evaluations.values()))
+    if not evaluation.models:
         return ()
-    first, last = models[0], models[-1]
+    first, last = evaluation.models[0], evaluation.models[-1]
+    nothing = ModelFigures()
     tiles = []
-    harmful = [(n, s) for n, s in report.get("sets", {}).items() if not s.get("benign")]
+    harmful = [(name, prompt_set) for name, prompt_set in evaluation.sets.items() if not prompt_set.benign]
     for name, prompt_set in harmful[:1]:
-        before, after = (prompt_set["models"].get(m, {}).get("reward") for m in (first, last))
-        if before and after and before["value"] is not None and after["value"] is not None and first != last:
-            change = f"{number(before['value'])} \u2192 {number(after['value'])}"
-            tiles.append(Tile(f"Reward on {name}", change, f"{first} to {last}, {after['n']} prompts"))
-        for win in [w for w in prompt_set.get("wins", []) if (w["model"], w["against"]) == (last, first)]:
-            note = f"{last} beats {first}, 95% interval {_span(win)}"
-            tiles.append(Tile(f"Wins on {name}", percent(win["value"]), note))
-    benign = [(n, s) for n, s in report.get("sets", {}).items() if s.get("benign")]
+        before, after = (prompt_set.models.get(m, nothing).reward for m in (first, last))
+        if before and after and before.value is not None and after.value is not None and first != last:
+            change = f"{number(before.value)} \u2192 {number(after.value)}"
+            tiles.append(Tile(f"Reward on {name}", change, f"{first} to {last}, {after.n} prompts"))
+        for win in [w for w in prompt_set.wins if (w.model, w.against) == (last, first)]:
+            note = f"{last} beats {first}, 95% interval {_span(win.share)}"
+            tiles.append(Tile(f"Wins on {name}", percent(win.value), note))
+    benign = [(name, prompt_set) for name, prompt_set in evaluation.sets.items() if prompt_set.benign]
     for name, prompt_set in benign[:1]:
-        refusals = prompt_set["models"].get(last, {}).get("refusals")
-        if refusals and refusals["value"] is not None:
-            before = prompt_set["models"].get(first, {}).get("refusals") or {"value": None}
-            note = f"by {last}, interval {_span(refusals)}; {first} {percent(before['value'])}"
-            tiles.append(Tile(f"Refuses harmless prompts ({name})", percent(refusals["value"]), note))
-    checked = list(report.get("reward_model", {}).items())
-    for name, rm_figures in checked[-1:]:
-        accuracy = rm_figures["accuracy"]
-        if accuracy["value"] is not None:
-            note = f"of {accuracy['n']} pairs in {name}, interval {_span(accuracy)}; chance is 50%"
-            tiles.append(Tile("Reward model is right", percent(accuracy["value"]), note))
+        refused_before, refused = (prompt_set.models.get(m, nothing).refusals for m in (first, last))
+        if refused.value is not None:
+            note = f"by {last}, interval {_span(refused)}; {first} {percent(refused_before.value)}"
+            tiles.append(Tile(f"Refuses harmless prompts ({name})", percent(refused.value), note))
+    for name, rm_figures in list(evaluation.reward_model.items())[-1:]:
+        accuracy = rm_figures.accuracy
+        if accuracy.value is not None:
+            note = f"of {accuracy.n} pairs in {name}, interval {_span(accuracy)}; chance is 50%"
+            tiles.append(Tile("Reward model is right", percent(accuracy.value), note))
     return tuple(tiles)
 
 
-def _span(figure: Mapping[str, Any]) -> str:
-    return f"{percent(figure['low'])} to {percent(figure['high'])}"
+def _span(figure: Interval) -> str:
+    return f"{percent(figure.low)} to {percent(figure.high)}"
 
 
 def _runs_table(runs: Sequence[Run]) -> Table:
@@ -139,11 +139,11 @@ def _missing(runs: Sequence[Run]) -> Iterator[Block]:
         lines += [f"{who}: {one_line(fault, 500)}" for fault in run.faults]
         if not any(step.kind == "evaluate" for step in run.plan.steps):
             lines.append(f"{who} has no stage of kind 'evaluate', so nothing was measured.")
-        for report in run.evaluations.values():
-            figures = [f for s in report.get("sets", {}).values() for f in s["models"].values()]
-            if figures and all(not f.get("reward") for f in figures):
+        for evaluation in run.evaluations.values():
+            figures = [measured for s in evaluation.sets.values() for measured in s.models.values()]
+            if figures and all(measured.reward is None for measured in figures):
                 lines.append(f"{who} was evaluated without a reward model, so there are no rewards and no wins.")
-            elif "elo" not in report:
+            elif not evaluation.axes:
                 lines.append(f"{who} was evaluated by an older version: no Elo, revision rounds or adherence.")
     if lines:
         yield Text(tuple(dict.fromkeys(lines)), "missing")
@@ -153,51 +153,41 @@ def _sets(runs: Sequence[Run]) -> Iterator[Block]:
     """A table for each set, a line for each model of each run."""
     for name in set_names(runs):
         prompt_sets = [
-            (who, report, report["sets"][name]) for _, who, report in reports(runs) if name in report["sets"]
+            (who, evaluation, evaluation.sets[name]) for _, who, evaluation in reports(runs) if name in evaluation.sets
         ]
-        benign = prompt_sets[0][2].get("benign")
-        about = "harmless prompts, on which a refusal is a fault" if benign else "prompts"
+        first_set = prompt_sets[0][2]
+        about = "harmless prompts, on which a refusal is a fault" if first_set.benign else "prompts"
         lines = [
-            (named_model(who, model), own["models"][model])
-            for who, report, own in prompt_sets
-            for model in report["models"]
-            if model in own["models"]
+            (named_model(who, model), own.models[model])
+            for who, evaluation, own in prompt_sets
+            for model in evaluation.models
+            if model in own.models
         ]
         columns = [c for c in _COLUMNS if any(c[1](figures) != "-" for _, figures in lines)]
         rows = tuple((label, *(form(figures) for _, form in columns)) for label, figures in lines)
-        yield Table(f"On {name} ({prompt_sets[0][2]['rows']} {about})", ("model", *(c[0] for c in columns)), rows)
+        yield Table(f"On {name} ({first_set.rows} {about})", ("model", *(c[0] for c in columns)), rows)
         yield from _wins(name, [(who, own) for who, _, own in prompt_sets])
 
 
-def _column(field: str, share: bool = False, places: int = 2) -> Any:
-    def form(figures: Mapping[str, Any]) -> str:
-        figure = figures.get(field)
-        if isinstance(figure, Mapping):
-            return interval(figure, share, places)
-        return number(figure, places) if isinstance(figure, int | float) else "-"
-
-    return form
-
-
-_COLUMNS = (
-    ("reward", _column("reward")),
-    ("refuses", _column("refusals", True)),
-    ("evades", _column("evasive", True)),
-    ("repeats itself", _column("repetition", True)),
-    ("ends by itself", _column("ended", True)),
-    ("tokens", _column("tokens", places=0)),
-    ("distinct-2", _column("distinct_2")),
-    ("self-BLEU", _column("self_bleu")),
+_COLUMNS: tuple[tuple[str, Callable[[ModelFigures], str]], ...] = (
+    ("reward", lambda figures: interval(figures.reward)),
+    ("refuses", lambda figures: interval(figures.refusals, share=True)),
+    ("evades", lambda figures: interval(figures.evasive, share=True)),
+    ("repeats itself", lambda figures: interval(figures.repetition, share=True)),
+    ("ends by itself", lambda figures: interval(figures.ended, share=True)),
+    ("tokens", lambda figures: interval(figures.tokens, places=0)),
+    ("distinct-2", lambda figures: number(figures.distinct_2)),
+    ("self-BLEU", lambda figures: number(figures.self_bleu)),
 )
 
 
-def _wins(name: str, prompt_sets: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Block]:
+def _wins(name: str, prompt_sets: Sequence[tuple[str, PromptSetFigures]]) -> Iterator[Block]:
     lines = [
-        f"{named_model(who, win['model'])} beats {win['against']} on {interval(win, True)} of {name} "
-        f"({count(win['wins'])} won, {count(win['ties'])} tied, {count(win['losses'])} lost)."
+        f"{named_model(who, win.model)} beats {win.against} on {interval(win.share, True)} of {name} "
+        f"({count(win.wins)} won, {count(win.ties)} tied, {count(win.losses)} lost)."
         for who, own in prompt_sets
-        for win in own.get("wins", [])
-        if win.get("value") is not None
+        for win in own.wins
+        if win.value is not None
     ]
     if lines:
         yield Text(tuple(lines), "bullets")
@@ -207,13 +197,13 @@ def _reward_models(runs: Sequence[Run]) -> Iterator[Block]:
     rows = [
         (
             named_model(who, name),
-            interval(rm_figures["accuracy"], True),
-            str(rm_figures["accuracy"]["n"]),
-            interval(rm_figures.get("margin")),
-            interval(rm_figures.get("longer_is_better"), True),
+            interval(rm_figures.accuracy, True),
+            str(rm_figures.accuracy.n),
+            interval(rm_figures.margin),
+            interval(rm_figures.longer_is_better, True),
         )
-        for _, who, report in reports(runs)
-        for name, rm_figures in report.get("reward_model", {}).items()
+        for _, who, evaluation in reports(runs)
+        for name, rm_figures in evaluation.reward_model.items()
     ]
     if rows:
         head = ("pairs", "right", "number", "margin", "longer is better")
@@ -221,9 +211,9 @@ def _reward_models(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _caveats(runs: Sequence[Run]) -> Iterator[str]:
-    for _, who, report in reports(runs):
-        for caveat in report.get("caveats", []):
-            yield named_model(who, str(caveat))
+    for _, who, evaluation in reports(runs):
+        for caveat in evaluation.caveats:
+            yield named_model(who, caveat)
 
 
 def _between(runs: Sequence[Run]) -> Iterator[str]:

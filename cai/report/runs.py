@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import SpecError
+from cai.figures.evaluation import EVALUATION, Evaluation, read_evaluation
 from cai.plan import Plan, Step
 from cai.planning.reasons import plan_changes
-from cai.run.finished import Finished, read_json
+from cai.run.finished import Finished
 from cai.store.artifacts import Stored
 from cai.store.events import read_events
 
@@ -45,9 +46,9 @@ class Run:
         return tuple(e for e in read_events(path) if str(e.get("event", "")).startswith(("run.", "step.")))
 
     @cached_property
-    def evaluations(self) -> dict[str, dict[str, Any]]:
-        """``evaluation.json`` by step; one that cannot be read is left out and told by ``faults``."""
-        return {name: evaluation for name, evaluation in self._evaluations.items() if isinstance(evaluation, dict)}
+    def evaluations(self) -> dict[str, Evaluation]:
+        """What was measured, by step; an evaluation that cannot be read is left out and told by ``faults``."""
+        return {name: entry for name, entry in self._evaluations.items() if isinstance(entry, Evaluation)}
 
     @cached_property
     def faults(self) -> tuple[str, ...]:
@@ -55,11 +56,11 @@ class Run:
         return tuple(fault for fault in self._evaluations.values() if isinstance(fault, str))
 
     @cached_property
-    def _evaluations(self) -> dict[str, dict[str, Any] | str]:
-        evaluations: dict[str, dict[str, Any] | str] = {}
+    def _evaluations(self) -> dict[str, Evaluation | str]:
+        evaluations: dict[str, Evaluation | str] = {}
         for step, artifact in self.finished.steps("evaluate"):
             try:
-                evaluations[step.name] = read_json(artifact.path / "evaluation.json")
+                evaluations[step.name] = read_evaluation(artifact.path / EVALUATION)
             except SpecError as error:
                 evaluations[step.name] = str(error)
         return evaluations

@@ -117,7 +117,7 @@ def _principles(board: Board) -> Iterator[Block]:
             "note",
         )
     for place, name in enumerate(ordered):
-        effects = sorted((e for e in board.effects if e.measure == name), key=lambda e: -(e.change["value"] or 0.0))
+        effects = sorted((e for e in board.effects if e.measure == name), key=lambda e: -(e.change.value or 0.0))
         yield _effects(board.measure(name), effects, place)
 
 
@@ -131,11 +131,11 @@ def _effects(measure: Measure, effects: Sequence[PrincipleEffect], place: int) -
         )
         for e in effects
     ]
-    drawn_effects = [e for e in effects if e.change["value"] is not None][:SHOWN]
+    drawn_effects = [e for e in effects if e.change.value is not None][:SHOWN]
     points = tuple(p for e in drawn_effects for p in point(e.label, e.change))
     panel = Panel("dots", (Series("change", points, place),), f"change of {measure.name}", level=0.0)
     words = f"Change of {measure.name} against the whole constitution, with 95% intervals. " + "; ".join(
-        f"{e.label}: {number(e.change['value'])}, {verdict(e)}" for e in drawn_effects[:12]
+        f"{e.label}: {number(e.change.value)}, {verdict(e)}" for e in drawn_effects[:12]
     )
     note = (
         ""

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cai.figures.intervals import Interval
 from cai.review.changes import Change
 from cai.review.gates import GateVerdict
 from cai.review.labels import Flips
+from cai.review.metrics import Metric
 from cai.review.phrases import headline
 from cai.review.reruns import Effect
 from cai.review.results import Results
@@ -62,7 +64,7 @@ def _results(results: Results) -> dict[str, Any]:
         {
             "step": evaluation.step,
             "same_reward_model": evaluation.same_reward_model,
-            "metrics": [asdict(metric) for metric in evaluation.metrics],
+            "metrics": [_metric(metric) for metric in evaluation.metrics],
             "only_before": list(evaluation.only[0]),
             "only_after": list(evaluation.only[1]),
             "samples": [asdict(sample) for sample in evaluation.samples],
@@ -70,6 +72,16 @@ def _results(results: Results) -> dict[str, Any]:
         for evaluation in results.evaluations
     ]
     return {"evaluations": evaluations, "labels": [_flips(f) for f in results.flips], "missing": list(results.missing)}
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    sides = {"before": metric.before, "after": metric.after, "difference": metric.difference}
+    return asdict(metric) | {name: None if side is None else _figure(side) for name, side in sides.items()}
+
+
+def _figure(figure: Interval) -> dict[str, Any]:
+    """A figure that no rows are counted for, as the variety of all answers is, has no ``n``."""
+    return {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n or None}
 
 
 def _flips(flips: Flips) -> dict[str, Any]:

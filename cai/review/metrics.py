@@ -6,30 +6,32 @@ Rewards of two reward models have no common scale: then no difference is given, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.figures.evaluation import Evaluation, ModelFigures
+from cai.figures.intervals import Interval
 from cai.plan import Step
 from cai.review.changes import same_key
 
 Answers = Mapping[tuple[str, str], Mapping[str, Any]]
 """(set, id) -> {model: {text, tokens, ended, reward}} with the prompt under ``""``."""
 
-_BY_MODEL = {
-    # metric: (which way is better: 1 more, -1 less, 0 neither; is it of the reward model's opinion)
-    "reward": (1, True),
-    "refusals": (0, False),
-    "evasive": (-1, False),
-    "repetition": (-1, False),
-    "ended": (1, False),
-    "tokens": (0, False),
-    "characters": (0, False),
-    "distinct_1": (1, False),
-    "distinct_2": (1, False),
-    "self_bleu": (-1, False),
-    "different_answers": (1, False),
+_BY_MODEL: dict[str, tuple[Callable[[ModelFigures], Interval | float | None], int, bool]] = {
+    # metric: (itself; which way is better: 1 more, -1 less, 0 neither; is it of the reward model's opinion)
+    "reward": (lambda figures: figures.reward, 1, True),
+    "refusals": (lambda figures: figures.refusals, 0, False),
+    "evasive": (lambda figures: figures.evasive, -1, False),
+    "repetition": (lambda figures: figures.repetition, -1, False),
+    "ended": (lambda figures: figures.ended, 1, False),
+    "tokens": (lambda figures: figures.tokens, 0, False),
+    "characters": (lambda figures: figures.characters, 0, False),
+    "distinct_1": (lambda figures: figures.distinct_1, 1, False),
+    "distinct_2": (lambda figures: figures.distinct_2, 1, False),
+    "self_bleu": (lambda figures: figures.self_bleu, -1, False),
+    "different_answers": (lambda figures: figures.different_answers, 1, False),
 }
 
 
@@ -37,17 +39,17 @@ _BY_MODEL = {
 class Metric:
     """One figure before and after. ``group`` is the prompt set, the axis or the like, ``of`` the model.
 
-    ``before`` and ``after`` are {value, low, high, n}; ``difference`` is the same of after minus before on the prompts
-    that both have, or None. ``better``: 1 where more is better, -1 where less, 0 where neither. ``comparable``: both
-    are on one scale. ``worse``: the difference's interval (without one, the two intervals) leaves no doubt.
+    ``difference`` is after minus before on the prompts that both have, or None. ``better``: 1 where more is better, -1
+    where less, 0 where neither. ``comparable``: both are on one scale. ``worse``: the difference's interval (without
+    one, the two intervals) leaves no doubt.
     """
 
     group: str
     of: str
     name: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-    difference: Mapping[str, Any] | None
+    before: Interval
+    after: Interval
+    difference: Interval | None
     better: int
     comparable: bool
     worse: bool
@@ -55,10 +57,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One side's evaluation: its step, its ``evaluation.json``, and its answers."""
+    """One side's evaluation: its step, what it measured, and its answers."""
 
     step: Step
-    report: Mapping[str, Any]
+    evaluation: Evaluation
     answers: Answers
 
 
@@ -84,9 +86,9 @@ def metrics(old: Evaluated, new: Evaluated) -> tuple[Metric, ...]:
     """Every figure that both evaluations have, in the order of the new one."""
     scale = same_scale(old.step, new.step)
     judge = same_scale(old.step, new.step, "adherence")
-    before = {(g, of, name): figure for g, of, name, figure, *_ in _figures(old.report)}
+    before = {(g, of, name): figure for g, of, name, figure, *_ in _figures(old.evaluation)}
     compared = []
-    for group, of, name, figure, better, opinion, judged in _figures(new.report):
+    for group, of, name, figure, better, opinion, judged in _figures(new.evaluation):
         was = before.get((group, of, name))
         if was is None:
             continue
@@ -97,50 +99,44 @@ def metrics(old: Evaluated, new: Evaluated) -> tuple[Metric, ...]:
     return tuple(compared)
 
 
-Figure = tuple[str, str, str, Mapping[str, Any], int, bool, bool]
+Figure = tuple[str, str, str, Interval, int, bool, bool]
 """group, of, name, figure, better, the reward model's opinion, the judge's opinion."""
 
 
-def _figures(report: Mapping[str, Any]) -> Iterator[Figure]:
-    for name, data in report.get("sets", {}).items():
-        for model, figures in data.get("models", {}).items():
-            for metric, (better, opinion) in _BY_MODEL.items():
-                better = -1 if metric == "refusals" and data.get("benign") else better
-                if (figure := _figure(figures.get(metric))) is not None:
-                    yield name, model, metric, figure, better, opinion, False
-        for win in data.get("pairs") or data.get("wins", ()):
-            if (figure := _figure(win)) is not None:
-                yield name, f"{win['model']} against {win['against']}", "win rate", figure, 1, True, False
-    for axis, data in report.get("elo", {}).items():
-        for model, figure in data.get("models", {}).items():
-            if model != data.get("reference") and (estimate := _figure(figure)) is not None:
-                yield axis, model, "Elo", estimate, 1, True, False
-    for model, figure in report.get("over_refusal", {}).items():
-        if (estimate := _figure(figure)) is not None:
-            yield "benign prompts", model, "over-refusal", estimate, -1, False, False
-    for name, data in report.get("reward_model", {}).items():
-        if (estimate := _figure(data.get("accuracy"))) is not None:
-            yield name, "reward model", "accuracy", estimate, 1, False, False
-    for label, data in report.get("revisions", {}).items():
-        for last_round in data.get("rounds", ())[-1:]:
-            if (estimate := _figure(last_round.get("change"))) is not None:
-                yield "revisions", label, f"reward gained by round {last_round.get('round')}", estimate, 1, True, False
-    for name, models in (report.get("adherence") or {}).get("sets", {}).items():
-        for model, principles in models.items():
-            for principle, figure in principles.items():
-                if (estimate := _figure(figure)) is not None:
-                    yield name, model, f"violates {principle}", estimate, -1, False, True
+def _figures(evaluation: Evaluation) -> Iterator[Figure]:
+    """Those that have a value."""
+    return (figure for figure in _all_figures(evaluation) if figure[3].value is not None)
 
 
-def _figure(value: Any) -> Mapping[str, Any] | None:
-    if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
-        return {part: value.get(part) for part in ("value", "low", "high", "n")}
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"value": value, "low": None, "high": None, "n": None}
-    return None
+def _all_figures(evaluation: Evaluation) -> Iterator[Figure]:
+    for name, prompt_set in evaluation.sets.items():
+        for model, figures in prompt_set.models.items():
+            for metric, (figure_of, better, opinion) in _BY_MODEL.items():
+                better = -1 if metric == "refusals" and prompt_set.benign else better
+                figure = figure_of(figures)
+                interval = figure if isinstance(figure, Interval) else Interval(figure)
+                yield name, model, metric, interval, better, opinion, False
+        for win in prompt_set.comparisons:
+            yield name, f"{win.model} against {win.against}", "win rate", win.share, 1, True, False
+    for axis, rated in evaluation.elo.items():
+        for model, rating in rated.models.items():
+            if model != rated.reference:
+                yield axis, model, "Elo", rating, 1, True, False
+    for model, refused in evaluation.over_refusal.items():
+        yield "benign prompts", model, "over-refusal", refused, -1, False, False
+    for name, pairs in evaluation.reward_model.items():
+        yield name, "reward model", "accuracy", pairs.accuracy, 1, False, False
+    for label, revised in evaluation.revisions.items():
+        for last_round in revised.rounds[-1:]:
+            gained = f"reward gained by round {last_round.round}"
+            yield "revisions", label, gained, last_round.change, 1, True, False
+    for name, by_model in evaluation.adherence.sets.items() if evaluation.adherence else ():
+        for model, by_principle in by_model.items():
+            for principle, violated in by_principle.items():
+                yield name, model, f"violates {principle}", violated, -1, False, True
 
 
-def _paired(old: Answers, new: Answers, *, group: str, model: str, metric: str) -> Mapping[str, Any] | None:
+def _paired(old: Answers, new: Answers, *, group: str, model: str, metric: str) -> Interval | None:
     """After minus before on the prompts that both sides answered, with an interval by bootstrap over them."""
     from cai.figures.intervals import mean
 
@@ -187,15 +183,16 @@ _MEASURES: dict[str, Any] = {
 }
 
 
-def _worse(
-    before: Mapping[str, Any], after: Mapping[str, Any], difference: Mapping[str, Any] | None, better: int
-) -> bool:
+def _worse(before: Interval, after: Interval, difference: Interval | None, better: int) -> bool:
     if not better:
         return False
     if difference is not None:
-        low, high = difference["low"], difference["high"]
-        return low is not None and (high < 0 if better > 0 else low > 0)
-    bounds = [side[end] for side in (before, after) for end in ("low", "high")]
-    if None in bounds:
-        return False
-    return bool(after["high"] < before["low"] if better > 0 else after["low"] > before["high"])
+        if difference.low is None or difference.high is None:
+            return False
+        return difference.high < 0 if better > 0 else difference.low > 0
+    return below(after, before) if better > 0 else below(before, after)
+
+
+def below(lower: Interval, upper: Interval) -> bool:
+    """Whether all of one interval is below all of another; not where one of them is not known."""
+    return lower.high is not None and upper.low is not None and lower.high < upper.low

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cai.figures.intervals import Interval
 from cai.review.changes import SECTIONS, Change
 from cai.review.labels import LABELS, Flips
-from cai.review.metrics import Metric
+from cai.review.metrics import Metric, below
 from cai.review.results import Results
 from cai.review.review import Review
 from cai.review.words import SAME, Pieces
@@ -89,12 +90,12 @@ def _k(number: float | None) -> str:
     return short(None if number is None else round(number))
 
 
-def figure(value: Mapping[str, Any], sign: bool = False) -> str:
+def figure(interval: Interval, sign: bool = False) -> str:
     """``0.12 [-0.03, 0.31]``; ``sign`` writes a plus where there is one."""
-    text = number(value["value"], sign)
-    if value.get("low") is None or value.get("high") is None:
+    text = "" if interval.value is None else number(interval.value, sign)
+    if interval.low is None or interval.high is None:
         return text
-    return f"{text} [{number(value['low'])}, {number(value['high'])}]"
+    return f"{text} [{number(interval.low)}, {number(interval.high)}]"
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -110,11 +111,10 @@ def verdict(metric: Metric) -> str:
     if metric.worse:
         return "worse"
     change = metric.difference
-    if change is not None and change["low"] is not None:
-        clear = change["low"] > 0 or change["high"] < 0
+    if change is not None and change.low is not None and change.high is not None:
+        clear = change.low > 0 or change.high < 0
     else:
-        ends = [side[end] for side in (metric.before, metric.after) for end in ("low", "high")]
-        clear = None not in ends and (ends[2] > ends[1] or ends[3] < ends[0])
+        clear = below(metric.before, metric.after) or below(metric.after, metric.before)
     if not clear:
         return ""
     return "better" if metric.better else "clear"

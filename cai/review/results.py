@@ -30,7 +30,7 @@ class AnswerPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluationDiff:
     """One evaluation that both runs have. ``same_reward_model``: rewards are on one scale. ``only``: models and prompt
     sets of one side alone."""
 
@@ -45,7 +45,7 @@ class Evaluation:
 class Results:
     """Everything that can be compared of two finished runs; ``missing`` says what cannot, and why."""
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationDiff, ...]
     flips: tuple[Flips, ...]
     missing: tuple[str, ...]
 
@@ -86,22 +86,19 @@ def _read_evaluation(name: str, run: Finished) -> Evaluated:
     return Evaluated(run.plan.step(name), run.evaluations()[name], answers)
 
 
-def _evaluation(old: Evaluated, new: Evaluated) -> Evaluation:
-    names = [
-        [*map(str, side.report.get("models", ())), *(f"prompts {name}" for name in side.report.get("sets", {}))]
-        for side in (old, new)
-    ]
+def _evaluation(old: Evaluated, new: Evaluated) -> EvaluationDiff:
+    names = [[*side.evaluation.models, *(f"prompts {name}" for name in side.evaluation.sets)] for side in (old, new)]
     only = tuple(tuple(n for n in mine if n not in theirs) for mine, theirs in (names, names[::-1]))
     scale = same_scale(old.step, new.step)
     samples = tuple(_samples(old, new, scale))
-    return Evaluation(new.step.name, scale, metrics(old, new), (only[0], only[1]), samples)
+    return EvaluationDiff(new.step.name, scale, metrics(old, new), (only[0], only[1]), samples)
 
 
 def _samples(old: Evaluated, new: Evaluated, scale: bool) -> Iterator[AnswerPair]:
     """Of every prompt set the last model's answers that changed most: by reward where that has one scale, else by
     words. Equals come in the order of their ids, so that the same runs show the same."""
-    models = [m for m in map(str, new.report.get("models", ())) if m in map(str, old.report.get("models", ()))]
-    for group in new.report.get("sets", {}):
+    models = [model for model in new.evaluation.models if model in old.evaluation.models]
+    for group in new.evaluation.sets:
         ranked: list[tuple[float, str, AnswerPair]] = []
         for key in sorted(k for k in new.answers if k[0] == group and k in old.answers)[:_LOOKED_AT]:
             before, after = old.answers[key], new.answers[key]

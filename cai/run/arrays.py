@@ -14,9 +14,8 @@ from typing import Any
 
 from cai.files.durable import write_durably
 from cai.launchers import slurm_cli
-from cai.launchers.slurm_script import TASK, Component, script
-from cai.plan import Step
 from cai.run.job_files import job_file, read_json, word_file
+from cai.run.job_graph import PlannedJob
 from cai.run.submitted import Submission
 
 
@@ -26,17 +25,17 @@ class Tasks:
 
     count: int
     running: int = 0
-    done: int = 0
+    completed: int = 0
     failed: int = 0
 
     @property
     def ended(self) -> int:
         """Tasks that are over."""
-        return self.done + self.failed
+        return self.completed + self.failed
 
     def __str__(self) -> str:
         waiting = self.count - self.running - self.ended
-        more = ((self.done, "done"), (self.failed, "failed"), (waiting, "waiting"))
+        more = ((self.completed, "done"), (self.failed, "failed"), (waiting, "waiting"))
         return ", ".join([f"shards {self.running}/{self.count} running", *(f"{n} {word}" for n, word in more if n)])
 
 
@@ -45,32 +44,31 @@ def ids_of(record: Mapping[str, Any]) -> list[str]:
     return [job for job in (record["job"], record.get("array", {}).get("job", "")) if job]
 
 
-def is_alive(record: Mapping[str, Any], known: Mapping[str, slurm_cli.JobState]) -> bool:
+def is_alive(record: Mapping[str, Any], job_states: Mapping[str, slurm_cli.JobState]) -> bool:
     """Whether any of a step's jobs waits or runs."""
-    return any(not known[job].ended for job in ids_of(record) if job in known)
+    return any(not job_states[job].ended for job in ids_of(record) if job in job_states)
 
 
-def write_array(sub: Submission, step: Step, count: int, components: Sequence[Component], body: Sequence[str]) -> Path:
+def write_array(sub: Submission, job: PlannedJob, body: Sequence[str]) -> Path:
     """Write the script of a step's array. The last line of ``body`` is the command of the step itself."""
-    path = job_file(sub.run_dir, step.name, ".shards.sbatch")
-    lines = [*body[:-1], f"{body[-1]} --shard {TASK}/{count}"]
-    name, log = f"{sub.plan.experiment}.{step.name}.shards", sub.file(step.name, ".out")
-    text = script(sub.launcher, step.name, components, lines, log=log, job_name=name, folder=Path(sub.cwd), array=count)
-    write_durably(path, text)
-    for index in range(count):
-        word_file(sub.run_dir, step.name, index).unlink(missing_ok=True)
+    step = job.step.name
+    path = job_file(sub.run_dir, step, ".shards.sbatch")
+    name, log = f"{sub.plan.experiment}.{step}.shards", sub.file(step, ".out")
+    write_durably(path, job.array_script(sub.launcher, body, log=log, name=name, folder=Path(sub.cwd)))
+    for index in range(job.shards):
+        word_file(sub.run_dir, step, index).unlink(missing_ok=True)
     return path
 
 
 def tasks_of(
-    run_dir: Path, step: str, record: Mapping[str, Any], known: Mapping[str, slurm_cli.JobState]
+    run_dir: Path, step: str, record: Mapping[str, Any], job_states: Mapping[str, slurm_cli.JobState]
 ) -> Tasks | None:
     """How far a step's array is; None where it has none, or none of it waits or runs."""
     array = record.get("array", {})
-    state = known.get(array.get("job", ""))
+    state = job_states.get(array.get("job", ""))
     if state is None or state.ended:
         return None
-    running = done = failed = 0
+    running = completed = failed = 0
     for index in range(array["count"]):
         task = state.tasks.get(index)
         if task is not None and not task.ended:
@@ -80,5 +78,5 @@ def tasks_of(
         word: dict[str, Any] = {"code": 0 if task is not None and task.state == "COMPLETED" else 1}
         with suppress(OSError, ValueError):
             word = read_json(word_file(run_dir, step, index))
-        done, failed = done + (word["code"] == 0), failed + (word["code"] != 0)
-    return Tasks(array["count"], running, done, failed)
+        completed, failed = completed + (word["code"] == 0), failed + (word["code"] != 0)
+    return Tasks(array["count"], running, completed, failed)

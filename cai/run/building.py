@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.engines.base import Progress
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed
+from cai.figures.usage import FlowUsage
 from cai.files.durable import disk_full, is_disk_full
 from cai.files.home import request_cache
 from cai.launchers.outside import Prepared
@@ -41,6 +41,16 @@ class Site:
     watch: Watcher
     engines: Engines
     log: EventLog
+
+
+@dataclass(frozen=True, slots=True)
+class StepBuild:
+    """A step whose artifact is being made: where, of which artifacts, and in which folders of the store."""
+
+    site: Site
+    step: Step
+    artifacts: Artifacts
+    build: Build
 
 
 def artifact_of(step: Step, stored: Stored) -> Artifact:
@@ -97,7 +107,7 @@ def build_step(site: Site, step: Step, artifacts: Artifacts, *, spread: bool = F
     return StepResult(step, artifact_of(step, stored), reused)
 
 
-def build_part(site: Site, step: Step, artifacts: Artifacts, shard: Shard) -> dict[str, Any]:
+def build_part(site: Site, step: Step, artifacts: Artifacts, shard: Shard) -> FlowUsage:
     """Do one shard of a step's rows; what it asked of its model. Nothing where the step is done already.
 
     Raises:
@@ -105,16 +115,16 @@ def build_part(site: Site, step: Step, artifacts: Artifacts, shard: Shard) -> di
         PrerequisiteError, StepFailed, Incomplete: as ``build_step``.
     """
     from cai.stages.flow.base import ShardDone
-    from cai.stages.flow.generation import usage
 
     with site.store.sharing(step.kind, step.key, lambda holder: site.watch.waiting(step, holder)) as build:
         if build.stored is not None:
-            return {}
+            return FlowUsage()
         progress = Recorded(step, site.watch.step_started(step, build.resumed), site.log)
         try:
-            _work(site, step, artifacts, build, ShardProgress(progress, shard, build.work), shard=shard)
+            step_build = StepBuild(site, step, artifacts, build)
+            _work(step_build, ShardProgress(progress, shard, build.work), shard=shard)
         except ShardDone as done:
-            return dict(usage(done.flow).get("usage", {}))
+            return done.flow.tally.usage()
         except BaseException as raised:
             site.watch.step_failed(step, stopped_error(f"{step.name} ({step.kind})", raised))
             raise
@@ -141,20 +151,21 @@ def _build(site: Site, step: Step, artifacts: Artifacts, spread: bool) -> tuple[
         site.log.write("step.started", step.name, resumed=build.resumed, shards=shards)
         progress: Progress = Recorded(step, site.watch.step_started(step, build.resumed), site.log)
         if shards == 1:
-            return _make(site, step, artifacts, build, progress, began=began), False
+            return _make(StepBuild(site, step, artifacts, build), progress, began=began), False
     # A model that this process holds would only take memory from the shards.
     site.engines.rest()
     rows, _ = run_shards(step, site.store, site.run_dir, progress)
     with site.store.building(step.kind, step.key, on_wait) as build:
         if build.stored is not None:
             return build.stored, True
-        return _make(site, step, artifacts, build, Merging(progress, rows), began=began), False
+        return _make(StepBuild(site, step, artifacts, build), Merging(progress, rows), began=began), False
 
 
-def _make(site: Site, step: Step, artifacts: Artifacts, build: Build, progress: Progress, *, began: float) -> Stored:
-    outcome = _work(site, step, artifacts, build, progress)
-    outcome = replace(outcome, metrics=with_usage(outcome.metrics, site.run_dir, step.name))
-    return build.commit(
+def _make(step_build: StepBuild, progress: Progress, *, began: float) -> Stored:
+    step = step_build.step
+    outcome = _work(step_build, progress)
+    outcome = replace(outcome, metrics=with_usage(outcome.metrics, step_build.site.run_dir, step.name))
+    return step_build.build.commit(
         makes=step.makes,
         seed=step.seed,
         seconds=time.perf_counter() - began,
@@ -163,45 +174,45 @@ def _make(site: Site, step: Step, artifacts: Artifacts, build: Build, progress: 
     )
 
 
-def _work(
-    site: Site, step: Step, artifacts: Artifacts, build: Build, progress: Progress, *, shard: Shard | None = None
-) -> Outcome:
+def _work(step_build: StepBuild, progress: Progress, *, shard: Shard | None = None) -> Outcome:
     from cai.stages.flow.base import ShardDone
 
+    site, step, partial = step_build.site, step_build.step, step_build.build.partial
     spec = site.specs[step.name]
     session = site.engines.session(step)
     try:
-        context = replace(_context(site, step, artifacts, build, session), progress=progress, shard=shard)
+        context = replace(_context(step_build, session), progress=progress, shard=shard)
         outcome = site.kinds[step.kind].run(spec, context)
         check_ledger(spec, outcome.ledger)
         return outcome
     except (Incomplete, PrerequisiteError, SpecError, ShardDone):
         raise
     except Exception as error:
-        if is_disk_full(error, build.partial):
-            raise disk_full(build.partial, error) from error
+        if is_disk_full(error, partial):
+            raise disk_full(partial, error) from error
         reason = str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error}"
         raise StepFailed(
-            f"{step.name} ({step.kind}): {reason}; its work is kept in {build.partial}, and the same command "
+            f"{step.name} ({step.kind}): {reason}; its work is kept in {partial}, and the same command "
             "goes on from there"
         ) from error
     finally:
         session.close()
 
 
-def _context(site: Site, step: Step, artifacts: Artifacts, build: Build, session: LazySession) -> Context:
+def _context(step_build: StepBuild, session: LazySession) -> Context:
     from cai.chat import ChatTemplate
     from cai.constitution import Constitution
 
     def chat_template(frozen: Mapping[str, str]) -> ChatTemplate:
         return ChatTemplate.from_text(frozen["name"], frozen["text"], frozen["name"])
 
+    step, build = step_build.step, step_build.build
     template, constitution = step.resources.get("template"), step.resources.get("constitution")
     chat = chat_template(template) if template else None
     return Context(
         name=step.name,
         seed=step.seed,
-        inputs=_inputs(step, artifacts),
+        inputs=_inputs(step, step_build.artifacts),
         out=build.out,
         work=build.work,
         engine=session,
@@ -215,7 +226,7 @@ def _context(site: Site, step: Step, artifacts: Artifacts, build: Build, session
         servers=step.resources.get("servers", {}),
         key=step.key,
         serves=step.ingredients.get("engine", {}),
-        cache=request_cache(site.store.home),
+        cache=request_cache(step_build.site.store.home),
     )
 
 

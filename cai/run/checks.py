@@ -47,7 +47,7 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
             if name not in specs:
                 problems.append(Problem(where, f"reads '{name}', which is no earlier step", did_you_mean(name, specs)))
         try:
-            specs[step.name] = kinds[step.kind].spec.model_validate(step.spec)
+            specs[step.name] = kinds[step.kind].spec.variant(step.spec).model_validate(step.spec)
         except ValidationError as error:
             for detail in error.errors():
                 field = ".".join(map(str, ("spec", *detail["loc"])))
@@ -57,21 +57,23 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
     return specs
 
 
-def check_keys(plan: Plan, wanted: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
-    """Every key that the steps ``wanted`` ask an endpoint with is in the environment, before hours of other work.
+def check_keys(plan: Plan, step_names: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Every key that these steps ask an endpoint with is in the environment, before hours of other work.
 
     Raises:
         PrerequisiteError: naming the variables that are not set, never a value.
     """
-    names = set(wanted)
-    asked: dict[str, list[str]] = {}
+    names = set(step_names)
+    steps_by_variable: dict[str, list[str]] = {}
     for step in plan.steps:
         for variable in step.resources.get("api_keys", {}).values():
             if variable and step.name in names and not environment.get(variable):
-                asked.setdefault(variable, []).append(step.name)
-    if asked:
-        told = "; ".join(f"{name} is not set; export {name}, for {', '.join(steps)}" for name, steps in asked.items())
-        raise PrerequisiteError(f"{told}; then run the same command again")
+                steps_by_variable.setdefault(variable, []).append(step.name)
+    if steps_by_variable:
+        message = "; ".join(
+            f"{name} is not set; export {name}, for {', '.join(steps)}" for name, steps in steps_by_variable.items()
+        )
+        raise PrerequisiteError(f"{message}; then run the same command again")
 
 
 def check_ledger(spec: StageSpec, ledger: Ledger) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from cai.errors import Incomplete, Problem, SpecError, did_you_mean
+from cai.figures.usage import FlowUsage
 from cai.files.durable import write_durably
 from cai.files.home import cai_home
 from cai.plan import Plan, Step
@@ -102,7 +102,7 @@ def run(
     began, clock = datetime.now(timezone.utc), time.perf_counter()
 
     def end(status: str, error: str) -> None:
-        log.write(f"run.{status}", **_told(error))
+        log.write(f"run.{status}", **_error_fields(error))
         write_record(
             run_dir, plan, status=status, error=error, began=began, seconds=time.perf_counter() - clock, steps=results
         )
@@ -140,7 +140,7 @@ def run_step(
     site, step = _site_of(plan, name, store=store, run_dir=run_dir, make_engine=make_engine, kinds=kinds, watch=watch)
 
     def end(status: str, error: str) -> None:
-        site.log.write(f"job.{status}", name, **_told(error))
+        site.log.write(f"job.{status}", name, **_error_fields(error))
 
     site.log.write("job.started", name, process=os.getpid(), host=socket.gethostname(), versions=versions())
     with _ending(site, name, end):
@@ -159,10 +159,10 @@ def run_shard(
     make_engine: MakeEngine,
     kinds: Mapping[str, StageWork] | None = None,
     watch: Watcher | None = None,
-) -> dict[str, Any]:
+) -> FlowUsage:
     """Do one part of a step's rows, beside the processes that do the others; ``run_step`` then makes the artifact.
 
-    A step that is done already is left as it is. Returns what this part asked of its model, as a record holds it.
+    A step that is done already is left as it is. Returns what this part asked of its model.
 
     Raises:
         SpecError: as ``run_step``, or when a step of this kind is not done in parts.
@@ -173,14 +173,14 @@ def run_shard(
     place = f"{shard.index}/{shard.count}"
 
     def end(status: str, error: str) -> None:
-        site.log.write(f"shard.{status}", name, shard=place, **_told(error))
+        site.log.write(f"shard.{status}", name, shard=place, **_error_fields(error))
 
     site.log.write("shard.started", name, shard=place, process=os.getpid(), host=socket.gethostname())
     with _ending(site, name, end):
         site.watch.run_started(plan, [])
         if store.find(step.kind, step.key) is None:
             return build_part(site, step, find_inputs(site, step), shard)
-    return {}
+    return FlowUsage()
 
 
 def _shipped_kinds() -> Mapping[str, StageWork]:
@@ -211,7 +211,7 @@ def _site_of(
     return site, plan.step(name)
 
 
-def _told(error: str) -> dict[str, str]:
+def _error_fields(error: str) -> dict[str, str]:
     return {"error": error} if error else {}
 
 

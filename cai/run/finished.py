@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import Problem, SpecError
+from cai.figures.evaluation import EVALUATION, Evaluation, read_evaluation
 from cai.plan import Plan, Step, plan_from_json
 from cai.store.artifacts import Store, Stored
 
@@ -37,13 +38,13 @@ class Finished:
             if step.kind == kind and step.name in self.artifacts:
                 yield step, self.artifacts[step.name]
 
-    def evaluations(self) -> dict[str, dict[str, Any]]:
-        """``evaluation.json`` of every evaluation, by step name.
+    def evaluations(self) -> dict[str, Evaluation]:
+        """What every evaluation measured, by step name.
 
         Raises:
             SpecError: when one cannot be read.
         """
-        return {step.name: read_json(made.path / "evaluation.json") for step, made in self.steps("evaluate")}
+        return {step.name: read_evaluation(artifact.path / EVALUATION) for step, artifact in self.steps("evaluate")}
 
 
 def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
@@ -60,10 +61,10 @@ def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
         raise SpecError(
             Problem(str(folder), f"is no run folder ({error})", "name a folder with a plan.json")
         ) from error
-    found = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
+    artifacts = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
     # A run that is still going, or was killed, has no record of its own yet.
     record = read_json(folder / "record.json") if (folder / "record.json").is_file() else {}
-    return Finished(folder, plan, found, record, name)
+    return Finished(folder, plan, artifacts, record, name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,9 +74,9 @@ def read_json(path: Path) -> dict[str, Any]:
         SpecError: when it cannot be read, with the reason.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        json_object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(Problem(str(path), f"cannot be read ({error})", "run `store verify`")) from error
-    if not isinstance(found, dict):
+    if not isinstance(json_object, dict):
         raise SpecError(Problem(str(path), "is no JSON object", "run `store verify`"))
-    return found
+    return json_object

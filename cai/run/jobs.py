@@ -70,6 +70,16 @@ class JobView:
     tasks: Tasks | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """What is known of a step's job: what was noted when it was submitted, Slurm's word, and its own at its end."""
+
+    step: Step
+    record: Mapping[str, Any]
+    state: slurm_cli.JobState | None
+    exit_record: dict[str, Any] | None
+
+
 def views_of(sub: Submission) -> list[JobView]:
     """Every step as it is now, in the plan's order.
 
@@ -83,8 +93,8 @@ def views_of(sub: Submission) -> list[JobView]:
             records[step.name] = read_json(sub.file(step.name, ".json"))
     # The queue first, the store after it: a job that ends in between is seen as running, never as gone for nothing. A
     # job that said it ended well is not asked for, so a finished run can be looked at where there is no Slurm.
-    said = {name: said_by(sub, name, record["job"]) for name, record in records.items()}
-    ids = [job for name, r in records.items() if (said[name] or {}).get("code") != 0 for job in ids_of(r)]
+    exit_records = {name: exit_record_of(sub, name, record["job"]) for name, record in records.items()}
+    ids = [job for name, r in records.items() if (exit_records[name] or {}).get("code") != 0 for job in ids_of(r)]
     queue = slurm_cli.jobs(ids) if ids else {}
     views: dict[str, JobView] = {}
     first: dict[str, str] = {}
@@ -94,19 +104,22 @@ def views_of(sub: Submission) -> list[JobView]:
         record = records.get(step.name)
         state = queue.get(record["job"]) if record else None
         if stored is not None:
-            views[step.name] = _done(step, stored, record, state)
+            views[step.name] = _done_view(step, stored, record, state)
         elif twin != step.name:
             views[step.name] = replace(views[twin], step=step)
         elif record is None:
             views[step.name] = JobView(step, Phase.UNSUBMITTED, reason=_broken(step, views))
         else:
-            views[step.name] = _view(sub, step, record, state, said[step.name], views)
+            job = SubmittedJob(step, record, state, exit_records[step.name])
+            views[step.name] = _view(sub, job, views)
             if views[step.name].state == "PENDING" and (tasks := tasks_of(sub.run_dir, step.name, record, queue)):
                 views[step.name] = _in_parts(views[step.name], tasks)
     return list(views.values())
 
 
-def _done(step: Step, stored: Stored, record: Mapping[str, Any] | None, state: slurm_cli.JobState | None) -> JobView:
+def _done_view(
+    step: Step, stored: Stored, record: Mapping[str, Any] | None, state: slurm_cli.JobState | None
+) -> JobView:
     if record is None:
         return JobView(step, Phase.DONE, reason="in the store")
     if state is not None and not state.ended and state.state != "PENDING":
@@ -114,14 +127,8 @@ def _done(step: Step, stored: Stored, record: Mapping[str, Any] | None, state: s
     return JobView(step, Phase.DONE, record["job"], reason=f"made in {duration(stored.record.get('seconds'))}")
 
 
-def _view(
-    sub: Submission,
-    step: Step,
-    record: Mapping[str, Any],
-    state: slurm_cli.JobState | None,
-    said: dict[str, Any] | None,
-    before: Mapping[str, JobView],
-) -> JobView:
+def _view(sub: Submission, job: SubmittedJob, before: Mapping[str, JobView]) -> JobView:
+    step, record, state, exit_record = job.step, job.record, job.state, job.exit_record
     log = sub.file(step.name, ".out")
     view = JobView(step, Phase.UNSUBMITTED, str(record["job"]), log=log)
     if not view.job:
@@ -129,17 +136,19 @@ def _view(
     if state is not None:
         view = replace(view, state=state.state, restarts=state.restarts)
         if not state.ended:
-            return _alive(view, state, said, before)
+            return _alive(view, state, exit_record, before)
     broken = _broken(step, before)
-    if said is None and broken and "cancelled" not in record:
+    if exit_record is None and broken and "cancelled" not in record:
         return replace(view, phase=Phase.CANCELLED, reason=broken)
     if view.state == "CANCELLED" or "cancelled" in record:
-        return replace(view, phase=Phase.CANCELLED, reason="cancelled", code=said["code"] if said else None)
-    if said is not None and said["code"] == 0 and _age(said["ended"]) < _UNSEEN:
+        return replace(
+            view, phase=Phase.CANCELLED, reason="cancelled", code=exit_record["code"] if exit_record else None
+        )
+    if exit_record is not None and exit_record["code"] == 0 and _age(exit_record["ended"]) < _UNSEEN:
         return replace(view, phase=Phase.RUNNING, reason="ended; what it made is not visible here yet")
-    reason, code = _failure(view.state, state, said)
-    shown = tail(log, int(record.get("log_start", 0))) if log.exists() else ""
-    return replace(view, phase=Phase.FAILED, reason=reason, code=code, tail=shown)
+    reason, code = _failure(view.state, state, exit_record)
+    log_tail = tail(log, int(record.get("log_start", 0))) if log.exists() else ""
+    return replace(view, phase=Phase.FAILED, reason=reason, code=code, tail=log_tail)
 
 
 def _in_parts(view: JobView, tasks: Tasks) -> JobView:
@@ -150,14 +159,14 @@ def _in_parts(view: JobView, tasks: Tasks) -> JobView:
     return replace(view, phase=phase, reason=str(tasks), tasks=tasks)
 
 
-def _alive(view: JobView, state: slurm_cli.JobState, said: Any, before: Mapping[str, JobView]) -> JobView:
+def _alive(view: JobView, state: slurm_cli.JobState, exit_record: Any, before: Mapping[str, JobView]) -> JobView:
     if state.state != "PENDING":
         return replace(view, phase=Phase.RUNNING, reason=f"on {state.nodes}" if state.nodes else "")
     if state.reason.startswith("DependencyNeverSatisfied"):
         # Slurm is about to cancel it.
         return replace(view, phase=Phase.CANCELLED, reason=_broken(view.step, before) or "what it waits for has failed")
-    if state.restarts and said is not None:
-        return replace(view, phase=Phase.QUEUED, reason=said["error"])
+    if state.restarts and exit_record is not None:
+        return replace(view, phase=Phase.QUEUED, reason=exit_record["error"])
     if state.reason == "Dependency":
         waits = [name for name in view.step.needs() if before[name].phase is not Phase.DONE]
         return replace(view, phase=Phase.QUEUED, reason=f"waits for {', '.join(waits)}" if waits else _BEFORE)
@@ -165,12 +174,14 @@ def _alive(view: JobView, state: slurm_cli.JobState, said: Any, before: Mapping[
     return replace(view, phase=Phase.QUEUED, reason=f"waits in the queue{why}")
 
 
-def _failure(word: str, state: slurm_cli.JobState | None, said: Any) -> tuple[str, int | None]:
+def _failure(word: str, state: slurm_cli.JobState | None, exit_record: Any) -> tuple[str, int | None]:
     """Why a job failed and its exit code, from its own last words or else from Slurm's."""
     if word in _WHY:
         return _WHY[word], None
-    if said is not None:
-        return said["error"] or f"ended with code {said['code']}, yet its artifact is not in the store", said["code"]
+    if exit_record is not None:
+        return exit_record[
+            "error"
+        ] or f"ended with code {exit_record['code']}, yet its artifact is not in the store", exit_record["code"]
     if state is None:
         return "Slurm no longer knows the job, which ended without a word: killed, or its node failed", None
     return f"ended as {word.lower()} with code {state.exit_code} without a word: killed, or it could not start", None
@@ -188,13 +199,13 @@ def _broken(step: Step, views: Mapping[str, JobView]) -> str:
     return ""
 
 
-def said_by(sub: Submission, step: str, job: str) -> dict[str, Any] | None:
+def exit_record_of(sub: Submission, step: str, job: str) -> dict[str, Any] | None:
     """What the job itself said when it ended; None when it said nothing, or another job did."""
     try:
-        said = read_json(word_file(sub.run_dir, step))
+        exit_record = read_json(word_file(sub.run_dir, step))
     except (FileNotFoundError, ValueError):
         return None
-    return said if said.get("job") == job else None
+    return exit_record if exit_record.get("job") == job else None
 
 
 def _age(stamp: str) -> float:

@@ -15,12 +15,12 @@ from cai.store.artifacts import Store
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """One step's rows; ``done`` is False, and all counts are 0, while the step has no artifact."""
+    """One step's rows; ``finished`` is False, and all counts are 0, while the step has no artifact."""
 
     step: str
     kind: str
     makes: str
-    done: bool
+    finished: bool
     rows_in: int = 0
     rows_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -62,10 +62,10 @@ def iter_rows(artifact: HasRows, part: str | None = None) -> Iterator[dict[str, 
         raise SpecError(Problem(str(artifact.path), f"a {artifact.makes} has no rows", "look at its files"))
     if part is not None and part not in files:
         raise SpecError(Problem(str(artifact.path), f"no part {part!r}", did_you_mean(part, files)))
-    return _read(list(files.values()) if part is None else [files[part]])
+    return _parsed_rows(list(files.values()) if part is None else [files[part]])
 
 
-def _read(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _parsed_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     for path in files:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -74,5 +74,5 @@ def _read(files: list[Path]) -> Iterator[dict[str, Any]]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    what = f"is no JSON ({error})"
-                    raise SpecError(Problem(f"{path}: line {number}", what, "run `store verify`")) from error
+                    message = f"is no JSON ({error})"
+                    raise SpecError(Problem(f"{path}: line {number}", message, "run `store verify`")) from error

@@ -12,15 +12,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.engines import commands_of, engine_of
+from cai.engines import engine_of
 from cai.engines.base import Places
 from cai.files.durable import write_durably
 from cai.launchers.base import Command
 from cai.launchers.outside import host_variable
 from cai.launchers.settings import Slurm
-from cai.launchers.slurm_script import TASK, components_of, script
+from cai.launchers.slurm_script import dependency
 from cai.plan import Plan, Step
-from cai.run.shards import shards_of
+from cai.run.job_graph import PlannedJob, job_graph
 from cai.store.artifacts import Store
 
 
@@ -34,30 +34,25 @@ def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     kind, settings = engine_of(plan.engine)
     launcher = kind.launcher(settings)
-    places = Places(store.root, str(folder / "plan.json"))
     write_durably(folder / "plan.json", plan.to_json())
+    graph = job_graph(plan, Places(store.root, str(folder / "plan.json")))
     names: dict[str, str] = {}
-    for number, step in enumerate(plan.steps, 1):
-        commands = commands_of(plan, step, places) or (_alone(step, places),)
-        names[step.name] = (
-            f"{number:02d}-{step.name.replace('.', '-')}.{'sbatch' if isinstance(launcher, Slurm) else 'sh'}"
-        )
-        path = folder / names[step.name]
-        body = _body(step, commands, folder, isinstance(launcher, Slurm))
+    for number, job in enumerate(graph, 1):
+        step = job.step
+        suffix = "sbatch" if isinstance(launcher, Slurm) else "sh"
+        names[step.name] = f"{number:02d}-{step.name.replace('.', '-')}.{suffix}"
+        body = _body(job, folder, isinstance(launcher, Slurm))
         if isinstance(launcher, Slurm):
-            log, components = folder / "logs" / f"{step.name}.out", components_of(launcher, commands)
-            text = script(launcher, step.name, components, body, log=log, job_name=f"cai-{step.name}")
-            if (shards := shards_of(step)) > 1:
-                part = [*body[:-1], f"{body[-1]} --shard {TASK}/{shards}"]
-                array = script(
-                    launcher, step.name, components, part, log=log, job_name=f"cai-{step.name}", array=shards
-                )
+            log, job_name = folder / "logs" / f"{step.name}.out", f"cai-{step.name}"
+            text = job.script(launcher, body, log=log, name=job_name)
+            if job.shards > 1:
+                array = job.array_script(launcher, body, log=log, name=job_name)
                 _write(folder / _array(names[step.name]), array)
         else:
             text = "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *body]) + "\n"
-        _write(path, text)
+        _write(folder / names[step.name], text)
     run = folder / "run.sh"
-    _write(run, _submit(plan, names) if isinstance(launcher, Slurm) else _in_order(plan, names))
+    _write(run, _submit(graph, names) if isinstance(launcher, Slurm) else _in_order(plan, names))
     return run
 
 
@@ -71,49 +66,44 @@ def _array(name: str) -> str:
     return name.replace(".sbatch", ".shards.sbatch")
 
 
-def _alone(step: Step, places: Places) -> Command:
-    import sys
-
-    return Command("work", (sys.executable, "-m", "cai", "step", places.plan, step.name))
-
-
-def _body(step: Step, commands: Sequence[Command], folder: Path, slurm: bool) -> list[str]:
-    work = next(command for command in commands if command.role == "work")
-    others = [command for command in commands if command.role != "work"]
+def _body(job: PlannedJob, folder: Path, slurm: bool) -> list[str]:
+    step, work = job.step, job.work
+    others = [command for command in job.commands if command.role != "work"]
     lines = [f"# Step '{step.name}': {step.kind}.", f"cd {shlex.quote(str(Path.cwd()))}", ""]
     if not others or any(command.turn for command in others):
         if others:
             lines.append("# Several models are served one after the other, so the program starts the servers itself:")
             lines += [f"#   {shlex.join(command.argv)}" for command in others]
-        return [*lines, *([] if slurm else _parts(work, folder, step)), shlex.join(work.argv)]
-    done = shlex.join((*work.argv, "--done"))
-    lines += [f"if {done}; then exit 0; fi  # it is in the store already", ""]
+        return [*lines, *([] if slurm else _parts(job, folder)), shlex.join(work.argv)]
+    is_done = shlex.join((*work.argv, "--done"))
+    lines += [f"if {is_done}; then exit 0; fi  # it is in the store already", ""]
     if not any(command.background for command in others) or any(command.role == "actor" for command in others):
         lines += ["# What the commands read.", shlex.join((*work.argv, "--prepare")), ""]
     if any(command.background for command in others):
         lines += ["# Servers end with this script.", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT", ""]
     for command in others:
-        lines += _command(command, folder, step, slurm, others)
+        lines += _command(command, others, folder=folder, step=step, slurm=slurm)
     return [*lines, "# Look at the result and keep it in the store.", shlex.join((*work.argv, "--finish"))]
 
 
-def _parts(work: Command, folder: Path, step: Step) -> list[str]:
+def _parts(job: PlannedJob, folder: Path) -> list[str]:
     """The shards of a step, side by side; what one of them leaves undone the step itself does."""
-    if (shards := shards_of(step)) == 1:
+    shards = job.shards
+    if shards == 1:
         return []
-    log = shlex.quote(str(folder / "logs" / f"{step.name}.shard"))
+    log = shlex.quote(str(folder / "logs" / f"{job.step.name}.shard"))
     return [
         f"# {shards} parts side by side; then the step puts them together and does what one of them left.",
         "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT",
         f"for shard in $(seq 0 {shards - 1}); do",
-        f'    {shlex.join(work.argv)} --shard "$shard"/{shards} >> {log}-"$shard".log 2>&1 &',
+        f'    {shlex.join(job.work.argv)} --shard "$shard"/{shards} >> {log}-"$shard".log 2>&1 &',
         "done",
         "wait",
         "",
     ]
 
 
-def _command(command: Command, folder: Path, step: Step, slurm: bool, others: Sequence[Command]) -> list[str]:
+def _command(command: Command, others: Sequence[Command], *, folder: Path, step: Step, slurm: bool) -> list[str]:
     lines = [f"# {command.role}"]
     for variable, role in command.addresses.items():
         lines.append(f"export {variable}={_host(role, others, slurm)}")
@@ -161,7 +151,7 @@ def _in_order(plan: Plan, names: dict[str, str]) -> str:
     return "\n".join([*lines, *(f"bash {shlex.quote(names[step.name])}" for step in plan.steps)]) + "\n"
 
 
-def _submit(plan: Plan, names: dict[str, str]) -> str:
+def _submit(graph: Sequence[PlannedJob], names: dict[str, str]) -> str:
     lines = [
         "#!/usr/bin/env bash",
         "# Every step as a job, each after those it reads from; a failed one cancels what depends on it.",
@@ -170,12 +160,15 @@ def _submit(plan: Plan, names: dict[str, str]) -> str:
         "declare -A job",
         "",
     ]
-    for step in plan.steps:
-        after = "".join(f":${{job[{shlex.quote(name)}]}}" for name in step.needs())
-        wait = f" --dependency=afterok{after} --kill-on-invalid-dep=yes" if after else ""
-        if shards_of(step) > 1:
-            lines.append(f"shards=$(sbatch --parsable{wait} {shlex.quote(_array(names[step.name]))})")
-            ok = f"afterok{after}," if after else ""
-            wait = f" --dependency={ok}afterany:$shards{' --kill-on-invalid-dep=yes' if after else ''}"
-        lines.append(f"job[{shlex.quote(step.name)}]=$(sbatch --parsable{wait} {shlex.quote(names[step.name])})")
+    for job in graph:
+        after = [f"${{job[{shlex.quote(name)}]}}" for name in job.needs]
+        script_name = names[job.step.name]
+        if job.shards > 1:
+            lines.append(f"shards=$({_sbatch(dependency(after), _array(script_name))})")
+        waits = dependency(after, ["$shards"] if job.shards > 1 else [])
+        lines.append(f"job[{shlex.quote(job.step.name)}]=$({_sbatch(waits, script_name)})")
     return "\n".join([*lines, "", 'squeue --jobs="$(IFS=,; echo "${job[*]}")"']) + "\n"
+
+
+def _sbatch(waits: Sequence[str], script_name: str) -> str:
+    return " ".join(["sbatch", "--parsable", *waits, shlex.quote(script_name)])

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from cai.engines import commands_of
 from cai.engines.base import Places, Progress
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
+from cai.figures.usage import FlowUsage
 from cai.launchers.base import Command, Server
 from cai.launchers.local import LocalRunner
 from cai.launchers.settings import Local
@@ -75,15 +76,17 @@ def check_servers(plan: Plan, name: str, store: Store, plan_file: Path) -> None:
     places = Places(store.root, str(plan_file))
     for step in plan.steps:
         if step.name == name and any(command.background for command in commands_of(plan, step, places)):
-            what = "starts its model's servers, so it is not done in parts"
-            raise SpecError(Problem(name, what, "leave --shard out; more servers: engine.servers.<model>.count"))
+            message = "starts its model's servers, so it is not done in parts"
+            raise SpecError(Problem(name, message, "leave --shard out; more servers: engine.servers.<model>.count"))
 
 
 class ShardProgress:
     """A shard's progress: of the step's rows it tells its share, and leaves their number where the others look."""
 
     def __init__(self, inner: Progress, shard: Shard, work: Path) -> None:
-        self._inner, self._shard, self._work = inner, shard, work
+        self._inner = inner
+        self._shard = shard
+        self._work = work
 
     def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
         """How much there is to do in the step."""
@@ -104,8 +107,9 @@ class ShardProgress:
 class Merging:
     """The progress of whoever puts the parts together: rows that were told while the shards ran are not told again."""
 
-    def __init__(self, inner: Progress, told: int) -> None:
-        self._inner, self._told = inner, told
+    def __init__(self, inner: Progress, reported_rows: int) -> None:
+        self._inner = inner
+        self._not_yet_merged = reported_rows
 
     def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
         """How many rows there are; tokens were the shards'."""
@@ -113,9 +117,9 @@ class Merging:
 
     def advance(self, rows: int = 0, tokens: int = 0) -> None:
         """How much more is done."""
-        known = min(rows, self._told)
-        self._told -= known
-        self._inner.advance(rows - known, tokens)
+        reported_before = min(rows, self._not_yet_merged)
+        self._not_yet_merged -= reported_before
+        self._inner.advance(rows - reported_before, tokens)
 
     def note(self, event: str, **fields: Any) -> None:
         """Pass an event on."""
@@ -150,7 +154,9 @@ def run_shards(step: Step, store: Store, run_dir: Path, progress: Progress) -> t
     try:
         for index in range(count):
             word_file(run_dir, step.name, index).unlink(missing_ok=True)
-            running[index] = runner.start(_command(step.name, index, count, store, run_dir), _log(run_dir, step, index))
+            running[index] = runner.start(
+                _command(step.name, Shard(index, count), store, run_dir), _log(run_dir, step, index)
+            )
         while running:
             time.sleep(_TICK)
             for over in _over(running, run_dir, step.name):
@@ -162,13 +168,14 @@ def run_shards(step: Step, store: Store, run_dir: Path, progress: Progress) -> t
     again = next((over for over in ended if over.code == SpecError.exit_code), None)
     if again is not None:
         raise PrerequisiteError(f"{step.name}: shard {again.index} of {count}: {again.error}")
-    return rows.told, ended
+    return rows.reported_rows, ended
 
 
-def _command(step: str, index: int, count: int, store: Store, run_dir: Path) -> Command:
-    argv = (sys.executable, "-m", "cai", "step", str(run_dir / "plan.json"), step, "--shard", f"{index}/{count}")
+def _command(step: str, shard: Shard, store: Store, run_dir: Path) -> Command:
+    place = f"{shard.index}/{shard.count}"
+    argv = (sys.executable, "-m", "cai", "step", str(run_dir / "plan.json"), step, "--shard", place)
     env = {"CAI_HOME": str(store.home), "PYTHONUNBUFFERED": "1"}
-    return Command(f"shard-{index}", argv, env=env, background=True)
+    return Command(f"shard-{shard.index}", argv, env=env, background=True)
 
 
 def _log(run_dir: Path, step: Step, index: int) -> Path:
@@ -192,26 +199,27 @@ def _over(running: dict[int, Server], run_dir: Path, step: str) -> Iterator[Shar
 
 def with_usage(metrics: Mapping[str, Any], run_dir: Path, step: str) -> dict[str, Any]:
     """What whoever merges asked, and with it what the shards of this run asked, as they said at their end."""
-    said: list[Mapping[str, Any]] = []
+    shard_usages: list[FlowUsage] = []
     for path in sorted((run_dir / "jobs").glob(f"{escape(job_file(run_dir, step, '').name)}.shard-*.exit.json")):
         with suppress(OSError, ValueError):
-            said.append(read_json(path).get("usage", {}))
-    if not any(said):
+            shard_usages.append(FlowUsage.from_metrics(read_json(path)))
+    if all(usage == FlowUsage() for usage in shard_usages):
         return dict(metrics)
-    own = {name: value for name, value in metrics.get("usage", {}).items() if name != "rows done before"}
-    found: Counter[str] = Counter(own)
-    for usage in said:
-        found.update(usage)
-    return {**metrics, "usage": dict(sorted(found.items()))}
+    # What this process found done is what the shards did.
+    own = replace(FlowUsage.from_metrics(metrics), rows_done_before=0)
+    return {**metrics, **reduce(FlowUsage.beside, shard_usages, own).to_metrics(cost_last=False)}
 
 
 class _Rows:
     """Finished rows of all shards, counted in their journals as these grow."""
 
     def __init__(self, work: Path, count: int, progress: Progress) -> None:
-        self._work, self._progress = work, progress
-        self._pattern, self._ends, self._expected = f"{JOURNAL}.*-of-{count}.jsonl", dict[Path, int](), False
-        self.told = 0
+        self._work = work
+        self._progress = progress
+        self._pattern = f"{JOURNAL}.*-of-{count}.jsonl"
+        self._ends: dict[Path, int] = {}  # how far each journal has been read, in bytes
+        self._expected = False  # whether the number of rows has been told
+        self.reported_rows = 0
 
     def look(self) -> None:
         """Tell what has been added since the last look."""
@@ -221,17 +229,17 @@ class _Rows:
                 self._expected = True
         more = sum(map(self._more, self._work.glob(self._pattern)))
         if more:
-            self.told += more
+            self.reported_rows += more
             self._progress.advance(rows=more)
 
     def _more(self, path: Path) -> int:
-        found, end = 0, self._ends.get(path, 0)
+        finished_rows, end = 0, self._ends.get(path, 0)
         with suppress(OSError), path.open("rb") as file:
             file.seek(end)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 end += len(line)
-                found += _ROW.match(line) is not None
+                finished_rows += _ROW.match(line) is not None
         self._ends[path] = end
-        return found
+        return finished_rows

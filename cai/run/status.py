@@ -37,15 +37,15 @@ def statuses(plan: Plan, store: Store, previous: Plan | None = None) -> list[Ste
         PrerequisiteError: when the store cannot be read.
     """
     before = {step.name: step for step in previous.steps} if previous else {}
-    found: list[StepStatus] = []
+    step_statuses: list[StepStatus] = []
     planned: dict[str, str] = {}
     for step in plan.steps:
         if step.key in planned:
-            found.append(StepStatus(step, Action.REUSE, f"the same work as {planned[step.key]}"))
+            step_statuses.append(StepStatus(step, Action.REUSE, f"the same work as {planned[step.key]}"))
             continue
         planned[step.key] = step.name
-        found.append(_status(step, store, before.get(step.name), previous is not None))
-    return found
+        step_statuses.append(_status(step, store, before.get(step.name), previous is not None))
+    return step_statuses
 
 
 def previous_plan(runs: Path, experiment: str) -> Plan | None:
@@ -64,9 +64,9 @@ def _status(step: Step, store: Store, before: Step | None, ran_before: bool) -> 
         return StepStatus(step, Action.REUSE, "in the store")
     if look.damage:
         return StepStatus(step, Action.RUN, f"the stored artifact is damaged: {look.damage[0]}")
-    other = holder(store.lock_of(artifact_name(step.kind, step.key)))
-    if other:
-        return StepStatus(step, Action.REUSE, f"{other} is making it; the run will wait")
+    lock_holder = holder(store.lock_of(artifact_name(step.kind, step.key)))
+    if lock_holder:
+        return StepStatus(step, Action.REUSE, f"{lock_holder} is making it; the run will wait")
     if store.begun(step.kind, step.key):
         return StepStatus(step, Action.RESUME, "stopped before its end")
     if before is None:

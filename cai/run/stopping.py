@@ -39,10 +39,10 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stopped_error(what: str, error: BaseException) -> BaseException:
-    """The error that tells a person why ``what`` stopped: another one where the process was told to stop."""
+def stopped_error(subject: str, error: BaseException) -> BaseException:
+    """The error that tells a person why ``subject`` stopped: another one where the process was told to stop."""
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted(f"{what}: interrupted; run the same command again to go on")
+        return Interrupted(f"{subject}: interrupted; run the same command again to go on")
     if isinstance(error, _Terminated):
-        return Incomplete(f"{what}: stopped by SIGTERM; run the same command again to go on")
+        return Incomplete(f"{subject}: stopped by SIGTERM; run the same command again to go on")
     return error

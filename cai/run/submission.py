@@ -20,19 +20,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cai.engines import commands_of
 from cai.engines.base import Places
 from cai.errors import CaiError, Incomplete, Problem, SpecError, StepFailed
 from cai.files.durable import write_durably
 from cai.files.locks import locked_if_free
 from cai.launchers import slurm_cli
-from cai.launchers.slurm_script import components_of, script
 from cai.plan import Plan, Step
 from cai.run.arrays import ids_of, is_alive, write_array
 from cai.run.checks import StageWork, check_keys, checked_specs
 from cai.run.executor import RunResult, StepResult, write_record
 from cai.run.job_files import now, read_json, word_file, write_json
-from cai.run.jobs import ALIVE, JobView, Phase, said_by, views_of
+from cai.run.job_graph import planned_job
+from cai.run.jobs import ALIVE, JobView, Phase, exit_record_of, views_of
 from cai.run.shards import check_servers, shards_of
 from cai.run.submitted import Submission, is_submitted, launcher_of, open_submission
 from cai.stages.base import Artifact
@@ -127,8 +126,8 @@ def cancel(run_dir: Path) -> list[JobView]:
     with _alone(sub):
         _find_lost(sub)
         records = _records(sub)
-        known = slurm_cli.jobs([job for record in records.values() for job in ids_of(record)])
-        alive = {name: record for name, record in records.items() if is_alive(record, known)}
+        job_states = slurm_cli.jobs([job for record in records.values() for job in ids_of(record)])
+        alive = {name: record for name, record in records.items() if is_alive(record, job_states)}
         if not alive:
             return []
         views = [view for view in views_of(sub) if view.step.name in alive]
@@ -138,9 +137,9 @@ def cancel(run_dir: Path) -> list[JobView]:
         slurm_cli.cancel(ids)
     _log(sub, "run.cancelled", jobs=ids)
     deadline = time.monotonic() + _PATIENCE
-    while left := sorted(job for job, state in slurm_cli.jobs(ids).items() if not state.ended):
+    while still_ending := sorted(job for job, state in slurm_cli.jobs(ids).items() if not state.ended):
         if time.monotonic() > deadline:
-            raise Incomplete(f"{run_dir}: cancelled, but still ending: {', '.join(left)}")
+            raise Incomplete(f"{run_dir}: cancelled, but still ending: {', '.join(still_ending)}")
         time.sleep(min(sub.launcher.poll, 0.5))
     return views
 
@@ -153,14 +152,14 @@ def watch(run_dir: Path, console: Console) -> RunResult:
         Incomplete: when jobs were cancelled; or at Ctrl-C, or when Slurm does not answer: the jobs are left alone.
     """
     sub = open_submission(run_dir)
-    told: dict[str, tuple[Phase, int, int]] = {}
+    printed: dict[str, tuple[Phase, int, int]] = {}
     try:
         while True:
             views = _look(sub)
             for number, view in enumerate(views, 1):
                 eighths = 8 * view.tasks.ended // view.tasks.count if view.tasks else 0
-                if told.get(view.step.name) != (news := (view.phase, view.restarts, eighths)):
-                    told[view.step.name] = news
+                if printed.get(view.step.name) != (news := (view.phase, view.restarts, eighths)):
+                    printed[view.step.name] = news
                     console.print(Text(line_of(view, number, views)), soft_wrap=True)
             if not any(view.phase in ALIVE for view in views):
                 return _finish(sub, views)
@@ -177,16 +176,16 @@ def _look(sub: Submission) -> list[JobView]:
 
 
 def _away(run_dir: Path, why: str) -> Incomplete:
-    shown = shown_run(run_dir)
+    run_argument = shown_run(run_dir)
     return Incomplete(
-        f"{why}; the jobs go on. `python -m cai status {shown}` tells how far they are, "
-        f"`python -m cai resume {shown}` watches again, `python -m cai cancel {shown}` ends them"
+        f"{why}; the jobs go on. `python -m cai status {run_argument}` tells how far they are, "
+        f"`python -m cai resume {run_argument}` watches again, `python -m cai cancel {run_argument}` ends them"
     )
 
 
 def line_of(view: JobView, number: int, views: Sequence[JobView]) -> str:
     """A step on one line; ``number`` counts from 1."""
-    total, widest = len(views), max(len(other.step.name) for other in views)
+    total, widest = len(views), max(len(step_view.step.name) for step_view in views)
     job = f"  (job {view.job})" if view.job and view.phase is not Phase.DONE else ""
     reason = f"  {one_line(view.reason, 300)}" if view.reason else ""
     return plain(f"[{number:>{len(str(total))}}/{total}] {view.step.name:<{widest}}  {view.phase.value}{reason}{job}")
@@ -204,8 +203,8 @@ def shown_run(run_dir: Path) -> str:
 @contextmanager
 def _alone(sub: Submission) -> Iterator[None]:
     """Nobody else submits or cancels this run's jobs."""
-    with locked_if_free(sub.run_dir / "jobs" / ".lock") as held:
-        if not held:
+    with locked_if_free(sub.run_dir / "jobs" / ".lock") as is_ours:
+        if not is_ours:
             raise Incomplete(f"{sub.run_dir}: another process is submitting its jobs; try again when it is through")
         yield
 
@@ -243,19 +242,15 @@ def _submit_missing(sub: Submission) -> None:
 
 def _submit_step(sub: Submission, step: Step, after: list[str], before: Mapping[str, Any]) -> list[str]:
     """Submit a step's job, and before it the array of its shards; the ids of both. ``before`` is the last record."""
-    places = Places(sub.store.root, str(sub.run_dir / "plan.json"))
-    commands = commands_of(sub.plan, step, places)
+    job = planned_job(sub.plan, step, Places(sub.store.root, str(sub.run_dir / "plan.json")))
     name = f"{sub.plan.experiment}.{step.name}"
     log, path, record = (sub.file(step.name, end) for end in (".out", ".sbatch", ".json"))
     requeues = sub.launcher.max_requeues if sub.launcher.requeue else 0
-    work = next(command.argv for command in commands if command.role == "work")
     body = [
         f"export CAI_HOME={shlex.quote(str(sub.store.home))} PYTHONUNBUFFERED=1",
-        f"exec {shlex.join([*work, '--requeues', str(requeues)])}",
+        f"exec {shlex.join([*job.work.argv, '--requeues', str(requeues)])}",
     ]
-    components = components_of(sub.launcher, commands)
-    text = script(sub.launcher, step.name, components, body, log=log, job_name=name, folder=Path(sub.cwd))
-    write_durably(path, text)
+    write_durably(path, job.script(sub.launcher, body, log=log, name=name, folder=Path(sub.cwd)))
     facts: dict[str, Any] = {
         "job": "",
         "submitted": now(),
@@ -266,23 +261,23 @@ def _submit_step(sub: Submission, step: Step, after: list[str], before: Mapping[
     word_file(sub.run_dir, step.name).unlink(missing_ok=True)
     parts: list[str] = []
     try:
-        if (count := shards_of(step)) > 1:
-            facts["array"] = _alive_array(before) or {"job": "", "count": count}
+        if job.shards > 1:
+            facts["array"] = _alive_array(before) or {"job": "", "count": job.shards}
             if not facts["array"]["job"]:
-                facts["array"]["script"] = str(write_array(sub, step, count, components, body))
+                facts["array"]["script"] = str(write_array(sub, job, body))
                 write_json(record, facts)
                 facts["array"]["job"] = slurm_cli.submit(Path(facts["array"]["script"]), after)
-                _log(sub, "shards.submitted", step.name, job=facts["array"]["job"], shards=count, after=after)
+                _log(sub, "shards.submitted", step.name, job=facts["array"]["job"], shards=job.shards, after=after)
             parts = [facts["array"]["job"]]
         write_json(record, facts)
-        job = slurm_cli.submit(path, after, parts)
+        job_id = slurm_cli.submit(path, after, parts)
     except CaiError:
         slurm_cli.cancel(parts)
         record.unlink(missing_ok=True)
         raise
-    write_json(record, {**facts, "job": job})
-    _log(sub, "job.submitted", step.name, job=job, after=[*after, *parts])
-    return [job, *parts]
+    write_json(record, {**facts, "job": job_id})
+    _log(sub, "job.submitted", step.name, job=job_id, after=[*after, *parts])
+    return [job_id, *parts]
 
 
 def _alive_array(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -296,12 +291,12 @@ def _find_lost(sub: Submission) -> None:
     """Note the ids of jobs that were submitted by a process that died before it could note them."""
     for name, record in _records(sub).items():
         if not record["job"]:
-            found = {**record, "job": slurm_cli.live_job(Path(record["script"])) or ""}
+            recovered = {**record, "job": slurm_cli.live_job(Path(record["script"])) or ""}
             array = record.get("array", {})
             if array and not array["job"]:
-                found["array"] = {**array, "job": slurm_cli.live_job(Path(array["script"])) or ""}
-            if ids_of(found):
-                write_json(sub.file(name, ".json"), found)
+                recovered["array"] = {**array, "job": slurm_cli.live_job(Path(array["script"])) or ""}
+            if ids_of(recovered):
+                write_json(sub.file(name, ".json"), recovered)
             else:
                 sub.file(name, ".json").unlink()
 
@@ -320,26 +315,26 @@ def _finish(sub: Submission, views: list[JobView]) -> RunResult:
     Raises:
         StepFailed, Incomplete: as ``watch``.
     """
-    done = [_result(sub, view) for view in views if view.phase is Phase.DONE]
+    results = [_result(sub, view) for view in views if view.phase is Phase.DONE]
     failed = [view for view in views if view.phase is Phase.FAILED]
-    left = [view.step.name for view in views if view.phase not in (Phase.DONE, Phase.FAILED)]
+    unmade = [view.step.name for view in views if view.phase not in (Phase.DONE, Phase.FAILED)]
     go_on = f"`python -m cai resume {shown_run(sub.run_dir)}` goes on from there"
     reasons = {view.step.name: view.reason or view.phase.value for view in views}
     error: CaiError | None = None
     if failed:
-        told = "\n".join(map(_told, failed))
-        rest = f"not made because of that: {', '.join(left)}; " if left else ""
-        error = StepFailed(f"{told}\n{rest}when the cause is mended, {go_on}")
-    elif left:
-        error = Incomplete(f"not made: {', '.join(left)} ({reasons[left[0]]}); {go_on}")
-    status = "failed" if failed else "incomplete" if left else "done"
+        failures = "\n".join(map(_failure_text, failed))
+        rest = f"not made because of that: {', '.join(unmade)}; " if unmade else ""
+        error = StepFailed(f"{failures}\n{rest}when the cause is mended, {go_on}")
+    elif unmade:
+        error = Incomplete(f"not made: {', '.join(unmade)} ({reasons[unmade[0]]}); {go_on}")
+    status = "failed" if failed else "incomplete" if unmade else "done"
     _log(sub, f"run.{status}", **({"error": str(error)} if error else {}))
     seconds = _seconds(sub, views)
     record = {"status": status, "error": str(error or "")}
-    write_record(sub.run_dir, sub.plan, **record, began=sub.began, seconds=seconds, steps=done)
+    write_record(sub.run_dir, sub.plan, **record, began=sub.began, seconds=seconds, steps=results)
     if error is not None:
         raise error
-    return RunResult(sub.plan, sub.run_dir, tuple(done), seconds)
+    return RunResult(sub.plan, sub.run_dir, tuple(results), seconds)
 
 
 def _result(sub: Submission, view: JobView) -> StepResult:
@@ -351,16 +346,16 @@ def _result(sub: Submission, view: JobView) -> StepResult:
 
 def _seconds(sub: Submission, views: list[JobView]) -> float:
     """From the submission to the end of the last job, waiting in the queue included."""
-    said = [said_by(sub, view.step.name, view.job) for view in views if view.job]
-    ended = [datetime.fromisoformat(each["ended"]) for each in said if each is not None]
+    exit_records = [exit_record_of(sub, view.step.name, view.job) for view in views if view.job]
+    ended = [datetime.fromisoformat(record["ended"]) for record in exit_records if record is not None]
     return max((end - sub.began).total_seconds() for end in ended) if ended else 0.0
 
 
-def _told(view: JobView) -> str:
+def _failure_text(view: JobView) -> str:
     """A failed step: which, why, and the end of what its job printed."""
     why, _, more = view.reason.partition("\n")
-    shown = f"; the end of {view.log}:\n{view.tail}" if view.tail else f"\n{more}" if more else ""
-    return f"{view.step.name} (job {view.job}): {why}{shown}"
+    detail = f"; the end of {view.log}:\n{view.tail}" if view.tail else f"\n{more}" if more else ""
+    return f"{view.step.name} (job {view.job}): {why}{detail}"
 
 
 def _log(sub: Submission, event: str, step: str = "", **fields: Any) -> None:

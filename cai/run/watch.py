@@ -78,7 +78,9 @@ class Recorded:
     """A step's progress: passes everything on to the watcher's, and writes notes to the event log too."""
 
     def __init__(self, step: Step, inner: Progress, log: EventLog) -> None:
-        self._step, self._inner, self._log = step, inner, log
+        self._step = step
+        self._inner = inner
+        self._log = log
 
     def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
         """How much there is to do in this step."""

@@ -53,9 +53,9 @@ IS_A = {
 """What else an artifact counts as, wherever an input of that kind is wanted."""
 
 
-def fits(makes: str, wanted: tuple[str, ...]) -> bool:
-    """Whether an artifact of kind ``makes`` can be an input that wants one of ``wanted``."""
-    return makes in wanted or any(kind in wanted for kind in IS_A.get(makes, ()))
+def fits(makes: str, kinds: tuple[str, ...]) -> bool:
+    """Whether an artifact of kind ``makes`` can be an input that wants one of ``kinds``."""
+    return makes in kinds or any(kind in kinds for kind in IS_A.get(makes, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,12 @@ class Context:
     cache: Path | None = None
     shard: Shard | None = None
 
-    def one(self, role: str) -> Artifact:
+    def input(self, role: str) -> Artifact:
         """The artifact of a role that has exactly one."""
-        found = self.inputs[role]
-        if not isinstance(found, Artifact):
+        artifact = self.inputs[role]
+        if not isinstance(artifact, Artifact):
             raise TypeError(f"{self.name}: input {role!r} has several artifacts")
-        return found
+        return artifact
 
     @property
     def chat(self) -> ChatTemplate:
@@ -174,10 +174,10 @@ class Context:
 
     def model(self, role: str, label: str = "") -> Artifact:
         """The model of a role; ``label`` names one of several."""
-        found = self.inputs[role]
-        if isinstance(found, dict):
-            return found[label]
-        return self.one(role)
+        models = self.inputs[role]
+        if isinstance(models, dict):
+            return models[label]
+        return self.input(role)
 
     def client(self, role: str, label: str = "") -> AbstractContextManager[Client]:
         """A model, served while the ``with`` block lasts."""
@@ -209,7 +209,10 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
         api_key_env: str | None = None,
         server: Mapping[str, Any] | None = None,
     ) -> None:
-        self._engine, self._model, self._api_key_env, self._server = engine, model, api_key_env, server or {}
+        self._engine = engine
+        self._model = model
+        self._api_key_env = api_key_env
+        self._server = server or {}
 
     def __enter__(self) -> Client:
         endpoint = self._model / ENDPOINT
@@ -244,6 +247,21 @@ class StageSpec(Settings):
     RESULT: ClassVar[bool] = True
 
     kind: str
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[StageSpec]]:
+        """The specs of which a stage of this kind has one, by what tells them apart; none where this is all of it."""
+        return {}
+
+    @classmethod
+    def variant(cls, raw: Mapping[str, Any]) -> type[StageSpec]:
+        """The spec that fields are written for."""
+        return cls
+
+    @classmethod
+    def misfit(cls, name: str) -> str:
+        """Why a field that a variant has is none of this one; empty where no variant has it."""
+        return ""
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
         """Expected work, from the known row counts of the inputs.
@@ -289,7 +307,7 @@ def take_apart(spec: Settings) -> SpecParts:
     parts = SpecParts({}, {}, {}, dict(spec.FORMER))
     plain = spec.model_dump(mode="json", by_alias=True)
     for name, info in type(spec).model_fields.items():
-        value, shown = getattr(spec, name), info.alias or name
+        value, field_name = getattr(spec, name), info.alias or name
         wants = next((m for m in info.metadata if isinstance(m, Wants)), None)
         text = next((m for m in info.metadata if isinstance(m, TextFile)), None)
         if wants is not None:
@@ -303,13 +321,13 @@ def take_apart(spec: Settings) -> SpecParts:
             continue
         elif isinstance(value, tuple | list) and value and all(isinstance(v, Settings) for v in value):
             inner = [take_apart(v) for v in value]
-            named = [next(iter(i.inputs.values())) for i in inner if i.inputs]
-            if named:
-                parts.inputs[name] = [n for n in named if isinstance(n, str)]
+            input_names = [next(iter(i.inputs.values())) for i in inner if i.inputs]
+            if input_names:
+                parts.inputs[name] = [n for n in input_names if isinstance(n, str)]
                 parts.wants[name] = tuple(dict.fromkeys(k for i in inner for w in i.wants.values() for k in w))
-            parts.semantic[shown] = [i.semantic for i in inner]
+            parts.semantic[field_name] = [i.semantic for i in inner]
         else:
-            parts.semantic[shown] = semantic_value(value, plain[shown])
+            parts.semantic[field_name] = semantic_value(value, plain[field_name])
     return parts
 
 

@@ -38,8 +38,8 @@ class DpoSpec(EngineSpec):
 
 def run(spec: DpoSpec, ctx: Context) -> Outcome:
     """Render the pairs and hand them to the engine."""
-    train, val = (pair_texts(ctx, ctx.one("data"), name) for name in ("train", "val"))
-    reference = ctx.one("reference").path if spec.reference else None
-    data = DpoData(ctx.one("model").path, train, val, reference)
+    train, val = (pair_texts(ctx, ctx.input("data"), name) for name in ("train", "val"))
+    reference = ctx.input("reference").path if spec.reference else None
+    data = DpoData(ctx.input("model").path, train, val, reference)
     trained = ctx.engine.train(DPO, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))

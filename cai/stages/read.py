@@ -40,8 +40,8 @@ def run(spec: ReadSpec, ctx: Context) -> Outcome:
     """
     roots = (Path.cwd(), *Library.here().roots)
     if spec.identity and canonical(source_identity(spec.source, roots)) != canonical(spec.identity):
-        what = "the data has changed since the plan was made"
-        raise SpecError(Problem(", ".join(spec.source.paths), what, "make the plan again"))
+        message = "the data has changed since the plan was made"
+        raise SpecError(Problem(", ".join(spec.source.paths), message, "make the plan again"))
     tally: Counter[str] = Counter()
     rows = write_rows(ctx.out / ROWS, part_rows(spec.source, spec.part, tally, roots))
     ctx.progress.expect(rows=rows)
@@ -49,9 +49,9 @@ def run(spec: ReadSpec, ctx: Context) -> Outcome:
     dropped = {reason: n for reason, n in sorted(tally.items()) if n}
     odd = {reason: n for reason, n in dropped.items() if reason not in ("other_part", "over_limit")}
     if rows == 0 and odd:
-        told = ", ".join(f"{reason} {n}" for reason, n in odd.items())
-        where, what = ", ".join(spec.source.paths), f"no record makes a row ({told})"
-        raise SpecError(Problem(where, what, f"is '{spec.source.reader}' the right reader?"))
+        drop_reasons = ", ".join(f"{reason} {n}" for reason, n in odd.items())
+        where, message = ", ".join(spec.source.paths), f"no record makes a row ({drop_reasons})"
+        raise SpecError(Problem(where, message, f"is '{spec.source.reader}' the right reader?"))
     # A hub file is known by its commit; its bytes are told too, so that a mirror can be compared with the hub.
     digests = hub_digests(spec.source)
     ledger = Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows})

@@ -63,8 +63,8 @@ def run(spec: RespondSpec, ctx: Context) -> Outcome:
         seed = sampling_seed(ctx.seed, row.id, "respond")
         (answer,) = yield [Request(row.id, ctx.chat.prompt(messages), sampling, seed, messages)]
         text, reason = settled(answer, spec.unfinished)
-        made = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
-        return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
+        conversation = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
+        return Entry(row.id, () if reason else (conversation,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
 
-    source = source_of(ctx.one("prompts"), as_prompt, spec.limit)
+    source = source_of(ctx.input("prompts"), as_prompt, spec.limit)
     return through(ctx, source, work, spec, len(source) * spec.sampling.max_tokens)

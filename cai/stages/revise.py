@@ -97,9 +97,9 @@ class ReviseSpec(EngineSpec):
         turns = (n or 0) * self.rounds
         shots = self.n_shots * SHOT_TOKENS if self.few_shots else 0
         prompt = turns * (1 if self.direct else 2) * (shots + TURN_TOKENS)
-        made = self.revision_sampling.max_tokens + (0 if self.direct else self.critique_sampling.max_tokens)
+        round_tokens = self.revision_sampling.max_tokens + (0 if self.direct else self.critique_sampling.max_tokens)
         out = None if n is None else n if self.train_on == "final" else n * self.last
-        return Estimate(out, turns * (1 if self.direct else 2), prompt, turns * made)
+        return Estimate(out, turns * (1 if self.direct else 2), prompt, turns * round_tokens)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Chain:
     row: Conversation
     text: str
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    made: list[tuple[int, str]] = field(default_factory=list)
+    revisions: list[tuple[int, str]] = field(default_factory=list)
     ended: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     calls: int = 0
@@ -127,41 +127,67 @@ class _Chain:
             self.counts[f"kept: {reason}"] += 1
 
 
+@dataclass(frozen=True, slots=True)
+class _RoundPrompt:
+    """How a critique or a revision is asked for; ``copies`` are those of the worked examples, which it must not be."""
+
+    part: str
+    asking: Asking
+    sampling: Sampled
+    copies: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A row's round: its number (from 1), the principle drawn for it, and what its templates are filled with."""
+
+    number: int
+    principle: Principle
+    variables: dict[str, Any]
+
+
 def run(spec: ReviseSpec, ctx: Context) -> Outcome:
     """Take every row through its rounds."""
     shots = records(ctx, "few_shots", "shots", SHOT_FIELDS) if spec.few_shots else []
-    critique, revision = asking(ctx, "critique"), asking(ctx, "revision")
-    copies = {part: {_plain(shot[part]) for shot in shots} for part in ("critique", "revision")}
+    critique = _prompt_of("critique", asking(ctx, "critique"), spec.critique_sampling, shots)
+    revision = _prompt_of("revision", asking(ctx, "revision"), spec.revision_sampling, shots)
 
     def work(row: Conversation) -> Turn:
         chain = _Chain(row, row.answer)
         for number in range(1, spec.rounds + 1):
             principle = ctx.principles.draw(ctx.seed, row.id, f"revise/{number}")
-            turn = _variables(chain, principle, shown(spec, ctx.seed, row.id, number, shots))
+            round_shots = shots_of_round(spec, shots, seed=ctx.seed, row=row.id, number=number)
+            this_round = _Round(number, principle, _variables(chain, principle, round_shots))
             if not spec.direct:
-                completion = yield [_request(ctx, critique, spec.critique_sampling, chain, number, "critique", turn)]
-                _criticised(spec, chain, completion[0], turn, copies["critique"])
+                completion = yield [_request(ctx, critique, chain, this_round)]
+                this_round.variables["critique"] = _criticised(spec, chain, completion[0], critique.copies)
                 if chain.ended:
                     break
-            completion = yield [_request(ctx, revision, spec.revision_sampling, chain, number, "revision", turn)]
-            _revised(spec, chain, completion[0], turn, number, principle, copies["revision"])
+            completion = yield [_request(ctx, revision, chain, this_round)]
+            _revised(spec, chain, completion[0], this_round=this_round, copies=revision.copies)
             if chain.ended:
                 break
         return _entry(spec, chain)
 
-    made = spec.revision_sampling.max_tokens + (0 if spec.direct else spec.critique_sampling.max_tokens)
-    source = source_of(ctx.one("responses"), as_conversation, spec.limit)
-    return through(ctx, source, work, spec, len(source) * spec.rounds * made)
+    round_tokens = spec.revision_sampling.max_tokens + (0 if spec.direct else spec.critique_sampling.max_tokens)
+    source = source_of(ctx.input("responses"), as_conversation, spec.limit)
+    return through(ctx, source, work, spec, len(source) * spec.rounds * round_tokens)
 
 
-def shown(spec: ReviseSpec, seed: int, row: str, number: int, shots: list[dict[str, str]]) -> list[dict[str, str]]:
+def _prompt_of(part: str, ask: Asking, sampling: Sampled, shots: Sequence[Mapping[str, str]]) -> _RoundPrompt:
+    return _RoundPrompt(part, ask, sampling, frozenset(_plain(shot[part]) for shot in shots))
+
+
+def shots_of_round(
+    spec: ReviseSpec, shots: list[dict[str, str]], *, seed: int, row: str, number: int
+) -> list[dict[str, str]]:
     """The worked examples of one row and round: drawn without replacement, or the first ones."""
     if not spec.draw_shots:
         return shots[: spec.n_shots]
     # A shot is drawn by what it asks, so that adding one to the file moves few rows.
     order = rendezvous_order(seed, row, f"revise/{number}/shots", [(shot["prompt"], 1.0) for shot in shots])
-    named = {shot["prompt"]: shot for shot in shots}
-    return [named[name] for name in order[: spec.n_shots]]
+    shots_by_prompt = {shot["prompt"]: shot for shot in shots}
+    return [shots_by_prompt[name] for name in order[: spec.n_shots]]
 
 
 def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -175,39 +201,34 @@ def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str,
     }
 
 
-def _request(
-    ctx: Context, ask: Asking, drawn: Sampled, chain: _Chain, number: int, part: str, turn: Mapping[str, Any]
-) -> Request:
-    seed = sampling_seed(ctx.seed, chain.row.id, f"revise/{number}/{part}")
-    return ask.request(chain.row.id, drawn.sampling(ask.stops), seed, **turn)
+def _request(ctx: Context, prompt: _RoundPrompt, chain: _Chain, this_round: _Round) -> Request:
+    seed = sampling_seed(ctx.seed, chain.row.id, f"revise/{this_round.number}/{prompt.part}")
+    sampling = prompt.sampling.sampling(prompt.asking.stops)
+    return prompt.asking.request(chain.row.id, sampling, seed, **this_round.variables)
 
 
-def _criticised(
-    spec: ReviseSpec, chain: _Chain, completion: Completion, turn: dict[str, Any], copies: set[str]
-) -> None:
-    """Take a critique up; an unusable one ends the row, or leaves the critique empty."""
+def _criticised(spec: ReviseSpec, chain: _Chain, completion: Completion, copies: frozenset[str]) -> str:
+    """Take a critique up and return it; an unusable one ends the row, or counts as empty."""
     chain.took(completion)
     text, reason = settled(completion, spec.unfinished)
     reason = reason or _fault(spec, text, copies)
     if reason:
         chain.fail(f"critique: {reason}", spec.failed)
-    turn["critique"] = "" if reason else text
+    return "" if reason else text
 
 
 def _revised(
-    spec: ReviseSpec,
-    chain: _Chain,
-    completion: Completion,
-    turn: Mapping[str, Any],
-    number: int,
-    principle: Principle,
-    copies: set[str],
+    spec: ReviseSpec, chain: _Chain, completion: Completion, *, this_round: _Round, copies: frozenset[str]
 ) -> None:
     """Take a revision up; an unusable one ends the row, or leaves its text as it was."""
     chain.took(completion)
     text, reason = settled(completion, spec.unfinished)
     reason = reason or _fault(spec, text, copies)
-    record = {"round": number, "principle": principle.id, "critique": turn["critique"]}
+    record = {
+        "round": this_round.number,
+        "principle": this_round.principle.id,
+        "critique": this_round.variables["critique"],
+    }
     if reason:
         chain.fail(f"revision: {reason}", spec.failed)
         chain.rounds.append({**record, "revision": chain.text, "failed": reason})
@@ -217,14 +238,14 @@ def _revised(
         chain.text = text
         chain.rounds.append({**record, "revision": text})
     if not chain.ended:
-        chain.made.append((number, chain.text))
+        chain.revisions.append((this_round.number, chain.text))
 
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _fault(spec: ReviseSpec, text: str, originals: set[str]) -> str:
+def _fault(spec: ReviseSpec, text: str, originals: frozenset[str]) -> str:
     """Why a critique or revision is unusable, empty when it is not.
 
     Small models run on into the next request, say a sentence twice, or repeat a worked example (here: give or take a
@@ -236,7 +257,7 @@ def _fault(spec: ReviseSpec, text: str, originals: set[str]) -> str:
     if len(set(sentences)) < len(sentences):
         return "repeats itself"
     words = _plain(text).split()
-    if any(SequenceMatcher(None, words, other.split(), autojunk=False).ratio() >= 0.9 for other in originals):
+    if any(SequenceMatcher(None, words, original.split(), autojunk=False).ratio() >= 0.9 for original in originals):
         return "copied from the few-shots"
     return ""
 
@@ -244,14 +265,14 @@ def _fault(spec: ReviseSpec, text: str, originals: set[str]) -> str:
 def _entry(spec: ReviseSpec, chain: _Chain) -> Entry:
     """The revisions that ``train_on`` asks for; those a failed chain did not reach count as dropped."""
     row = chain.row
-    wanted = [spec.rounds] if spec.train_on == "final" else list(range(1, spec.last + 1))
-    made = dict(chain.made)
+    round_numbers = [spec.rounds] if spec.train_on == "final" else list(range(1, spec.last + 1))
+    revisions = dict(chain.revisions)
     rows = []
-    for number in wanted:
-        if number in made:
+    for number in round_numbers:
+        if number in revisions:
             meta = {**row.meta, "response": row.answer, "rounds": chain.rounds[:number]}
             name = row.id if spec.train_on == "final" else f"{row.id}/{number}"
-            rows.append(Conversation(name, (*row.prompt, Message("assistant", made[number])), row.topic, meta))
-    missing = len(wanted) - len(rows)
+            rows.append(Conversation(name, (*row.prompt, Message("assistant", revisions[number])), row.topic, meta))
+    missing = len(round_numbers) - len(rows)
     dropped = {chain.ended: missing} if missing else {}
     return Entry(row.id, tuple(rows), dropped, dict(chain.counts), chain.calls, chain.tokens)

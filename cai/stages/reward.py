@@ -31,8 +31,8 @@ class RewardSpec(EngineSpec):
 
 def run(spec: RewardSpec, ctx: Context) -> Outcome:
     """Render the pairs and hand them to the engine."""
-    train, val = (pair_texts(ctx, ctx.one("data"), name) for name in ("train", "val"))
-    data = RewardData(ctx.one("model").path, train, val)
+    train, val = (pair_texts(ctx, ctx.input("data"), name) for name in ("train", "val"))
+    data = RewardData(ctx.input("model").path, train, val)
     trained = ctx.engine.train(REWARD, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 

@@ -42,11 +42,11 @@ class RlSpec(EngineSpec):
 
 def run(spec: RlSpec, ctx: Context) -> Outcome:
     """Render the prompts and hand them to the engine."""
-    given = ctx.inputs["prompts"]
-    artifacts = given if isinstance(given, tuple) else (ctx.one("prompts"),)
+    prompt_inputs = ctx.inputs["prompts"]
+    artifacts = prompt_inputs if isinstance(prompt_inputs, tuple) else (ctx.input("prompts"),)
     prompts, repeated = distinct([as_prompt(row) for artifact in artifacts for row in rows_of(artifact)][: spec.limit])
     texts = [PromptText(row.id, ctx.chat.prompt(row.messages)) for row in prompts]
-    data = PpoData(ctx.one("model").path, RewardModel(ctx.one("reward").path), texts, ctx.stops)
+    data = PpoData(ctx.input("model").path, RewardModel(ctx.input("reward").path), texts, ctx.stops)
     trained = ctx.engine.train(PPO, data, spec.training, ctx.attempt)
     outcome = trained_outcome(trained, len(prompts))
     ledger = outcome.ledger

@@ -66,7 +66,7 @@ def run(spec: SampleSpec, ctx: Context) -> Outcome:
     def work(row: Prompt) -> Turn:
         messages = with_system(row.messages, spec.system)
         prompt = ctx.chat.prompt(messages)
-        found = yield [
+        completions = yield [
             Request(
                 f"{row.id}/{i}",
                 prompt,
@@ -76,14 +76,14 @@ def run(spec: SampleSpec, ctx: Context) -> Outcome:
             )
             for i, temperature in enumerate(temperatures)
         ]
-        return _entry(spec, row, found)
+        return _entry(spec, row, completions)
 
-    source = source_of(ctx.one("prompts"), as_prompt, spec.limit)
+    source = source_of(ctx.input("prompts"), as_prompt, spec.limit)
     return through(ctx, source, work, spec, len(source) * spec.n * spec.sampling.max_tokens)
 
 
-def _entry(spec: SampleSpec, row: Prompt, found: Sequence[Completion]) -> Entry:
-    settle = [settled(completion, spec.unfinished) for completion in found]
+def _entry(spec: SampleSpec, row: Prompt, completions: Sequence[Completion]) -> Entry:
+    settle = [settled(completion, spec.unfinished) for completion in completions]
     usable = [text for text, reason in settle if not reason]
     answers = tuple(dict.fromkeys(usable)) if spec.distinct else tuple(usable)
     counts = {
@@ -91,6 +91,6 @@ def _entry(spec: SampleSpec, row: Prompt, found: Sequence[Completion]) -> Entry:
         "identical candidates": len(usable) - len(set(usable)),
     }
     reason = "" if len(answers) > 1 else "identical" if len(usable) > 1 else "fewer than two usable"
-    made = Candidates(row.id, row.messages, answers, row.topic, row.meta)
-    tokens = sum(completion.tokens for completion in found)
-    return Entry(row.id, () if reason else (made,), {reason: 1} if reason else {}, counts, spec.n, tokens)
+    candidates = Candidates(row.id, row.messages, answers, row.topic, row.meta)
+    tokens = sum(completion.tokens for completion in completions)
+    return Entry(row.id, () if reason else (candidates,), {reason: 1} if reason else {}, counts, spec.n, tokens)

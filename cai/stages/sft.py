@@ -36,8 +36,8 @@ class SftSpec(EngineSpec):
 
 def run(spec: SftSpec, ctx: Context) -> Outcome:
     """Render the conversations and hand them to the engine."""
-    train, val = (_texts(spec, ctx, ctx.one("data"), name) for name in ("train", "val"))
-    data = SftData(ctx.one("model").path, train, val)
+    train, val = (_texts(spec, ctx, ctx.input("data"), name) for name in ("train", "val"))
+    data = SftData(ctx.input("model").path, train, val)
     trained = ctx.engine.train(SFT, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 

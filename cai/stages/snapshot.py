@@ -32,13 +32,13 @@ def run(spec: SnapshotSpec, ctx: Context) -> Outcome:
     Raises:
         StepFailed: when the training kept no such policy; planning says so before.
     """
-    of = ctx.one("of")
+    of = ctx.input("of")
     source = snapshot_folder(of.path, spec.iteration)
     if not source.is_dir():
-        known = sorted(int(path.name) for path in (of.path / FOLDER).glob("*"))
-        told = f"it keeps {', '.join(map(str, known))}" if known else "it keeps none"
-        raise StepFailed(f"{ctx.name}: no policy of iteration {spec.iteration} in {of.path}; {told}")
+        kept_iterations = sorted(int(path.name) for path in (of.path / FOLDER).glob("*"))
+        available = f"it keeps {', '.join(map(str, kept_iterations))}" if kept_iterations else "it keeps none"
+        raise StepFailed(f"{ctx.name}: no policy of iteration {spec.iteration} in {of.path}; {available}")
     for path in sorted(source.iterdir()):
         put_file(path, ctx.out / path.name)
-    made = of.record.get("outcome", {}).get("metrics", {}).get("snapshots", {})
-    return Outcome(Ledger(), {"iteration": made.get(str(spec.iteration), spec.iteration)})
+    iterations_reached = of.record.get("outcome", {}).get("metrics", {}).get("snapshots", {})
+    return Outcome(Ledger(), {"iteration": iterations_reached.get(str(spec.iteration), spec.iteration)})

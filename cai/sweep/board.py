@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cai.figures import intervals
+from cai.figures.intervals import Interval
 from cai.run.finished import Finished, read_finished
 from cai.run.job_files import read_json
 from cai.store.artifacts import Store
-from cai.sweep.measures import Figure, RunFigure, by_prompt, run_figures
+from cai.sweep.measures import RunFigure, by_prompt, run_figures
 from cai.sweep.run_cells import SWEEP, CellState, ended_cells
 
 _RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
@@ -44,7 +45,7 @@ class Line:
     variation: str  # a VariationKind; empty where the principles do not vary
     principle: str
     size: int
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Interval]
 
     @property
     def seeds(self) -> int:
@@ -63,7 +64,7 @@ class PrincipleEffect:
     principle: str
     label: str
     against: str
-    change: Figure
+    change: Interval
     paired: bool
 
 
@@ -213,8 +214,8 @@ def _pooled(lines: Sequence[Line]) -> Line:
         return first
     figures = {}
     for name in dict.fromkeys(name for line in lines for name in line.figures):
-        values = [f["value"] for line in lines if (f := line.figures.get(name)) and f["value"] is not None]
-        figures[name] = over_cells(values)
+        values = [line.figures.get(name, Interval()).value for line in lines]
+        figures[name] = over_cells([value for value in values if value is not None])
     states = [line.state for line in lines]
     state = CellState.DONE if set(states) == {CellState.DONE} else next(s for s in states if s is not CellState.DONE)
     numbers = tuple(n for line in lines for n in line.numbers)
@@ -223,26 +224,26 @@ def _pooled(lines: Sequence[Line]) -> Line:
     return Line(label, numbers, state, settings, first.variation, first.principle, first.size, figures)
 
 
-def over_cells(values: Sequence[float]) -> Figure:
+def over_cells(values: Sequence[float]) -> Interval:
     """The mean of several cells' values with Student's 95 % interval over cells; no interval below three."""
     n = len(values)
     if not n:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return Interval()
     mean = math.fsum(values) / n
     if n < 3:
-        return {"value": mean, "low": None, "high": None, "n": n}
+        return Interval(mean, n=n)
     from scipy import stats
 
     spread = float(stats.sem(values))
     low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=spread) if spread > 0 else (mean, mean)
-    return {"value": mean, "low": float(low), "high": float(high), "n": n}
+    return Interval(mean, float(low), float(high), n)
 
 
 def _ranked(lines: Sequence[Line], by: str, measures: Sequence[Measure]) -> tuple[Line, ...]:
     higher = next((m.higher for m in measures if m.name == by), True)
 
     def place(line: Line) -> tuple[bool, float, int]:
-        value = (line.figures.get(by) or {}).get("value")
+        value = line.figures[by].value if by in line.figures else None
         return value is None, 0.0 if value is None else -value if higher else value, line.numbers[0]
 
     return tuple(sorted(lines, key=place))
@@ -276,7 +277,7 @@ def _effects(lines: Sequence[Line], runs: Mapping[int, Finished], measures: Sequ
                 [(values(a.numbers[0], measure.name), values(b.numbers[0], measure.name)) for a, b in measured_pairs]
             )
             if differences:
-                change: Figure = intervals.mean(differences)
+                change = intervals.mean(differences)
             else:
                 change = _unpaired([(a.figures[measure.name], b.figures[measure.name]) for a, b in measured_pairs])
             effects.append(
@@ -294,17 +295,24 @@ def _by_row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) ->
     return [math.fsum(values) / len(values) for _, values in sorted(by_row.items())]
 
 
-def _unpaired(pairs: Sequence[tuple[Figure, Figure]]) -> Figure:
+def _unpaired(pairs: Sequence[tuple[Interval, Interval]]) -> Interval:
     """A difference from two intervals (the method of variance estimates recovery: Zou and Donner 2008).
 
     Of several pairs: their mean with an interval over pairs.
     """
-    values = [a["value"] - b["value"] for a, b in pairs if a["value"] is not None and b["value"] is not None]
-    if len(values) != 1:
-        return over_cells(values)
-    ((a, b),) = [(a, b) for a, b in pairs if a["value"] is not None and b["value"] is not None]
-    if None in (a["low"], a["high"], b["low"], b["high"]):
-        return {"value": values[0], "low": None, "high": None, "n": 1}
-    low = values[0] - math.hypot(a["value"] - a["low"], b["high"] - b["value"])
-    high = values[0] + math.hypot(a["high"] - a["value"], b["value"] - b["low"])
-    return {"value": values[0], "low": low, "high": high, "n": 1}
+    changes = [change for a, b in pairs if (change := _difference(a, b)) is not None]
+    if len(changes) == 1:
+        return changes[0]
+    return over_cells([change.value for change in changes if change.value is not None])
+
+
+def _difference(a: Interval, b: Interval) -> Interval | None:
+    """Of two cells; None where one of them has no value."""
+    if a.value is None or b.value is None:
+        return None
+    change = a.value - b.value
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Interval(change, n=1)
+    low = change - math.hypot(a.value - a.low, b.high - b.value)
+    high = change + math.hypot(a.high - a.value, b.value - b.low)
+    return Interval(change, low, high, 1)

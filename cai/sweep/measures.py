@@ -6,15 +6,13 @@ Figures that a reward model gave can only be compared where it is the same rewar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from cai.figures.answers import refuses
+from cai.figures.evaluation import Evaluation
+from cai.figures.intervals import Interval
 from cai.run.finished import Finished
-
-Figure = Mapping[str, Any]
-"""{"value", "low", "high", "n"}: 95 % interval; any of them may be None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class RunFigure:
     """One figure of one cell. ``scale`` is the key of the reward model that gave it; empty where none did."""
 
     name: str
-    figure: Figure
+    figure: Interval
     scale: str = ""
     share: bool = False
     higher: bool = True
@@ -31,9 +29,9 @@ class RunFigure:
 def run_figures(run: Finished) -> Iterator[RunFigure]:
     """Every figure of a run's evaluations, of its last model, in the order in which they rank a sweep by default."""
     evaluations = run.evaluations()
-    for step, report in evaluations.items():
+    for step, evaluation in evaluations.items():
         before = f"{step}: " if len(evaluations) > 1 else ""
-        for figure in (*_revisions(report), *_answers(report), *_reward_model(report)):
+        for figure in (*_revisions(evaluation), *_answers(evaluation), *_reward_model(evaluation)):
             scale = _scale(run, step) if figure.scale else ""
             yield RunFigure(before + figure.name, figure.figure, scale, figure.share, figure.higher)
 
@@ -46,37 +44,34 @@ def _scale(run: Finished, step: str) -> str:
 _OWN = "by the reward model"
 
 
-def _revisions(report: Mapping[str, Any]) -> Iterator[RunFigure]:
-    for label, revision in report.get("revisions", {}).items():
-        if revision["rounds"]:
-            last = revision["rounds"][-1]
-            yield RunFigure(f"reward of {label}", last["reward"], _OWN)
-            if last.get("change"):
-                yield RunFigure(f"gain of {label}", last["change"], _OWN)
+def _revisions(evaluation: Evaluation) -> Iterator[RunFigure]:
+    for label, revised in evaluation.revisions.items():
+        for last_round in revised.rounds[-1:]:
+            yield RunFigure(f"reward of {label}", last_round.reward, _OWN)
+            yield RunFigure(f"gain of {label}", last_round.change, _OWN)
 
 
-def _answers(report: Mapping[str, Any]) -> Iterator[RunFigure]:
-    first, last = report["models"][0], report["models"][-1]
-    sets = report["sets"]
-    for name, prompt_set in sets.items():
-        figures = prompt_set["models"][last]
-        if figures["reward"] and not prompt_set["benign"]:
-            yield RunFigure(f"reward on {name}", figures["reward"], _OWN)
-    for name, prompt_set in sets.items():
-        for win in prompt_set["wins"]:
-            if (win["model"], win["against"]) == (last, first) and first != last and not prompt_set["benign"]:
-                yield RunFigure(f"wins on {name}", win, _OWN, share=True)
-    for axis, ratings in report.get("elo", {}).items():
-        if len(report["models"]) > 1 and last in ratings["models"]:
-            yield RunFigure(f"Elo {axis}", ratings["models"][last], _OWN)
-    for name, prompt_set in sets.items():
-        if prompt_set["benign"]:
-            yield RunFigure(f"refuses {name}", prompt_set["models"][last]["refusals"], share=True, higher=False)
+def _answers(evaluation: Evaluation) -> Iterator[RunFigure]:
+    first, last = evaluation.models[0], evaluation.models[-1]
+    for name, prompt_set in evaluation.sets.items():
+        reward = prompt_set.models[last].reward
+        if reward is not None and not prompt_set.benign:
+            yield RunFigure(f"reward on {name}", reward, _OWN)
+    for name, prompt_set in evaluation.sets.items():
+        for win in prompt_set.wins:
+            if (win.model, win.against) == (last, first) and first != last and not prompt_set.benign:
+                yield RunFigure(f"wins on {name}", win.share, _OWN, share=True)
+    for axis, rated in evaluation.elo.items():
+        if len(evaluation.models) > 1 and last in rated.models:
+            yield RunFigure(f"Elo {axis}", rated.models[last], _OWN)
+    for name, prompt_set in evaluation.sets.items():
+        if prompt_set.benign:
+            yield RunFigure(f"refuses {name}", prompt_set.models[last].refusals, share=True, higher=False)
 
 
-def _reward_model(report: Mapping[str, Any]) -> Iterator[RunFigure]:
-    for name, accuracy_report in report["reward_model"].items():
-        yield RunFigure(f"accuracy on {name}", accuracy_report["accuracy"], share=True)
+def _reward_model(evaluation: Evaluation) -> Iterator[RunFigure]:
+    for name, pairs in evaluation.reward_model.items():
+        yield RunFigure(f"accuracy on {name}", pairs.accuracy, share=True)
 
 
 def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
@@ -86,10 +81,10 @@ def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
     """
     values_by_measure: dict[str, dict[str, float]] = {}
     evaluations = run.evaluations()
-    for step, report in evaluations.items():
+    for step, evaluation in evaluations.items():
         before = f"{step}: " if len(evaluations) > 1 else ""
-        first, last = report["models"][0], report["models"][-1]
-        benign = {name for name, prompt_set in report["sets"].items() if prompt_set["benign"]}
+        first, last = evaluation.models[0], evaluation.models[-1]
+        benign = {name for name, prompt_set in evaluation.sets.items() if prompt_set.benign}
         path = run.artifacts[step].path / "answers.jsonl"
         with path.open(encoding="utf-8") as file:
             for line in file:

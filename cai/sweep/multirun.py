@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import Problem, SpecError
+from cai.experiment import hydra_private
 from cai.experiment.compose import CELL_CONFIG, ROOT_CONFIG, hydra_errors, serving, to_plain
 from cai.files.library import Library
 
@@ -35,16 +36,11 @@ def split_sweep(overrides: Sequence[str], library: Library) -> SweepRequest:
     Raises:
         SpecError: for what Hydra's grammar cannot read, an interval, or a sweep over presets.
     """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     lists: dict[str, list[str]] = {}
     swept: list[str] = []
     preset, settings, launch = "", list[tuple[str, Any]](), list[str]()
     with serving(library), hydra_errors(overrides, library):
-        loader = ConfigLoaderImpl(config_search_path=create_config_search_path(None))
-        for parsed in OverridesParser.create(loader).parse_overrides(list(overrides)):
+        for parsed in hydra_private.parse_overrides(overrides, hydra_private.config_loader()):
             key, line = parsed.key_or_group, parsed.input_line or ""
             if parsed.is_hydra_override():
                 launch.append(line)
@@ -79,13 +75,8 @@ def check_launch(overrides: Sequence[str], library: Library) -> None:
     Raises:
         SpecError: for an unknown launcher, or a setting that it does not have.
     """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-    from hydra.types import RunMode
-
     with serving(library), hydra_errors(overrides, library):
-        loader = ConfigLoaderImpl(config_search_path=create_config_search_path(None))
-        loader.load_configuration(CELL_CONFIG, list(overrides), run_mode=RunMode.MULTIRUN)
+        hydra_private.check_launch_config(CELL_CONFIG, overrides)
 
 
 def multirun(overrides: Sequence[str], task: Callable[[dict[str, Any], Sequence[str]], Any]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from cai.figures.intervals import Interval
 from cai.files.durable import write_durably
 from cai.sweep.board import Board, Line, PrincipleEffect
-
-PARTS = ("value", "low", "high", "n")
 
 
 def write_tables(board: Board, folder: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def write_tables(board: Board, folder: Path) -> list[Path]:
 
 
 def _line(board: Board, line: Line, rank: int | None) -> dict[str, Any]:
-    ranked = (line.figures.get(board.ranked_by) or {}).get("value") is not None
+    ranked = line.figures.get(board.ranked_by, Interval()).value is not None
     row: dict[str, Any] = {
         "rank": rank if ranked else None,
         "cells": " ".join(map(str, line.numbers)),
@@ -40,9 +40,9 @@ def _line(board: Board, line: Line, rank: int | None) -> dict[str, Any]:
         **{f"set {name}": value for name, value in line.values.items()},
     }
     for measure in board.measures:
-        figure: Mapping[str, Any] = line.figures.get(measure.name) or {}
-        for part in PARTS:
-            row[measure.name if part == "value" else f"{measure.name} {part}"] = figure.get(part)
+        figure = line.figures.get(measure.name)
+        for part, value in _parts(figure).items():
+            row[measure.name if part == "value" else f"{measure.name} {part}"] = value
     return row
 
 
@@ -52,9 +52,14 @@ def _effect(effect: PrincipleEffect) -> dict[str, Any]:
         "principle": effect.principle,
         "cell": effect.label,
         "against": effect.against,
-        **{"change" if part == "value" else part: effect.change.get(part) for part in PARTS},
+        **{"change" if part == "value" else part: value for part, value in _parts(effect.change).items()},
         "paired": effect.paired,
     }
+
+
+def _parts(figure: Interval | None) -> dict[str, float | None]:
+    """The columns of a figure; empty ones of a cell that has none."""
+    return asdict(figure) if figure is not None else {part.name: None for part in fields(Interval)}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

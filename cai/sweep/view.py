@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cai.figures.intervals import Interval
 from cai.sweep.board import Board, Line, Measure, PrincipleEffect
-from cai.sweep.measures import Figure
 from cai.sweep.run_cells import CellEnd, CellState
 from cai.terminal.shell_text import shell_word
 from cai.terminal.summary import interval
@@ -113,27 +113,27 @@ def _principles(board: Board) -> Iterator[RenderableType]:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for head, justify in (("principles", "left"), ("change", "right"), ("", "left")):
         table.add_column(head, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for effect in sorted(effects, key=lambda e: -(e.change["value"] or 0.0)):
+    for effect in sorted(effects, key=lambda e: -(e.change.value or 0.0)):
         table.add_row(Text(one_line(effect.label, 100)), change(effect.change, share), verdict(effect))
     yield table
     if any(not effect.paired for effect in effects):
         yield Text("Changes are of means, not prompt by prompt: their intervals are wide.", style="dim")
 
 
-def change(figure: Figure, share: bool) -> str:
+def change(figure: Interval, share: bool) -> str:
     """A difference with its sign: ``+0.12 [-0.03, +0.27]``."""
-    if figure["value"] is None:
+    if figure.value is None:
         return "-"
     scale, form = (100, "{:+.0f}%") if share else (1, "{:+.2f}")
-    text = form.format(figure["value"] * scale)
-    if figure["low"] is not None and figure["high"] is not None:
-        text += f" [{form.format(figure['low'] * scale)}, {form.format(figure['high'] * scale)}]"
+    text = form.format(figure.value * scale)
+    if figure.low is not None and figure.high is not None:
+        text += f" [{form.format(figure.low * scale)}, {form.format(figure.high * scale)}]"
     return text
 
 
 def verdict(effect: PrincipleEffect) -> str:
     """What an interval allows to say."""
-    low, high = effect.change["low"], effect.change["high"]
+    low, high = effect.change.low, effect.change.high
     if low is None or high is None:
         return "too few to tell"
     if low == high == 0:

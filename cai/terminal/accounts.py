@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from cai.figures.judge_report import JUDGE_REPORT, read_judge_report
+from cai.figures.usage import FlowUsage
 from cai.plan import Plan
 
 Rows = tuple[tuple[str, ...], ...]
@@ -55,21 +56,24 @@ def usage_rows(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Rows:
     """What was asked of models, a line for each stage that asked; head first. Of reused stages: when they were made."""
     lines: list[tuple[str, ...]] = [("stage", "asked", "from the cache", "tried again", "cost")]
     for step in plan.steps:
-        used = artifacts[step.name].record.get("outcome", {}).get("metrics", {}).get("usage")
-        if used:
-            again = sum(count for name, count in used.items() if name.startswith("tried again"))
-            cost = f"{used['cost']:.4g}" if "cost" in used else "-"
-            cached = f"{used.get('from the cache', 0):,}"
-            lines.append((step.name, f"{used.get('asked', 0):,}", cached, f"{again:,}" if again else "-", cost))
+        usage = FlowUsage.from_metrics(artifacts[step.name].record.get("outcome", {}).get("metrics", {}))
+        if usage != FlowUsage():
+            again = sum(usage.tried_again.values())
+            cost = "-" if usage.cost is None else f"{usage.cost:.4g}"
+            cached = f"{usage.from_cache:,}"
+            lines.append((step.name, f"{usage.calls:,}", cached, f"{again:,}" if again else "-", cost))
     return tuple(lines)
 
 
 def judge_tables(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[tuple[str, Rows]]:
-    """The figures of every judge's report: the step's name, and figure, value and meaning; head first."""
+    """The figures of every judge's report: the step's name, and figure, value and meaning; head first.
+
+    Raises:
+        SpecError: when a report cannot be read.
+    """
     from cai.stages.judge.report import summary_rows
 
     for step in plan.steps:
-        path = artifacts[step.name].path / "judge_report.json"
+        path = artifacts[step.name].path / JUDGE_REPORT
         if step.kind == "judge" and path.is_file():
-            report = json.loads(path.read_text(encoding="utf-8"))
-            yield step.name, (("figure", "value", "what it means"), *summary_rows(report))
+            yield step.name, (("figure", "value", "what it means"), *summary_rows(read_judge_report(path)))

@@ -26,7 +26,7 @@ def print_ledger(lines: Sequence[LedgerLine], why: bool) -> None:
     console = make_console()
     table = _table("step", "in", "out", "dropped", "parts", right=("in", "out", "dropped"))
     for line in lines:
-        if not line.done:
+        if not line.finished:
             table.add_row(line.step, "-", "-", "-", "not made yet")
             continue
         parts = ", ".join(f"{name} {count(n)}" for name, n in line.parts.items())

@@ -6,14 +6,13 @@ of the same blocks, so they cannot disagree.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -21,6 +20,19 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.engines.methods import method_of
+from cai.figures.evaluation import (
+    EVALUATION,
+    AdherenceFigures,
+    Evaluation,
+    ExampleAnswers,
+    ModelFigures,
+    ModelWins,
+    PromptSetFigures,
+    RevisionFigures,
+    RewardModelFigures,
+    read_evaluation,
+)
+from cai.figures.intervals import Interval
 from cai.files.durable import write_durably
 from cai.plan import Plan
 from cai.run.submitted import launcher_of
@@ -65,13 +77,12 @@ def summarize(
     """The summary of a finished run; ``artifacts`` are by step name, ``seconds`` is wall time.
 
     Raises:
-        OSError, ValueError: when an evaluation's file cannot be read.
+        SpecError: when an evaluation or a judge's report cannot be read.
     """
     blocks: list[Block] = []
     for step in plan.steps:
         if artifacts[step.name].makes == "evaluation":
-            text = (artifacts[step.name].path / "evaluation.json").read_text(encoding="utf-8")
-            blocks += _evaluation(json.loads(text), examples)
+            blocks += _evaluation(read_evaluation(artifacts[step.name].path / EVALUATION), examples)
     if not blocks:
         blocks.append(Block("text", ("This experiment has no stage of kind 'evaluate', so nothing was measured.",)))
     blocks += _judges(plan, artifacts)
@@ -107,148 +118,145 @@ def print_summary(result: RunResult, console: Console | None = None) -> None:
     console.print(Text(f"\nThis summary is kept in {plain(_short(str(path)))}", style="dim"))
 
 
-def interval(figure: Mapping[str, Any] | None, share: bool = False, digits: int = 2) -> str:
+def interval(figure: Interval | None, share: bool = False, digits: int = 2) -> str:
     """A figure with its 95 % interval: ``0.42 [0.31, 0.53]``, ``82% [71%, 90%]``; ``-`` when there is none."""
-    if not figure or figure["value"] is None:
+    if figure is None or figure.value is None:
         return "-"
     form = "{:.0%}" if share else f"{{:.{digits}f}}"
-    text = form.format(figure["value"])
-    if figure["low"] is not None and figure["high"] is not None:
-        text += f" [{form.format(figure['low'])}, {form.format(figure['high'])}]"
+    text = form.format(figure.value)
+    if figure.low is not None and figure.high is not None:
+        text += f" [{form.format(figure.low)}, {form.format(figure.high)}]"
     return text
 
 
-def _evaluation(report: Mapping[str, Any], examples: int) -> Iterator[Block]:
-    models = report["models"]
+def _evaluation(evaluation: Evaluation, examples: int) -> Iterator[Block]:
+    models = evaluation.models
     yield Block("heading", ("What changed",))
-    for name, prompt_set in report["sets"].items():
+    for name, prompt_set in evaluation.sets.items():
         yield from _set(name, prompt_set, models)
-    yield from _ratings(report)
-    yield from _revisions(report.get("revisions", {}))
-    yield from _adherence(report.get("adherence", {}), models)
-    yield from _reward_model(report["reward_model"])
-    yield from _answers(report["examples"], models[0], models[-1], examples)
+    yield from _ratings(evaluation)
+    yield from _revisions(evaluation.revisions)
+    if evaluation.adherence:
+        yield from _adherence(evaluation.adherence, models)
+    yield from _reward_model(evaluation.reward_model)
+    yield from _answers(evaluation.examples, models[0], models[-1], examples)
     yield Block("heading", ("What the numbers do not show",))
     always = [
         "A reward is the reward model's opinion; no person has judged these answers.",
         "The intervals cover the choice of prompts, not the choice of the seed or of the data.",
     ]
-    yield Block("bullets", (*report["caveats"], *always))
+    yield Block("bullets", (*evaluation.caveats, *always))
 
 
-def _set(name: str, prompt_set: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
-    kind = "harmless prompts, on which a refusal is a fault" if prompt_set["benign"] else "prompts"
-    yield Block("text", (f"On '{name}' ({prompt_set['rows']} {kind}), mean and 95% interval:",))
+def _set(name: str, prompt_set: PromptSetFigures, models: Sequence[str]) -> Iterator[Block]:
+    kind = "harmless prompts, on which a refusal is a fault" if prompt_set.benign else "prompts"
+    yield Block("text", (f"On '{name}' ({prompt_set.rows} {kind}), mean and 95% interval:",))
     rows = [("model", "reward", "refuses", "tokens", "variety")]
     for model in models:
-        figures = prompt_set["models"][model]
-        variety, tokens = figures["distinct_2"], figures["tokens"]["value"]
+        figures = prompt_set.models[model]
+        variety, tokens = figures.distinct_2, figures.tokens.value
         rows.append(
             (
                 model,
-                interval(figures["reward"]),
-                interval(figures["refusals"], share=True),
+                interval(figures.reward),
+                interval(figures.refusals, share=True),
                 "-" if tokens is None else f"{tokens:.0f}",
                 "-" if variety is None else f"{variety:.2f}",
             )
         )
     yield Block("table", rows=tuple(rows))
-    bullets = [line for line in (_change(prompt_set["models"], models), *map(_win, prompt_set["wins"])) if line]
+    bullets = [line for line in (_change(prompt_set.models, models), *map(_win, prompt_set.wins)) if line]
     if bullets:
         yield Block("bullets", tuple(bullets))
 
 
-def _change(figures: Mapping[str, Any], models: Sequence[str]) -> str:
+def _change(figures: Mapping[str, ModelFigures], models: Sequence[str]) -> str:
     """From the first model to the last, in a sentence; empty where no rewards were given."""
-    before, after = figures[models[0]]["reward"], figures[models[-1]]["reward"]
-    if len(models) < 2 or not before or not after or before["value"] is None or after["value"] is None:
+    before, after = figures[models[0]].reward, figures[models[-1]].reward
+    if len(models) < 2 or not before or not after or before.value is None or after.value is None:
         return ""
-    change = after["value"] - before["value"]
+    change = after.value - before.value
     word = "rises" if change > 0 else "falls" if change < 0 else "changes"
     sentence = f"From '{models[0]}' to '{models[-1]}' the reward {word} by {abs(change):.2f}"
-    if None in (before["low"], after["low"]):
+    if before.low is None or before.high is None or after.low is None or after.high is None:
         return f"{sentence}; there are too few prompts for intervals."
-    apart = before["high"] < after["low"] or after["high"] < before["low"]
+    apart = before.high < after.low or after.high < before.low
     return f"{sentence}; the intervals {'do not overlap' if apart else 'overlap, so this may be chance'}."
 
 
-def _win(win: Mapping[str, Any]) -> str:
-    if win["value"] is None:
+def _win(win: ModelWins) -> str:
+    if win.value is None:
         return ""
-    beats = f"'{win['model']}' beats '{win['against']}' on {interval(win, share=True)} of the prompts"
-    return f"{beats} ({win['wins']} won, {win['ties']} tied, {win['losses']} lost)."
+    beats = f"'{win.model}' beats '{win.against}' on {interval(win.share, share=True)} of the prompts"
+    return f"{beats} ({win.wins} won, {win.ties} tied, {win.losses} lost)."
 
 
-def _reward_model(sets: Mapping[str, Any]) -> Iterator[Block]:
+def _reward_model(sets: Mapping[str, RewardModelFigures]) -> Iterator[Block]:
     if not sets:
         return
     yield Block("text", ("How often the reward model prefers the better answer of a pair (chance is 50%):",))
     rows = [("pairs", "right", "number")]
-    rows += [
-        (name, interval(figures["accuracy"], share=True), str(figures["accuracy"]["n"]))
-        for name, figures in sets.items()
-    ]
+    rows += [(name, interval(figures.accuracy, share=True), str(figures.accuracy.n)) for name, figures in sets.items()]
     yield Block("table", rows=tuple(rows))
 
 
-def _ratings(report: Mapping[str, Any]) -> Iterator[Block]:
+def _ratings(evaluation: Evaluation) -> Iterator[Block]:
     """Elo by axis and refusals of safe requests, a line for each model; older evaluations have neither."""
-    elo, refused = report.get("elo", {}), report.get("over_refusal", {})
-    columns = [[axis, *(interval(f["models"].get(m), digits=0) for m in report["models"])] for axis, f in elo.items()]
+    models, elo, refused = evaluation.models, evaluation.elo, evaluation.over_refusal
+    columns = [[axis, *(interval(rated.models.get(m), digits=0) for m in models)] for axis, rated in elo.items()]
     if refused:
-        columns.append(["refuses safe requests", *(interval(refused.get(m), share=True) for m in report["models"])])
+        columns.append(["refuses safe requests", *(interval(refused.get(m), share=True) for m in models)])
     if not columns:
         return
-    caption = f"Elo from the rewards on each axis, '{report['models'][0]}' at 0" if elo else ""
+    caption = f"Elo from the rewards on each axis, '{models[0]}' at 0" if elo else ""
     caption += ", and " if elo and refused else ""
     caption += "how often safe requests are declined, all sets together" if refused else ""
     yield Block("text", (f"{caption[0].upper()}{caption[1:]}:",))
-    yield Block("table", rows=tuple(zip(["model", *report["models"]], *columns, strict=True)))
+    yield Block("table", rows=tuple(zip(["model", *models], *columns, strict=True)))
 
 
-def _revisions(revisions: Mapping[str, Any]) -> Iterator[Block]:
+def _revisions(revisions: Mapping[str, RevisionFigures]) -> Iterator[Block]:
     for label, revised in revisions.items():
-        yield Block("text", (f"Reward by revision in '{label}' ({revised['rows']} answers):",))
+        yield Block("text", (f"Reward by revision in '{label}' ({revised.rows} answers):",))
         rows: list[tuple[str, ...]] = [
             ("round", "reward", "change since the first answer", "better than the round before")
         ]
-        for revision_round in revised["rounds"]:
-            figures = (revision_round["reward"], revision_round["change"] if revision_round["round"] else None)
-            rows.append(
-                (str(revision_round["round"]), *map(interval, figures), interval(revision_round["wins"], share=True))
-            )
+        for revision_round in revised.rounds:
+            change = revision_round.change if revision_round.round else None
+            won = interval(revision_round.share_won, share=True)
+            rows.append((str(revision_round.round), interval(revision_round.reward), interval(change), won))
         yield Block("table", rows=tuple(rows))
-        if len(revised["by_principle"]) > 1:
-            by = sorted(revised["by_principle"].items(), key=lambda item: -(item[1]["change"]["value"] or 0))
+        if len(revised.by_principle) > 1:
+            by = sorted(revised.by_principle.items(), key=lambda item: -(item[1].change.value or 0))
             drawn = [("principle", "change by its rounds", "rounds")]
-            drawn += [(name, interval(figures["change"]), str(figures["n"])) for name, figures in by]
+            drawn += [(name, interval(effect.change), str(effect.n)) for name, effect in by]
             yield Block("table", rows=tuple(drawn))
 
 
-def _adherence(adherence: Mapping[str, Any], models: Sequence[str]) -> Iterator[Block]:
-    for name, by_model in adherence.get("sets", {}).items():
-        yield Block("text", (f"Answers on '{name}' that violate a principle, as '{adherence['model']}' judges:",))
+def _adherence(adherence: AdherenceFigures, models: Sequence[str]) -> Iterator[Block]:
+    for name, by_model in adherence.sets.items():
+        yield Block("text", (f"Answers on '{name}' that violate a principle, as '{adherence.model}' judges:",))
         rows: list[tuple[str, ...]] = [("principle", *models)]
         for principle in by_model[models[0]]:
             rows.append((principle, *(interval(by_model[model][principle], share=True) for model in models)))
         yield Block("table", rows=tuple(rows))
 
 
-def _answers(examples: Sequence[Mapping[str, Any]], first: str, last: str, limit: int) -> Iterator[Block]:
+def _answers(examples: Sequence[ExampleAnswers], first: str, last: str, limit: int) -> Iterator[Block]:
     """A few answers before and after, one of each set in turn; drawn by chance when they were evaluated."""
-    by_set: dict[str, list[Mapping[str, Any]]] = {}
+    by_set: dict[str, list[ExampleAnswers]] = {}
     for example in examples:
-        by_set.setdefault(example["set"], []).append(example)
+        by_set.setdefault(example.set, []).append(example)
     chosen = [e for turn in zip_longest(*by_set.values()) for e in turn if e is not None][:limit]
     if not chosen:
         return
     yield Block("heading", ("Answers before and after (drawn by chance, not picked)",))
     for example in chosen:
-        yield Block("text", (one_line(example["prompt"], 300),), label=example["set"])
+        yield Block("text", (one_line(example.prompt, 300),), label=example.set)
         for model in dict.fromkeys((first, last)):
-            reward = example["rewards"][model]
+            reward = example.rewards[model]
             label = model if reward is None else f"{model}, reward {reward:.2f}"
-            yield Block("quote", (one_line(example["answers"][model], 400) or "(empty)",), label=label)
+            yield Block("quote", (one_line(example.answers[model], 400) or "(empty)",), label=label)
 
 
 def _judges(plan: Plan, artifacts: Mapping[str, FinishedArtifact]) -> Iterator[Block]:

@@ -7,18 +7,20 @@ Names begin with the step's: ``rl/reward`` is a curve, ``rl/end/seconds`` a fact
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cai.errors import SpecError
+from cai.figures.evaluation import EVALUATION, Evaluation, ModelFigures, RewardModelFigures, read_evaluation
+from cai.figures.intervals import Interval
+from cai.figures.usage import FlowUsage
 from cai.trackers.base import CurvePoint, apart, clean, number, numbers_in
 
 AXES = ("iteration", "step")
 """What counts along a curve. A note with one of these, and with numbers beside it, is a point."""
-
-_DETAIL = ("reward_by_topic", "by_topic", "by_kind")
-"""Parts of an evaluation that are no headline."""
 
 
 def point_of(prefix: str, data: Mapping[str, Any], t: float) -> CurvePoint | None:
@@ -56,7 +58,7 @@ def accounts(record: Mapping[str, Any]) -> dict[str, float]:
         "rows_dropped": sum(dropped.values()),
         "calls": outcome.get("calls") or None,
         "tokens": outcome.get("tokens") or None,
-        "cost": (metrics.get("usage") or {}).get("cost"),
+        "cost": FlowUsage.from_metrics(metrics).cost,
     }
     return figures | {name: figure for name, value in accounting.items() if (figure := number(value)) is not None}
 
@@ -69,76 +71,72 @@ def step_end(
     points = curve(step, folder, t)
     if kind == "evaluate":
         evaluation = _evaluation(folder)
-        measured = evaluation_figures(evaluation)
+        measured = evaluation_figures(evaluation) if evaluation is not None else {}
         if measured:
             own = [clean(f"{step}/end/{name}") for name in numbers_in(record["outcome"].get("metrics") or {})]
             figures = {name: value for name, value in figures.items() if name not in own}  # the same, without intervals
         figures |= {clean(f"{step}/{name}"): value for name, value in measured.items()}
-        points += revision_points(step, evaluation, t)
+        points += revision_points(step, evaluation, t) if evaluation is not None else []
     return apart(figures), points
 
 
-def _evaluation(folder: Path) -> dict[str, Any]:
+def _evaluation(folder: Path) -> Evaluation | None:
+    """None where it cannot be read: that is said where a person asks for it, and stops no tracker."""
     try:
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return evaluation if isinstance(evaluation, dict) else {}
+        return read_evaluation(folder / EVALUATION)
+    except SpecError:
+        return None
 
 
-def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an ``evaluation.json``, with their intervals; parts that an older one lacks are left out."""
+def evaluation_figures(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of an evaluation, with their intervals; parts that an older one lacks are left out."""
     figures: dict[str, float] = {}
-    for name, data in _mappings(evaluation.get("sets")):
-        for model, about in _mappings(data.get("models")):
-            for metric, value in about.items():
-                if metric not in _DETAIL:
-                    figures |= _figure(f"{metric}/{name}/{model}", value)
-        for pair in [*(data.get("wins") or ()), *(data.get("pairs") or ())]:
-            figures |= _figure(f"wins/{name}/{pair['model']}_vs_{pair['against']}", pair)
-    for axis, data in _mappings(evaluation.get("elo")):
-        for model, value in (data.get("models") or {}).items():
-            figures |= _figure(f"elo/{axis}/{model}", value)
-    for name, models in _mappings((evaluation.get("adherence") or {}).get("sets")):
-        for model, about in _mappings(models):
-            for principle, value in about.items():
-                figures |= _figure(f"violated/{name}/{model}/{principle}", value)
-    for name, about in _mappings(evaluation.get("reward_model")):
-        for metric, value in about.items():
-            if metric not in _DETAIL:
-                figures |= _figure(f"reward_model/{name}/{metric}", value)
-    for model, value in (evaluation.get("over_refusal") or {}).items():
-        figures |= _figure(f"over_refusal/{model}", value)
+    for name, prompt_set in evaluation.sets.items():
+        for model, measured in prompt_set.models.items():
+            for metric, value in _headlines(measured):
+                figures |= _figure(f"{metric}/{name}/{model}", value)
+        for win in (*prompt_set.wins, *prompt_set.pairs):
+            figures |= _figure(f"wins/{name}/{win.model}_vs_{win.against}", win.share)
+    for axis, rated in evaluation.elo.items():
+        for model, rating in rated.models.items():
+            figures |= _figure(f"elo/{axis}/{model}", rating)
+    for name, by_model in evaluation.adherence.sets.items() if evaluation.adherence else ():
+        for model, by_principle in by_model.items():
+            for principle, violated in by_principle.items():
+                figures |= _figure(f"violated/{name}/{model}/{principle}", violated)
+    for name, pairs in evaluation.reward_model.items():
+        for metric, value in _headlines(pairs):
+            figures |= _figure(f"reward_model/{name}/{metric}", value)
+    for model, refused in evaluation.over_refusal.items():
+        figures |= _figure(f"over_refusal/{model}", refused)
     return figures
 
 
-def revision_points(step: str, evaluation: Mapping[str, Any], t: float) -> list[CurvePoint]:
+def revision_points(step: str, evaluation: Evaluation, t: float) -> list[CurvePoint]:
     """Reward and share of wins by round of revision, a curve for each label."""
     points: list[CurvePoint] = []
-    for label, about in _mappings(evaluation.get("revisions")):
-        rounds: Sequence[Mapping[str, Any]] = about.get("rounds") or ()
-        for row in sorted(rounds, key=lambda row: int(row["round"])):
-            values: dict[str, float] = {}
-            for metric, value in row.items():
-                if metric != "round":
-                    values |= _figure(metric, value)
-            points.append(CurvePoint(clean(f"{step}/revisions/{label}"), "round", int(row["round"]), values, t))
+    for label, revised in evaluation.revisions.items():
+        for turn in sorted(revised.rounds, key=lambda turn: turn.round):
+            values = _figure("reward", turn.reward) | _figure("change", turn.change)
+            values |= _figure("wins", turn.share_won)
+            points.append(CurvePoint(clean(f"{step}/revisions/{label}"), "round", turn.round, values, t))
     return points
 
 
-def _figure(name: str, value: Any) -> dict[str, float]:
+def _headlines(figures: ModelFigures | RewardModelFigures) -> Iterator[tuple[str, Interval | float | None]]:
+    """Every figure by its name in the file; by topic or by kind is no headline."""
+    for figure in fields(figures):
+        value = getattr(figures, figure.name)
+        if not isinstance(value, Mapping):
+            yield figure.name, value
+
+
+def _figure(name: str, value: Interval | float | None) -> dict[str, float]:
     """A figure with its interval, or a plain number; nothing where it has no value."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Interval):
         return {clean(name): figure} if (figure := number(value)) is not None else {}
-    ends = {"": value.get("value"), "_low": value.get("low"), "_high": value.get("high")}
+    ends = {"": value.value, "_low": value.low, "_high": value.high}
     figures = {
         clean(f"{name}{end}"): figure for end, end_value in ends.items() if (figure := number(end_value)) is not None
     }
     return figures if clean(name) in figures else {}
-
-
-def _mappings(data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The items of a mapping that are mappings themselves."""
-    for name, value in (data or {}).items():
-        if isinstance(value, Mapping):
-            yield str(name), value

@@ -9,10 +9,10 @@ import pytest
 
 from cai.data.rows import Candidates, Comparison, read_rows
 from cai.stages.base import serving
-from cai.stages.judge.spec import JudgeSpec
+from cai.stages.judge.spec import judge_spec
 from cai.stages.judge.stage import run as judge
-from tests.clients.test_api_models import edited, keys, plan, problems, raw, server  # noqa: F401
-from tests.clients.test_openai_api import FakeServer, Reply, says
+from tests.support.api_experiment import edited, keys_by_step, plan_of, problems_of
+from tests.support.fake_api import FakeServer, Reply, says
 from tests.support.stage_doubles import Memory, artifact, context, shipped, user
 
 MANY = {
@@ -21,24 +21,24 @@ MANY = {
 }
 
 
-def with_many(raw: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+def with_many(raw: dict[str, Any]) -> dict[str, Any]:
     return edited(raw, "models", "mixtral", to={**raw["models"]["mixtral"], **MANY})
 
 
-def test_replicas_and_limits_reach_the_step_and_count_for_nothing(raw: dict[str, Any]) -> None:  # noqa: F811
-    assert keys(with_many(raw)) == keys(raw)
-    compiled = plan(with_many(raw))
+def test_replicas_and_limits_reach_the_step_and_count_for_nothing(raw: dict[str, Any]) -> None:
+    assert keys_by_step(with_many(raw)) == keys_by_step(raw)
+    compiled = plan_of(with_many(raw))
     assert compiled.step("judge").resources["servers"]["model"] == {
         "replicas": ["https://b.example.com/v1", "https://c.example.com/v1"],
         "limits": MANY["limits"],
     }
     assert "servers" not in compiled.step("sample").resources
-    assert "servers" not in plan(raw).step("judge").resources
+    assert "servers" not in plan_of(raw).step("judge").resources
     assert "and 2 more" in compiled.step("mixtral").notes[0]
 
 
-def test_prices_tell_what_a_step_will_cost(raw: dict[str, Any]) -> None:  # noqa: F811
-    step = plan(with_many(raw)).step("judge")
+def test_prices_tell_what_a_step_will_cost(raw: dict[str, Any]) -> None:
+    step = plan_of(with_many(raw)).step("judge")
     cost = (step.estimate["prompt_tokens"] * 2 + step.estimate["tokens"] * 4) / 1e6
     assert step.notes == [f"costs about {cost:.3g} by the model's prices, if nothing is cached"]
 
@@ -54,8 +54,8 @@ def test_prices_tell_what_a_step_will_cost(raw: dict[str, Any]) -> None:  # noqa
         ("logprobs", "all", "logprobs"),
     ],
 )
-def test_wrong_settings_are_told_with_their_field(raw: dict[str, Any], field: str, value: Any, told: str) -> None:  # noqa: F811
-    said = problems(edited(raw, "models", "mixtral", field, to=value))
+def test_wrong_settings_are_told_with_their_field(raw: dict[str, Any], field: str, value: Any, told: str) -> None:
+    said = problems_of(edited(raw, "models", "mixtral", field, to=value))
     assert told in said
     assert "models.mixtral" in said
     assert "secretpassword" not in said
@@ -76,7 +76,7 @@ def test_wrong_settings_are_told_with_their_field(raw: dict[str, Any], field: st
     ],
 )
 def test_a_judge_reads_what_its_server_is_said_to_tell(
-    raw: dict[str, Any],  # noqa: F811
+    raw: dict[str, Any],
     logprobs: str,
     scoring: str,
     refused: str,
@@ -84,13 +84,13 @@ def test_a_judge_reads_what_its_server_is_said_to_tell(
     told = edited(raw, "models", "mixtral", "logprobs", to=logprobs)
     told["stages"]["judge"]["scoring"] = scoring
     if refused:
-        assert refused in problems(told)
+        assert refused in problems_of(told)
     else:
-        assert plan(told).step("mixtral").spec["logprobs"] == logprobs
+        assert plan_of(told).step("mixtral").spec["logprobs"] == logprobs
 
 
-def test_what_the_server_tells_counts(raw: dict[str, Any]) -> None:  # noqa: F811
-    before, after = keys(raw), keys(edited(raw, "models", "mixtral", "logprobs", to="top"))
+def test_what_the_server_tells_counts(raw: dict[str, Any]) -> None:
+    before, after = keys_by_step(raw), keys_by_step(edited(raw, "models", "mixtral", "logprobs", to="top"))
     assert {name for name in before if before[name] != after[name]} == {"mixtral", "judge"}
 
 
@@ -104,7 +104,7 @@ def test_the_client_is_opened_with_replicas_and_limits(tmp_path: Path) -> None:
         pool.close()
 
 
-def test_a_judge_reads_the_likeliest_tokens_of_a_chat_server(tmp_path: Path, server: FakeServer) -> None:  # noqa: F811
+def test_a_judge_reads_the_likeliest_tokens_of_a_chat_server(tmp_path: Path, server: FakeServer) -> None:
     def answer(path: str, body: dict[str, Any]) -> Reply:
         assert (path, body["logprobs"], body["top_logprobs"]) == ("/v1/chat/completions", True, 20)
         kind = body["messages"][-1]["content"].index("kind") < body["messages"][-1]["content"].index("rude")
@@ -122,7 +122,7 @@ def test_a_judge_reads_the_likeliest_tokens_of_a_chat_server(tmp_path: Path, ser
     rows = [Candidates(f"r{i}", user(f"What {i}?"), ("rude", "kind")) for i in range(5)]
     inputs = {"model": model, "candidates": artifact(tmp_path / "c", "candidates", rows)}
     texts = {"prompt": shipped("comparison.jinja")}
-    judge(JudgeSpec(model="m", candidates="c"), context(tmp_path, Memory(), inputs, texts))
+    judge(judge_spec(model="m", candidates="c"), context(tmp_path, Memory(), inputs, texts))
     found = list(read_rows(tmp_path / "out/rows.jsonl", Comparison))
     assert [row.chosen for row in found] == ["kind"] * 5  # type: ignore[union-attr]
     assert found[0].p_chosen == pytest.approx(1 / (1 + 2.718281828 ** (-2.3)), abs=1e-3)  # type: ignore[union-attr]

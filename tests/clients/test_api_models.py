@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,91 +18,24 @@ import pytest
 from cai.chat import ChatTemplate, Message
 from cai.clients.base import Request
 from cai.data.rows import Candidates, Comparison, Prompt, read_rows
-from cai.errors import PrerequisiteError, SpecError
-from cai.experiment.model import parse
-from cai.files.library import Library, shipped_root
-from cai.plan import Plan, plan_from_json
-from cai.planning.resolver import resolve
+from cai.errors import PrerequisiteError
+from cai.plan import plan_from_json
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.evaluate.stage import run as evaluate
 from cai.stages.fetch import FetchSpec
 from cai.stages.fetch import run as fetch
 from cai.stages.flow.prompting import asking
-from cai.stages.judge.spec import JudgeSpec
+from cai.stages.judge.spec import judge_spec
 from cai.stages.judge.stage import run as judge
 from cai.stages.sample import SampleSpec
 from cai.stages.sample import run as sample
-from tests.clients.test_openai_api import KEY, FakeServer, Reply, says
+from tests.support.api_experiment import API_MODEL, edited, keys_by_step, plan_of, problems_of, verdict
+from tests.support.fake_api import KEY, FakeServer, Reply, says
 from tests.support.stage_doubles import CONSTITUTION, PROMPTS, TEMPLATE, Memory, artifact, context, shipped, user
-
-API = {"source": "api:org/judge-8x7b", "url": "https://api.example.com/v1", "api_key_env": "TEST_KEY"}
-
-
-def verdict(path: str, body: dict[str, Any]) -> Reply:
-    """A judge that likes kind answers, whichever comes first; asked anything else, it says something of its own."""
-    text = body["messages"][-1]["content"]
-    if '<answer option="(A)">' not in text:
-        return says(f"A {'kind' if body['seed'] % 2 else 'rude'} answer to {text} ({body['seed']}).")
-    first, second = text.split('<answer option="(B)">')
-    return says("(A)" if "kind" in first.split("</conversation>")[1] else "(B)" if "kind" in second else "neither")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("TEST_KEY", KEY)
-    made = FakeServer(verdict)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """An experiment with a model here and one served elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TEST_KEY", raising=False)
-    lines = (json.dumps({"prompt": f"question {i}", "topic": "t"}) + "\n" for i in range(8))
-    (tmp_path / "prompts.jsonl").write_text("".join(lines))
-    texts = {"critique": "Is it kind?", "revision": "Make it kind.", "comparison": "Which one is kinder?"}
-    return {
-        "name": "small",
-        "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu", "generation_precision": "float32"},
-        "constitution": {"name": "own", "principles": [{"id": "a", **texts}]},
-        "template": {"name": "chatml"},
-        "models": {"base": {"source": "pypi:package==1.0/model.gguf", "sha256": "0" * 64}, "mixtral": dict(API)},
-        "data": {"asked": {"path": "prompts.jsonl", "makes": "prompts"}},
-        "stages": {
-            "sample": {"model": "base", "prompts": "asked"},
-            "judge": {"model": "mixtral", "candidates": "sample", "scoring": "choice", "principles": "whole"},
-        },
-    }
-
-
-def plan(raw: dict[str, Any]) -> Plan:
-    return resolve(parse(raw), Library((Path.cwd(), shipped_root())))
-
-
-def keys(raw: dict[str, Any]) -> dict[str, str]:
-    return {step.name: step.key for step in plan(raw).steps}
-
-
-def edited(raw: dict[str, Any], *path: str, to: Any) -> dict[str, Any]:
-    new = copy.deepcopy(raw)
-    node = new
-    for part in path[:-1]:
-        node = node[part]
-    node[path[-1]] = to
-    return new
-
-
-def problems(raw: dict[str, Any]) -> str:
-    with pytest.raises(SpecError) as failed:
-        plan(raw)
-    return str(failed.value)
 
 
 def test_planning_needs_no_key_and_freezes_the_name_of_its_variable(raw: dict[str, Any]) -> None:
-    compiled = plan(raw)
+    compiled = plan_of(raw)
     step = compiled.step("mixtral")
     assert (step.kind, step.makes) == ("fetch", "model")
     assert step.ingredients["model"] == {"api": "org/judge-8x7b", "revision": "", "url": "https://api.example.com/v1"}
@@ -115,17 +46,19 @@ def test_planning_needs_no_key_and_freezes_the_name_of_its_variable(raw: dict[st
 
 
 def test_the_address_counts_and_the_name_of_the_key_does_not(raw: dict[str, Any]) -> None:
-    before = keys(raw)
-    assert keys(edited(raw, "models", "mixtral", "api_key_env", to="OTHER_KEY")) == before
-    assert keys(edited(raw, "models", "mixtral", "url", to="https://api.example.com/v1/")) == before
-    assert keys(edited(raw, "models", "mixtral", "parameters", to=46.7e9)) == before
+    before = keys_by_step(raw)
+    assert keys_by_step(edited(raw, "models", "mixtral", "api_key_env", to="OTHER_KEY")) == before
+    assert keys_by_step(edited(raw, "models", "mixtral", "url", to="https://api.example.com/v1/")) == before
+    assert keys_by_step(edited(raw, "models", "mixtral", "parameters", to=46.7e9)) == before
     for field, value in [("url", "https://other.example.com/v1"), ("source", "api:org/else"), ("revision", "2")]:
-        after = keys(edited(raw, "models", "mixtral", field, to=value))
+        after = keys_by_step(edited(raw, "models", "mixtral", field, to=value))
         assert {name for name in before if after[name] != before[name]} == {"mixtral", "judge"}
 
 
 def test_the_number_of_weights_travels_in_the_plan(raw: dict[str, Any]) -> None:
-    assert plan(edited(raw, "models", "mixtral", "parameters", to=46.7e9)).step("mixtral").spec["parameters"] == 46.7e9
+    assert (
+        plan_of(edited(raw, "models", "mixtral", "parameters", to=46.7e9)).step("mixtral").spec["parameters"] == 46.7e9
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +88,7 @@ def test_the_number_of_weights_travels_in_the_plan(raw: dict[str, Any]) -> None:
 def test_what_is_wrong_with_an_endpoint_is_said_without_repeating_a_key(
     raw: dict[str, Any], change: dict[str, Any], told: str
 ) -> None:
-    said = problems(edited(raw, "models", "mixtral", to={**API, **change}))
+    said = problems_of(edited(raw, "models", "mixtral", to={**API_MODEL, **change}))
     assert told in said
     for name in ("url", "api_key_env", "api_key"):
         if len(str(change.get(name, ""))) > len("https://"):
@@ -174,7 +107,7 @@ def test_an_endpoint_is_not_trained_and_gives_no_log_probabilities(raw: dict[str
         "reward": {"model": "mixtral", "data": "judge"},
         "rl": {"model": "mixtral", "reward": "reward", "prompts": "asked"},
     }
-    said = problems(raw).splitlines()
+    said = problems_of(raw).splitlines()
     for name in ("contrast", "logprob"):
         assert any(line.startswith(f"stages.{name}.scoring: scoring '{name}'") for line in said)
         assert any("use `scoring: choice`" in line for line in said)
@@ -184,8 +117,8 @@ def test_an_endpoint_is_not_trained_and_gives_no_log_probabilities(raw: dict[str
 
 
 def test_an_unknown_scheme_lists_the_known_ones(raw: dict[str, Any]) -> None:
-    assert "api:NAME" in problems(edited(raw, "models", "mixtral", to={"source": "api:", "url": API["url"]}))
-    assert "api:NAME" in problems(edited(raw, "models", "mixtral", to={"source": "http:x"}))
+    assert "api:NAME" in problems_of(edited(raw, "models", "mixtral", to={"source": "api:", "url": API_MODEL["url"]}))
+    assert "api:NAME" in problems_of(edited(raw, "models", "mixtral", to={"source": "http:x"}))
 
 
 def templated(raw: dict[str, Any], name: str = "mistral_instruct") -> dict[str, Any]:
@@ -201,7 +134,7 @@ def templated(raw: dict[str, Any], name: str = "mistral_instruct") -> dict[str, 
 
 
 def test_a_model_is_asked_in_its_own_template_and_training_teaches_the_experiments(raw: dict[str, Any]) -> None:
-    compiled = plan(templated(raw))
+    compiled = plan_of(templated(raw))
     used = {s.name: s.resources["template"]["name"] for s in compiled.steps if "template" in s.resources}
     own, shared = "mistral_instruct", "chatml"
     assert {name for name, template in used.items() if template == own} == {"sample", "respond"}
@@ -214,11 +147,11 @@ def test_a_model_is_asked_in_its_own_template_and_training_teaches_the_experimen
 
 def test_the_own_template_counts_where_it_is_read_and_only_there(raw: dict[str, Any]) -> None:
     plain = templated(raw, "")
-    before, same, other = keys(plain), keys(templated(raw, "chatml")), keys(templated(raw))
+    before, same, other = keys_by_step(plain), keys_by_step(templated(raw, "chatml")), keys_by_step(templated(raw))
     assert same == before, "the experiment's own text under `template` changes nothing"
     # mix, sft and tuned change through what respond writes; nothing of theirs is rendered differently.
-    own = {s.name: s.ingredients.get("template") for s in plan(plain).steps}
-    assert {s.name for s in plan(templated(raw)).steps if s.ingredients.get("template") != own[s.name]} == {
+    own = {s.name: s.ingredients.get("template") for s in plan_of(plain).steps}
+    assert {s.name for s in plan_of(templated(raw)).steps if s.ingredients.get("template") != own[s.name]} == {
         "sample",
         "respond",
     }
@@ -227,7 +160,7 @@ def test_the_own_template_counts_where_it_is_read_and_only_there(raw: dict[str, 
 
 
 def test_an_unknown_own_template_is_a_problem_of_the_model(raw: dict[str, Any]) -> None:
-    said = problems(templated(raw, "mistral_instrct"))
+    said = problems_of(templated(raw, "mistral_instrct"))
     assert said.count("\n") == 0
     assert "models.base.template" in said
     assert "did you mean 'mistral_instruct'?" in said
@@ -322,7 +255,7 @@ def judged(folder: Path, model: Any, **more: Any) -> tuple[Any, list[Comparison]
     engine = Memory()
     inputs = {"model": model, "candidates": artifact(folder / "c", "candidates", rows)}
     ctx = replace(context(folder, engine, inputs, {"prompt": shipped("comparison.jinja")}), **more)
-    spec = JudgeSpec(model="m", candidates="c", scoring="choice", principles="whole", chunk=4)
+    spec = judge_spec(model="m", candidates="c", scoring="choice", principles="whole", chunk=4)
     outcome = judge(spec, ctx)
     assert not engine.served, "the engine serves nothing"
     return outcome, list(read_rows(folder / "out/rows.jsonl", Comparison))  # type: ignore[arg-type]

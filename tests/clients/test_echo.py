@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cai.clients.echo import EchoNotFound, ServerRow, span, strip_prompt
 from cai.data.nemo_tokens import Pieces, open_tokenizer
-from tests.data.test_nemo_tokens import TURN, byte_level, spm
-
-HEAD = f"<extra_id_0>System\n\n{TURN}User\n"
+from tests.support.echoes import MANGLINGS, Mangle, chat_prompt, squeezed
+from tests.support.nemo_rows import TURN
+from tests.support.small_tokenizers import byte_level_folder, quickstart_spm
 
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Pieces:
     path = tmp_path_factory.mktemp("sp") / "tokenizer.model"
-    path.write_bytes(spm(symbols=(TURN,)))
+    path.write_bytes(quickstart_spm(symbols=(TURN,)))
     return open_tokenizer(path)
 
 
-def chat(text: str) -> str:
-    return f"{HEAD}{text}\n{TURN}Assistant\n"
-
-
-Mangle = Callable[[str], str]
-MANGLINGS: dict[str, Mangle] = {
-    "as it is": lambda t: t,
-    "collapsed": lambda t: re.sub(r"\s+", " ", t),
-    "no new lines": lambda t: t.replace("\n", " "),
-    "leading space lost": str.lstrip,
-    "stripped": str.strip,
-    "space after punctuation": lambda t: re.sub(r"([.,!?:;])(?=\S)", r"\1 ", t),
-    "no space before punctuation": lambda t: re.sub(r"\s+([.,!?:;])", r"\1", t),
-    "spaces around control tokens": lambda t: re.sub(r"\s*(<extra_id_\d>)\s*", r" \1 ", t).strip(),
-    "control tokens removed": lambda t: re.sub(r"<extra_id_\d>|</?s>", "", t),
-    "BOS printed": lambda t: f"<s>{t}",
-    "BOS and space printed": lambda t: f"<s> {t}",
-    "doubled": lambda t: t.replace(" ", "  "),
-    "NFKC": lambda t: unicodedata.normalize("NFKC", t),
-    "invisible characters removed": lambda t: t.replace("\u200b", "").replace("\u00ad", ""),
-    "CRLF": lambda t: t.replace("\n", "\r\n"),
-    "all white space gone": lambda t: re.sub(r"\s", "", t),
-}
-
-
-def squeezed(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).replace("<s>", "").split())
-
-
 CASES = [
-    (chat("Hello there"), "Fine. And you?"),
+    (chat_prompt("Hello there"), "Fine. And you?"),
     ("Human: Why, oh why?\n\nAssistant:", " Because. It is,so"),
     ("<s>[INST] Say it. [/INST]", "It!"),
     ("List:\n- one\n-  two\n\n", "- three"),
@@ -71,7 +39,7 @@ CASES = [
 def answer_of(pieces: Pieces, prompt: str, new: str, mangle: Mangle, pad: int = 3) -> tuple[ServerRow, int]:
     import sentencepiece
 
-    own = sentencepiece.SentencePieceProcessor(model_proto=spm(symbols=(TURN,)))
+    own = sentencepiece.SentencePieceProcessor(model_proto=quickstart_spm(symbols=(TURN,)))
     ids = own.encode(prompt) + own.encode(f"\n{new}")[2:]
     padded = ids + [own.eos_id()] * pad
     shown = tuple(own.id_to_piece(token) for token in padded)
@@ -96,7 +64,7 @@ def test_any_two_manglings_leave_the_completion_whole(prompt: str, new: str, fir
 
 @pytest.mark.parametrize("mangling", MANGLINGS)
 def test_every_budget_gives_a_beginning_of_the_answer(mangling: str, pieces: Pieces) -> None:
-    prompt, new = chat("How?"), "Well, naïvely: 1,2 漢字.\n\nThen do it  slowly."
+    prompt, new = chat_prompt("How?"), "Well, naïvely: 1,2 漢字.\n\nThen do it  slowly."
     answer, count = answer_of(pieces, prompt, new, MANGLINGS[mangling])
     whole = squeezed(new)
     for known in (pieces, None):
@@ -114,7 +82,7 @@ def test_every_budget_gives_a_beginning_of_the_answer(mangling: str, pieces: Pie
 def test_byte_level_pieces_are_read(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    folder = byte_level(tmp_path / "model")
+    folder = byte_level_folder(tmp_path / "model")
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt, new = "<|im_start|>user\nHow café?<|im_end|>\n<|im_start|>assistant\n", "Like  this: é\n漢."
     made_of = own.encode(prompt + new, add_special_tokens=False)
@@ -150,7 +118,7 @@ def test_an_answer_that_stops_within_the_prompt_is_an_error(pieces: Pieces) -> N
 
 
 def test_the_end_is_known_by_its_name_where_no_file_says_which_it_is(tmp_path: Path) -> None:
-    folder = byte_level(tmp_path / "model")
+    folder = byte_level_folder(tmp_path / "model")
     (folder / "tokenizer_config.json").unlink()
     nameless = open_tokenizer(folder)
     assert nameless.end is None

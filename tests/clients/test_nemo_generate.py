@@ -21,9 +21,10 @@ from cai.clients.base import Completion, Finish, Request, Sampling, ScoreRequest
 from cai.clients.nemo_generate import NemoGenerateClient
 from cai.data.nemo_tokens import Pieces, open_tokenizer
 from cai.errors import SpecError, StepFailed
-from tests.clients.test_echo import MANGLINGS, chat, squeezed
-from tests.data.test_nemo_tokens import TURN, lines, spm
+from tests.support.echoes import MANGLINGS, chat_prompt, squeezed
 from tests.support.generate_server import EOD, fake, logprob_of, serving
+from tests.support.nemo_rows import TURN
+from tests.support.small_tokenizers import quickstart_lines, quickstart_spm
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.long  # servers, programs and many small waits
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Pieces:
     path = tmp_path_factory.mktemp("sp") / "tokenizer.model"
-    path.write_bytes(spm(symbols=(TURN,)))
+    path.write_bytes(quickstart_spm(symbols=(TURN,)))
     return open_tokenizer(path)
 
 
@@ -47,8 +48,8 @@ def dead() -> str:
 
 def requests(count: int, **sampling: Any) -> list[Request]:
     drawn = random.Random(1)
-    texts = [" ".join(drawn.choices(lines(), k=1 + n % 3)) for n in range(count)]
-    return [Request(f"r{n}", chat(text), Sampling(**sampling), seed=n) for n, text in enumerate(texts)]
+    texts = [" ".join(drawn.choices(quickstart_lines(), k=1 + n % 3)) for n in range(count)]
+    return [Request(f"r{n}", chat_prompt(text), Sampling(**sampling), seed=n) for n, text in enumerate(texts)]
 
 
 def by_id(found: Iterator[Completion]) -> dict[str, Completion]:
@@ -106,7 +107,7 @@ def test_a_completion_is_cut_at_its_own_budget_not_the_longest_prompts(pieces: P
 @pytest.mark.parametrize("mangling", [name for name in MANGLINGS if name != "all white space gone"])
 def test_the_echo_goes_and_the_answer_stays(mangling: str, known: bool, pieces: Pieces) -> None:
     replies = {"first": "One, two: three!\nFour.", "second": "Naïve ① answer", "third": "x"}
-    asked = [Request(name, chat(f"The {name}  question, isn't it?\n\n naïve ﬁle ½"), seed=1) for name in replies]
+    asked = [Request(name, chat_prompt(f"The {name}  question, isn't it?\n\n naïve ﬁle ½"), seed=1) for name in replies]
     with serving(fake(replies=replies, mangle=MANGLINGS[mangling])) as url:
         found = by_id(client(url, pieces=pieces if known else None).generate(asked))
     for name, reply in replies.items():
@@ -127,7 +128,7 @@ def chat_of(asked: list[Request], name: str) -> str:
 def test_stop_strings_are_cut_off_and_sent_as_a_list(known: bool, pieces: Pieces) -> None:
     replies = {"a": f"Done.\n{TURN}User\nMore", "b": "Yes, Human: no Human: x", "c": "plain"}
     sampling = Sampling(stop=(TURN, "Human:", "</s>"))
-    asked = [Request(name, chat(f"question {name}"), sampling) for name in replies]
+    asked = [Request(name, chat_prompt(f"question {name}"), sampling) for name in replies]
     model = fake(replies={f"question {name}": text for name, text in replies.items()})
     with serving(model) as url:
         found = by_id(client(url, pieces=pieces if known else None).generate(asked))
@@ -144,7 +145,7 @@ def test_settings_are_translated(pieces: Pieces) -> None:
         Sampling(max_tokens=4, temperature=0.5, top_p=0.9, top_k=7, min_tokens=2),
         Sampling(max_tokens=5, temperature=0, repetition_penalty=1.2),
     ]
-    asked = [Request(str(n), chat("Hi"), sampling, seed=n) for n, sampling in enumerate(samplings)]
+    asked = [Request(str(n), chat_prompt("Hi"), sampling, seed=n) for n, sampling in enumerate(samplings)]
     with serving(model) as url:
         found = by_id(client(url, pieces=pieces, add_bos=True).generate(asked))
     assert [found[str(n)].tokens for n in range(3)] == [3, 4, 5]
@@ -155,7 +156,7 @@ def test_settings_are_translated(pieces: Pieces) -> None:
     assert [sent[5][key] for key in keys] == [False, 1.0, 1, 1.0, 0, 1.2], "upstream's greedy knows no penalty"
     assert [sent[n]["compute_logprob"] for n in (3, 4, 5)] == [False, False, True], "nor does it without logprobs"
     assert all(call["add_BOS"] for call in model.calls)
-    assert found["0"].prompt_tokens == pieces.count(chat("Hi")) + 1
+    assert found["0"].prompt_tokens == pieces.count(chat_prompt("Hi")) + 1
     assert model.methods == {"PUT /generate": 3}
     for call in model.calls:
         assert 0 <= call["random_seed"] < 2**24, "larger ones are not the same on every GPU"

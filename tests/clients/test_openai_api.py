@@ -9,146 +9,20 @@ import os
 import pickle
 import signal
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from cai.chat import Message
-from cai.clients import endpoints, openai_bodies
+from cai.clients import openai_bodies
 from cai.clients.base import Finish, Request, Sampling, ScoreRequest
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.settings import ApiLimits
 from cai.errors import PrerequisiteError, SpecError, StepFailed
-
-KEY = "nvapi-Q2FyZWZ1bCEx/7dk29fhAAlw83hs_0pzm"
-
-
-@dataclass
-class Reply:
-    """What the server does with a request; ``half`` sends less than it promises, ``reset`` nothing at all."""
-
-    body: Any = None
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-    half: bool = False
-    reset: bool = False
-
-    def payload(self) -> bytes:
-        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
-
-
-def says(text: str | None, finish: str = "stop", usage: Any = None, **more: Any) -> Reply:
-    """A proper answer for either endpoint."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": finish}
-    return Reply({"choices": [choice], "usage": usage or {"prompt_tokens": 7, "completion_tokens": 3}}, **more)
-
-
-Answer = Callable[[str, dict[str, Any]], Reply]
-
-
-class FakeServer:
-    """A real HTTP server in threads that keeps what it was asked."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer, self.asked, self.sent = answer, list[tuple[str, dict[str, Any]]](), list[dict[str, str]]()
-        self.peers, self.in_flight, self.most = set[tuple[str, int]](), 0, 0
-        self._lock, self._over = threading.Lock(), threading.Event()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            timeout = 10
-
-            def do_POST(self) -> None:
-                fake._handle(self)
-
-            def log_message(self, *args: Any) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads, self._http.block_on_close = True, False
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        with self._lock:
-            self.asked.append((handler.path, body))
-            self.sent.append(dict(handler.headers))
-            self.peers.add(handler.client_address)
-            self.in_flight += 1
-            self.most = max(self.most, self.in_flight)
-        try:
-            reply = self.answer(handler.path, body)
-            self._over.wait(reply.delay)
-        finally:
-            with self._lock:
-                self.in_flight -= 1
-        if reply.reset:
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            handler.connection.close()
-            handler.close_connection = True
-            return
-        payload = reply.payload()
-        try:
-            handler.send_response(reply.status)
-            for name, value in reply.headers.items():
-                handler.send_header(name, value)
-            handler.send_header("Content-Length", str(len(payload)))
-            handler.end_headers()
-            handler.wfile.write(payload[: len(payload) // 2] if reply.half else payload)
-        except OSError:
-            handler.close_connection = True  # the client has gone, as it does when it is interrupted
-        if reply.half:
-            handler.close_connection = True
-
-    def close(self) -> None:
-        self._over.set()
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], FakeServer]]:
-    """Start servers; all are stopped at the end. Waiting is made short."""
-    monkeypatch.setattr(endpoints, "BACKOFF", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers: list[FakeServer] = []
-
-    def start(answer: Answer) -> FakeServer:
-        servers.append(FakeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def client(server: FakeServer, **limits: Any) -> OpenAiClient:
-    return OpenAiClient(server.url, "test/judge", KEY, api_key_env="TEST_KEY", limits=ApiLimits(**limits))
-
-
-def chat(id: str = "r", text: str = "hello", **sampling: Any) -> Request:
-    turns = (Message("system", "Be kind."), Message("user", text))
-    return Request(id, f"<rendered>{text}", Sampling(**sampling), 5, turns)
-
-
-def ask(made: OpenAiClient, *requests: Request) -> Any:
-    try:
-        found = {completion.id: completion for completion in made.generate(requests)}
-        return found if len(requests) > 1 else found[requests[0].id]
-    finally:
-        made.close()
+from tests.support.fake_api import KEY, Answer, Reply, ask, chat_request, client_of, says
 
 
 def in_turn(*replies: Reply) -> Answer:
@@ -161,7 +35,7 @@ def test_turns_go_to_the_chat_endpoint_and_raw_prompts_to_completions(serve: Any
     server = serve(lambda path, body: says(f"from {path}"))
     drawn: dict[str, Any] = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "stop": ("END",)}
     raw = Request("raw", "Once upon", Sampling(**drawn), 8)
-    found = ask(client(server), chat("turns", "hi", **drawn), raw)
+    found = ask(client_of(server), chat_request("turns", "hi", **drawn), raw)
     assert found["turns"].text == "from /v1/chat/completions"
     assert found["raw"].text == "from /v1/completions"
     assert (found["raw"].prompt_tokens, found["raw"].tokens, found["raw"].finish) == (7, 3, Finish.STOP)
@@ -175,7 +49,7 @@ def test_turns_go_to_the_chat_endpoint_and_raw_prompts_to_completions(serve: Any
 
 def test_without_a_key_none_is_sent(serve: Any) -> None:
     server = serve(lambda path, body: says("hi"))
-    ask(OpenAiClient(server.url, "m", ""), chat())
+    ask(OpenAiClient(server.url, "m", ""), chat_request())
     assert "Authorization" not in server.sent[0]
 
 
@@ -188,7 +62,7 @@ def test_every_answer_belongs_to_its_request_and_connections_are_used_again(serv
         return says(text, delay=0.001 * (hash(text) % 7))
 
     server = serve(answer)
-    found = ask(client(server, concurrency=4), *(chat(f"r{i}", f"text {i}") for i in range(40)))
+    found = ask(client_of(server, concurrency=4), *(chat_request(f"r{i}", f"text {i}") for i in range(40)))
     assert {id: completion.text for id, completion in found.items()} == {f"r{i}": f"text {i}" for i in range(40)}
     assert len(server.asked) == 40
     assert server.most == 4
@@ -203,8 +77,8 @@ def test_answers_come_as_soon_as_they_are_there(serve: Any) -> None:
             slow.wait(5)
         return says("x")
 
-    made = client(serve(answer), concurrency=2)
-    answers = made.generate([chat("slow", "slow"), chat("quick", "quick")])
+    made = client_of(serve(answer), concurrency=2)
+    answers = made.generate([chat_request("slow", "slow"), chat_request("quick", "quick")])
     assert next(answers).id == "quick"
     slow.set()
     assert next(answers).id == "slow"
@@ -231,22 +105,22 @@ def test_answers_come_as_soon_as_they_are_there(serve: Any) -> None:
     ids=lambda bad: f"{bad.status}-{'reset' if bad.reset else 'half' if bad.half else bad.payload()[:24]}",
 )
 def test_what_may_pass_is_tried_again_and_named_when_it_does_not(serve: Any, bad: Reply) -> None:
-    assert ask(client(serve(in_turn(bad, bad, says("at last"))), retries=2), chat()).text == "at last"
+    assert ask(client_of(serve(in_turn(bad, bad, says("at last"))), retries=2), chat_request()).text == "at last"
     server = serve(lambda path, body: bad)
     with pytest.raises(StepFailed, match="3 times in a row") as failed:
-        ask(client(server, retries=2), chat())
+        ask(client_of(server, retries=2), chat_request())
     assert len(server.asked) == 3
     assert f"test/judge at {server.url}" in str(failed.value)
 
 
 def test_a_server_that_is_silent_or_gone_is_tried_again(serve: Any) -> None:
     server = serve(in_turn(says("late", delay=0.6), says("in time")))
-    assert ask(client(server, timeout=0.2), chat()).text == "in time"
+    assert ask(client_of(server, timeout=0.2), chat_request()).text == "in time"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(StepFailed, match="the connection failed"):
-        ask(OpenAiClient(url, "m", KEY, limits=ApiLimits(retries=1)), chat())
+        ask(OpenAiClient(url, "m", KEY, limits=ApiLimits(retries=1)), chat_request())
 
 
 def test_retry_after_is_kept_to_by_all_calls(serve: Any) -> None:
@@ -256,7 +130,7 @@ def test_retry_after_is_kept_to_by_all_calls(serve: Any) -> None:
         times.append(time.monotonic())
         return Reply({"error": "limit"}, 429, {"Retry-After": "1"}) if len(times) == 1 else says("x", delay=0.05)
 
-    found = ask(client(serve(answer), concurrency=2), *(chat(f"r{i}") for i in range(6)))
+    found = ask(client_of(serve(answer), concurrency=2), *(chat_request(f"r{i}") for i in range(6)))
     assert {completion.text for completion in found.values()} == {"x"}
     waited = [at - times[0] for at in times[1:]]
     assert not [seconds for seconds in waited if 0.5 < seconds < 0.99], "nobody asks while the door is closed"
@@ -280,7 +154,7 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
 def test_a_refused_key_fails_at_once_and_names_the_variable(serve: Any, status: int) -> None:
     server = serve(lambda path, body: Reply({"error": {"message": f"Incorrect API key: {KEY}"}}, status))
     with pytest.raises(PrerequisiteError, match="TEST_KEY") as failed:
-        ask(client(server, concurrency=1), chat("a"), chat("b"))
+        ask(client_of(server, concurrency=1), chat_request("a"), chat_request("b"))
     assert len(server.asked) == 1
     assert "Incorrect API key: ***" in str(failed.value)
 
@@ -288,10 +162,10 @@ def test_a_refused_key_fails_at_once_and_names_the_variable(serve: Any, status: 
 def test_a_missing_model_says_what_to_check(serve: Any) -> None:
     server = serve(lambda path, body: Reply({"detail": "model not found"}, 404))
     with pytest.raises(PrerequisiteError, match=r"model not found.*`url`") as failed:
-        ask(client(server), chat())
+        ask(client_of(server), chat_request())
     assert "format: chat" not in str(failed.value)
     with pytest.raises(PrerequisiteError, match="format: chat"):
-        ask(client(server), Request("raw", "text"))
+        ask(client_of(server), Request("raw", "text"))
     assert len(server.asked) == 2
 
 
@@ -299,7 +173,7 @@ def test_a_redirect_is_told_and_the_key_does_not_follow_it(serve: Any) -> None:
     other = serve(lambda path, body: says("x"))
     server = serve(lambda path, body: Reply(b"", 307, {"Location": f"{other.url}/chat/completions"}))
     with pytest.raises(PrerequisiteError, match=f"redirects to {other.url}"):
-        ask(client(server), chat())
+        ask(client_of(server), chat_request())
     assert not other.asked
 
 
@@ -317,9 +191,9 @@ def test_a_redirect_is_told_and_the_key_does_not_follow_it(serve: Any) -> None:
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
 def test_no_error_repeats_the_key(serve: Any, echo: str, status: int, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
-    made = client(serve(lambda path, body: Reply(echo.encode(), status)), retries=0)
+    made = client_of(serve(lambda path, body: Reply(echo.encode(), status)), retries=0)
     with pytest.raises((StepFailed, PrerequisiteError)) as failed:
-        ask(made, chat())
+        ask(made, chat_request())
     error: BaseException | None = failed.value
     assert error is not None
     assert error.__cause__ is None
@@ -331,8 +205,8 @@ def test_no_error_repeats_the_key(serve: Any, echo: str, status: int, caplog: An
 def test_the_client_shows_its_key_to_nobody(serve: Any, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     server = serve(lambda path, body: says(f"your key is {KEY}, and {KEY[:25]}"))
-    made = client(server)
-    answer = ask(made, chat())
+    made = client_of(server)
+    answer = ask(made, chat_request())
     shown = [repr(made), str(made), made.name, repr(vars(made)), f"{made._key}", answer.text, caplog.text]
     assert not [text for text in shown if KEY in text or KEY[6:20] in text]
     for write in (pickle.dumps, copy.copy, copy.deepcopy):
@@ -351,10 +225,10 @@ def test_fields_outside_the_protocol_are_dropped_with_one_note(serve: Any, caplo
         return says("x")
 
     server = serve(answer)
-    made = client(server)
-    list(made.generate([chat(f"r{i}", top_k=50, repetition_penalty=1.2) for i in range(12)]))
+    made = client_of(server)
+    list(made.generate([chat_request(f"r{i}", top_k=50, repetition_penalty=1.2) for i in range(12)]))
     before = len(server.asked)
-    list(made.generate([chat("later", top_k=50, repetition_penalty=1.2)]))
+    list(made.generate([chat_request("later", top_k=50, repetition_penalty=1.2)]))
     made.close()
     assert len(server.asked) == before + 1, "what the server does not take is not offered again"
     assert "seed" in server.asked[-1][1], "what it did not name is still sent"
@@ -368,7 +242,7 @@ def test_fields_outside_the_protocol_are_dropped_with_one_note(serve: Any, caplo
 def test_a_refusal_that_names_no_field_fails_with_the_servers_words(serve: Any) -> None:
     server = serve(lambda path, body: Reply({"error": {"message": "temperature must be above 0"}}, 400))
     with pytest.raises(StepFailed, match=r"'r' \(400: temperature must be above 0"):
-        ask(client(server), chat(top_k=5))
+        ask(client_of(server), chat_request(top_k=5))
     assert len(server.asked) == 1
 
 
@@ -380,7 +254,13 @@ def test_a_prompt_that_the_server_will_not_read_is_refused(serve: Any, caplog: A
             return Reply({"error": {"message": "filtered", "code": "content_filter"}}, 400)
         return says("fine")
 
-    found = ask(client(serve(answer)), chat("a", "long"), chat("b", "bad"), chat("c", "good"), chat("d", "long"))
+    found = ask(
+        client_of(serve(answer)),
+        chat_request("a", "long"),
+        chat_request("b", "bad"),
+        chat_request("c", "good"),
+        chat_request("d", "long"),
+    )
     assert {id: completion.text for id, completion in found.items()} == {"a": "", "b": "", "c": "fine", "d": ""}
     assert {id: (completion.finish, completion.refused) for id, completion in found.items()} == {
         "a": (Finish.REFUSED, "prompt too long"),
@@ -394,19 +274,19 @@ def test_a_prompt_that_the_server_will_not_read_is_refused(serve: Any, caplog: A
 def test_four_stop_strings_are_sent_and_all_are_cut(serve: Any) -> None:
     stops = ("one", "two", "three", "four", "five")
     server = serve(lambda path, body: says("before five after", "length"))
-    found = ask(client(server), chat(stop=stops))
+    found = ask(client_of(server), chat_request(stop=stops))
     assert server.asked[0][1]["stop"] == list(stops[:4])
     assert (found.text, found.finish) == ("before ", Finish.STOP)
 
 
 def test_length_silence_and_missing_counts(serve: Any) -> None:
     server = serve(in_turn(says("a b c", "length", {"total_tokens": 4}), says(None), says("half", "content_filter")))
-    made = client(server)
-    (cut,) = made.generate([chat(text="two words")])
+    made = client_of(server)
+    (cut,) = made.generate([chat_request(text="two words")])
     assert (cut.text, cut.finish, cut.tokens, cut.prompt_tokens) == ("a b c", Finish.LENGTH, 3, 2)
-    (silent,) = made.generate([chat()])
+    (silent,) = made.generate([chat_request()])
     assert (silent.text, silent.finish) == ("", Finish.STOP)
-    (filtered,) = made.generate([chat()])
+    (filtered,) = made.generate([chat_request()])
     assert (filtered.text, filtered.finish, filtered.refused) == ("", Finish.REFUSED, "filtered")
     made.close()
 
@@ -414,7 +294,7 @@ def test_length_silence_and_missing_counts(serve: Any) -> None:
 def test_odd_characters_travel_both_ways(serve: Any) -> None:
     server = serve(lambda path, body: says(body["messages"][-1]["content"]))
     text = "naïve 🙂 \u2028 \x00 \ud800"
-    assert ask(client(server), chat(text=text)).text == text
+    assert ask(client_of(server), chat_request(text=text)).text == text
 
 
 def test_scores_are_refused_with_what_to_do() -> None:
@@ -424,12 +304,12 @@ def test_scores_are_refused_with_what_to_do() -> None:
 
 def test_ctrl_c_does_not_wait_for_the_server(serve: Any) -> None:
     server = serve(lambda path, body: says("x", delay=5))
-    made = client(server, concurrency=2)
+    made = client_of(server, concurrency=2)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     began = time.monotonic()
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        list(made.generate([chat(f"r{i}") for i in range(9)]))
+        list(made.generate([chat_request(f"r{i}") for i in range(9)]))
     made.close()
     assert time.monotonic() - began < 3
     server.close()
@@ -439,21 +319,21 @@ def test_ctrl_c_does_not_wait_for_the_server(serve: Any) -> None:
 
 def test_ctrl_c_ends_the_waiting_for_a_retry(serve: Any) -> None:
     server = serve(lambda path, body: Reply({"error": "limit"}, 429, {"Retry-After": "60"}))
-    made = client(server)
+    made = client_of(server)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        list(made.generate([chat()]))
+        list(made.generate([chat_request()]))
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "http_pool"], "closing ends the thread"
 
 
 def test_a_limit_uses_up_no_retries_but_the_deadline(serve: Any) -> None:
     limit = Reply({"error": "slow down"}, 429)
-    assert ask(client(serve(in_turn(*[limit] * 6, says("at last"))), retries=0), chat()).text == "at last"
+    assert ask(client_of(serve(in_turn(*[limit] * 6, says("at last"))), retries=0), chat_request()).text == "at last"
     server = serve(lambda path, body: limit)
     with pytest.raises(StepFailed, match=r"answers 429 \(slow down\), \d+ times in a row"):
-        ask(client(server, retries=0, deadline=0.5), chat())
+        ask(client_of(server, retries=0, deadline=0.5), chat_request())
     assert len(server.asked) > 1
 
 
@@ -461,5 +341,5 @@ def test_an_account_without_credit_fails_at_once(serve: Any) -> None:
     spent = Reply({"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, 429)
     server = serve(lambda path, body: spent)
     with pytest.raises(PrerequisiteError, match="no credit left"):
-        ask(client(server), chat())
+        ask(client_of(server), chat_request())
     assert len(server.asked) == 1

@@ -12,16 +12,13 @@ from cai.clients.base import Request, Sampling, ScoreRequest
 from cai.clients.openai_api import OpenAiClient, open_endpoint
 from cai.clients.settings import ApiLimits
 from cai.errors import PrerequisiteError, SpecError
-from tests.clients import test_openai_api as doubles
-from tests.clients.test_openai_api import KEY, Reply, ask, chat, client, says
-
-serve = doubles.serve
+from tests.support.fake_api import KEY, Reply, ask, chat_request, client_of, says
 
 
 def test_choices_are_asked_for_as_a_schema_where_the_server_knows_them(serve: Any, caplog: Any) -> None:
     server = serve(lambda path, body: says('{"choice": "(A)"}'))
     wanted = Request("r", "Which?", Sampling(), 0, (), ("(A)", "(B)"))
-    assert ask(client(server), wanted).text == '{"choice": "(A)"}', "the caller reads it"
+    assert ask(client_of(server), wanted).text == '{"choice": "(A)"}', "the caller reads it"
     schema = server.asked[0][1]["response_format"]["json_schema"]["schema"]
     assert schema["properties"] == {"choice": {"type": "string", "enum": ["(A)", "(B)"]}}
 
@@ -30,7 +27,7 @@ def test_choices_are_asked_for_as_a_schema_where_the_server_knows_them(serve: An
             return says("(B)")
         return Reply({"error": {"message": "'response_format.type' must be 'text'"}}, 400)
 
-    assert ask(client(serve(refuse)), wanted).text == "(B)"
+    assert ask(client_of(serve(refuse)), wanted).text == "(B)"
     assert "does not take response_format; asked without" in caplog.text
 
 
@@ -44,10 +41,10 @@ def test_a_proxy_of_the_environment_is_used_for_what_is_outside(serve: Any, monk
     proxy = serve(lambda path, body: says("by proxy"))
     monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
     monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
-    assert ask(OpenAiClient("http://far.invalid/v1", "m", ""), chat()).text == "by proxy"
+    assert ask(OpenAiClient("http://far.invalid/v1", "m", ""), chat_request()).text == "by proxy"
     assert proxy.asked[0][0] == "http://far.invalid/v1/chat/completions"
     server = serve(lambda path, body: says("direct"))
-    assert ask(OpenAiClient(server.url, "m", ""), chat()).text == "direct"
+    assert ask(OpenAiClient(server.url, "m", ""), chat_request()).text == "direct"
 
 
 def endpoint(folder: Path, **more: str) -> Path:
@@ -62,9 +59,9 @@ def test_the_key_comes_from_the_variable_that_is_named(
     server = serve(lambda path, body: says("x"))
     monkeypatch.setenv("TEST_KEY", "old")
     monkeypatch.setenv("OTHER_KEY", f"{KEY}\n")
-    ask(open_endpoint(endpoint(tmp_path, url=server.url)), chat())
-    ask(open_endpoint(endpoint(tmp_path, url=server.url), "OTHER_KEY"), chat())
-    ask(open_endpoint(endpoint(tmp_path, url=server.url), ""), chat())
+    ask(open_endpoint(endpoint(tmp_path, url=server.url)), chat_request())
+    ask(open_endpoint(endpoint(tmp_path, url=server.url), "OTHER_KEY"), chat_request())
+    ask(open_endpoint(endpoint(tmp_path, url=server.url), ""), chat_request())
     assert [headers.get("Authorization") for headers in server.sent] == ["Bearer old", f"Bearer {KEY}", None]
 
 
@@ -97,7 +94,7 @@ def test_an_endpoint_may_say_how_likelihoods_are_asked_for_and_have_replicas(
     made = open_endpoint(endpoint(tmp_path, url=first.url, logprobs="top"), None, ApiLimits(), [second.url])
     with pytest.raises(SpecError, match="logprobs: top"):
         made.score([ScoreRequest("a", "b", "c")])
-    list(made.generate([chat(f"r{i}") for i in range(8)]))
+    list(made.generate([chat_request(f"r{i}") for i in range(8)]))
     made.close()
     assert first.asked
     assert second.asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -21,111 +20,23 @@ from cai.launchers.outside import Half, OutsideRunner, Prepared
 from cai.run.job_files import job_file
 from tests.support.executor_kinds import small_plan
 from tests.support.paths import ROOT
-from tests.support.slurm_cluster import Cluster, slurm  # noqa: F401
-
-YAML = """\
-# python -m cai experiment=toy
-defaults:
-  - /template: nemo_extra_id
-  - _self_
-engine:
-  kind: nemo_aligner
-  launcher: LAUNCHER
-data:
-  talk: {path: talk.jsonl, makes: conversations}
-stages:
-  sl_mix:
-    kind: mix
-    sources: [{from: talk}]
-    val: 0.25
-"""
-ON_SLURM = '{kind: slurm, poll: 0.1, cpu_time: "10:00", setup: ["while test -e hold; do sleep 0.1; done"]}'
+from tests.support.slurm_cluster import Cluster
+from tests.support.toy_project import TOY_EXPERIMENT, ToyProject, conversation_lines
 
 pytestmark = pytest.mark.long
 
 
-def rows(count: int) -> str:
-    turns = [
-        [{"role": "user", "content": f"Q {i}?"}, {"role": "assistant", "content": f"A {i}."}] for i in range(count)
-    ]
-    return "".join(json.dumps({"messages": each}) + "\n" for each in turns)
-
-
-class Project:
-    """A folder of a user: an experiment that needs no model, its data, and the command line."""
-
-    def __init__(self, at: Path, env: dict[str, str]) -> None:
-        self.at, self.env = at, {**os.environ, "CAI_HOME": str(at / "home"), "NO_COLOR": "1", "COLUMNS": "200", **env}
-        (at / "experiments").mkdir(parents=True)
-        self.write(ON_SLURM)
-        (at / "talk.jsonl").write_text(rows(40))
-
-    def write(self, launcher: str, text: str = YAML) -> None:
-        (self.at / "experiments" / "toy.yaml").write_text(text.replace("LAUNCHER", launcher))
-
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cai", *args],
-            cwd=self.at,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def cai(self, *args: str, code: int = 0) -> str:
-        process = self.start(*args)
-        out, err = process.communicate(timeout=100)
-        assert process.returncode == code, out + err
-        return out + err
-
-    def status(self) -> dict[str, dict]:
-        """What ``status`` says, by step and (under "") of the run; its exit code must say the same in both formats."""
-        process = self.start("status", "toy", "--format", "json")
-        out, err = process.communicate(timeout=100)
-        data = json.loads(out)
-        wanted = {"done": 0, "failed": 1}.get(data["state"], 3)
-        assert process.returncode == data["exit_code"] == wanted, out + err
-        text = self.start("status", "toy")
-        shown, _ = text.communicate(timeout=100)
-        if f": {data['state']}  (" in shown:  # else it has gone on between the two
-            assert text.returncode == wanted
-            assert f"; exit code {wanted})" in shown
-        return {step["name"]: step for step in data["steps"]} | {"": data}
-
-    @property
-    def run(self) -> Path:
-        return (self.at / "runs" / "toy" / "latest").resolve()
-
-    def hold(self) -> None:
-        """Keep jobs in the first lines of their script."""
-        (self.at / "hold").touch()
-
-    def let_go(self) -> None:
-        (self.at / "hold").unlink()
-
-    def artifacts(self) -> dict[str, bytes]:
-        files = (self.at / "home" / "store").glob("*/*.jsonl")
-        return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in files}
-
-
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    project = Project(tmp_path / "here", {})
+def project(tmp_path: Path) -> ToyProject:
+    project = ToyProject(tmp_path / "here", {})
     project.write("{kind: local}")
     return project
-
-
-@pytest.fixture
-def cluster_project(slurm: Cluster, tmp_path: Path):  # noqa: F811
-    yield Project(tmp_path / "there", slurm.env)
-    slurm.clear()
 
 
 # One step
 
 
-def test_a_step_is_made_when_what_it_reads_is_there_and_leaves_word(project: Project):
+def test_a_step_is_made_when_what_it_reads_is_there_and_leaves_word(project: ToyProject):
     (project.at / "r").mkdir()
     project.cai("plan", "experiment=toy", "--out", "r/plan.json")
     project.cai("step", "r/plan.json", "talk", "--done", code=1)
@@ -160,7 +71,7 @@ def test_a_step_is_made_when_what_it_reads_is_there_and_leaves_word(project: Pro
     assert "reused" in project.cai("apply", "r/plan.json")
 
 
-def test_sigterm_ends_a_step_with_a_word_and_its_work_kept(project: Project, tmp_path: Path, monkeypatch):
+def test_sigterm_ends_a_step_with_a_word_and_its_work_kept(project: ToyProject, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CAI_TEST_PAUSE", "0.1")
     run_dir = tmp_path / "r"
     run_dir.mkdir()
@@ -236,7 +147,7 @@ def test_the_second_half_takes_commands_as_run_and_finds_servers_where_they_are(
 # A run on this machine
 
 
-def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(project: Project):
+def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(project: ToyProject):
     data = (project.at / "talk.jsonl").read_bytes()
     project.cai("plan", "experiment=toy", "--out", "plan.json")
     (project.at / "talk.jsonl").write_text("changed")
@@ -252,7 +163,7 @@ def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(
     assert "nothing is queued" in project.cai("cancel")
     (project.at / "talk.jsonl").write_bytes(data)
     # What is edited since changes nothing: the run goes on from its own plan.
-    project.write("{kind: local}", YAML.replace("0.25", "0.5"))
+    project.write("{kind: local}", TOY_EXPERIMENT.replace("0.25", "0.5"))
     assert "--detach" in project.cai("resume", "--detach", code=2)
     assert "2 steps: 2 done" in project.cai("resume", str(run))
     assert project.run == run
@@ -265,13 +176,13 @@ def test_a_local_run_is_shown_gone_on_with_in_its_folder_and_has_nothing_queued(
     assert "did you mean 'toy'" in project.cai("status", "tyo", code=2)
 
 
-def test_a_run_that_was_killed_is_told_from_one_at_work(project: Project):
+def test_a_run_that_was_killed_is_told_from_one_at_work(project: ToyProject):
     project.cai("experiment=toy")
     (project.run / "record.json").unlink()
     assert project.status()[""]["state"] == "killed"
 
 
-def test_status_says_by_its_exit_code_what_it_says_in_words(project: Project):
+def test_status_says_by_its_exit_code_what_it_says_in_words(project: ToyProject):
     assert {state: code_of(state) for state in ("done", "failed")} == {"done": 0, "failed": 1}
     for state in ("running", "queued", "killed", "incomplete", "cancelled", "not submitted"):
         assert code_of(state) == 3
@@ -298,7 +209,7 @@ def test_status_says_by_its_exit_code_what_it_says_in_words(project: Project):
     assert project.status()[""]["state"] == "killed"
 
 
-def test_detaching_from_a_run_in_this_process_is_refused(project: Project):
+def test_detaching_from_a_run_in_this_process_is_refused(project: ToyProject):
     assert "they run in this process" in project.cai("experiment=toy", "--detach", code=2)
     assert not (project.at / "runs").exists()
 
@@ -306,14 +217,14 @@ def test_detaching_from_a_run_in_this_process_is_refused(project: Project):
 # A run on a cluster
 
 
-def test_a_run_on_a_cluster_ends_like_a_local_one(cluster_project: Project, tmp_path: Path):
+def test_a_run_on_a_cluster_ends_like_a_local_one(cluster_project: ToyProject, tmp_path: Path):
     project = cluster_project
     said = project.cai("experiment=toy")
     assert "[2/2] sl_mix  done  made in" in said
     assert "Where everything lies" in said
     assert (project.run / "summary.md").exists()
     assert project.status()[""]["state"] == "done"
-    local = Project(tmp_path / "local", {})
+    local = ToyProject(tmp_path / "local", {})
     local.write("{kind: local}")
     local.cai("experiment=toy")
     assert project.artifacts() == local.artifacts()
@@ -321,12 +232,12 @@ def test_a_run_on_a_cluster_ends_like_a_local_one(cluster_project: Project, tmp_
 
 
 @pytest.mark.long
-def test_bad_data_cancels_what_needs_it_and_the_mended_run_goes_on(cluster_project: Project):
+def test_bad_data_cancels_what_needs_it_and_the_mended_run_goes_on(cluster_project: ToyProject):
     project = cluster_project
     good = (project.at / "talk.jsonl").read_bytes()
     project.hold()
     assert "the jobs of runs/toy/" in project.cai("experiment=toy", "--detach")
-    (project.at / "talk.jsonl").write_text(rows(3))
+    (project.at / "talk.jsonl").write_text(conversation_lines(3))
     project.let_go()
     said = project.cai("resume", code=1)
     assert "sl_mix  cancelled  cancelled because 'talk' failed" in said
@@ -340,7 +251,7 @@ def test_bad_data_cancels_what_needs_it_and_the_mended_run_goes_on(cluster_proje
 
 
 @pytest.mark.long
-def test_editing_the_experiment_changes_no_submitted_job(cluster_project: Project):
+def test_editing_the_experiment_changes_no_submitted_job(cluster_project: ToyProject):
     project = cluster_project
     project.cai("plan", "experiment=toy", "--out", "wanted.json")
     wanted = {s["name"]: s["key"] for s in json.loads((project.at / "wanted.json").read_text())["steps"]}
@@ -350,7 +261,7 @@ def test_editing_the_experiment_changes_no_submitted_job(cluster_project: Projec
     templates = project.at / "prompt_templates"
     templates.mkdir()
     (templates / "nemo_extra_id.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    project.write("{kind: local}", YAML.replace("0.25", "0.5").replace("sl_mix", "other"))
+    project.write("{kind: local}", TOY_EXPERIMENT.replace("0.25", "0.5").replace("sl_mix", "other"))
     (project.run / "jobs" / "sl_mix.sbatch").write_text("#!/bin/sh\nexit 1\n")
     project.let_go()
     project.cai("resume")
@@ -364,7 +275,7 @@ def test_editing_the_experiment_changes_no_submitted_job(cluster_project: Projec
 
 
 @pytest.mark.long
-def test_a_driver_that_is_killed_leaves_its_jobs_and_can_come_back(cluster_project: Project):
+def test_a_driver_that_is_killed_leaves_its_jobs_and_can_come_back(cluster_project: ToyProject):
     project = cluster_project
     project.hold()
     driver = project.start("experiment=toy")
@@ -395,7 +306,7 @@ def test_a_driver_that_is_killed_leaves_its_jobs_and_can_come_back(cluster_proje
 
 
 @pytest.mark.long
-def test_cancelled_jobs_are_gone_and_the_run_can_go_on(cluster_project: Project, slurm: Cluster):  # noqa: F811
+def test_cancelled_jobs_are_gone_and_the_run_can_go_on(cluster_project: ToyProject, slurm: Cluster):
     project = cluster_project
     project.hold()
     project.cai("experiment=toy", "--detach")
@@ -410,7 +321,7 @@ def test_cancelled_jobs_are_gone_and_the_run_can_go_on(cluster_project: Project,
 
 
 @pytest.mark.long
-def test_a_sweep_is_submitted_whole_and_each_cell_can_be_come_back_to(cluster_project: Project):
+def test_a_sweep_is_submitted_whole_and_each_cell_can_be_come_back_to(cluster_project: ToyProject):
     project = cluster_project
     project.hold()
     said = project.cai("-m", "experiment=toy", "seed=1,2", "--detach")

@@ -18,6 +18,7 @@ from tests.support.paths import GOLDEN
 
 PINNED = {
     "quickstart": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
+    "dpo_cai": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
     "revisions": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
     "mistral_rl_cai": ["engine.program=python"],
     "paper_rl_cai": ["engine.program=python"],

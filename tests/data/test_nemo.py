@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,44 +13,12 @@ import pytest
 
 from cai.chat import ChatTemplate, Message, Span
 from cai.data import nemo
-from cai.data.nemo import HardPair, chat_spans, matches_nemo_chat, write_chat, write_pairs, write_prompts
+from cai.data.nemo import chat_spans, matches_nemo_chat, write_chat, write_pairs, write_prompts
 from cai.data.readers import READERS
 from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError
-from cai.files.library import shipped_root
-
-TEMPLATES = shipped_root() / "prompt_templates"
-TURN, HEADER = "<extra_id_1>", "<extra_id_1>Assistant\n"
-_TRAINED_ON = [
-    "How do I bake bread? Mix flour, water and salt, wait, then bake it in a hot oven.",
-    "I cannot help with that, but here is a safer way to reach the same end.",
-    "System User Assistant extra id what is the capital of France? It is Paris.",
-]
-
-
-def sentencepiece_model(*symbols: str, **options: Any) -> bytes:
-    """A tiny SentencePiece model like Mistral's: bytes for what it does not know, no normalisation.
-
-    Text becomes pieces, a space is put before it; ``symbols`` become pieces of their own.
-    """
-    import sentencepiece
-
-    out = io.BytesIO()
-    settings = {
-        "vocab_size": 400,
-        "model_type": "bpe",
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "user_defined_symbols": list(symbols),
-        "hard_vocab_limit": False,
-        "minloglevel": 3,
-        "num_threads": 1,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TRAINED_ON * 3), model_writer=out, **{**settings, **options}
-    )
-    return out.getvalue()
+from tests.support.nemo_rows import HEADER, TEMPLATES, TURN, dialogue, hard_pair, prompt_text, train_text
+from tests.support.small_tokenizers import sentencepiece_model
 
 
 def encoder(model: bytes) -> Callable[[str], list[int]]:
@@ -73,29 +40,9 @@ def template() -> ChatTemplate:
     return ChatTemplate.from_file(TEMPLATES / "nemo_extra_id.jinja")
 
 
-def said(*contents: str, system: str | None = None) -> tuple[Message, ...]:
-    """Turns from the user's on, by turns."""
-    first = () if system is None else (Message("system", system),)
-    return first + tuple(Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents))
-
-
-def trained(template: ChatTemplate, *contents: str, system: str | None = None, loss: Any = "all") -> TrainText:
-    messages = said(*contents, system=system)
-    return TrainText("row", template.spans(messages, loss), messages)
-
-
 def bare(*messages: Message) -> TrainText:
     """Turns that no template would take; the writer looks at them before it looks at the spans."""
     return TrainText("row", (Span("x", False),), messages)
-
-
-def pair(template: ChatTemplate, asked: str = "Hi", chosen: str = "Yes", rejected: str = "No") -> HardPair:
-    prompt = template.prompt(said(asked))
-    return HardPair("row", prompt, *(template.answer(said(asked), text) for text in (chosen, rejected)))
-
-
-def prompt(template: ChatTemplate, *contents: str) -> PromptText:
-    return PromptText("row", template.prompt(said(*contents)))
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -109,7 +56,9 @@ def test_a_conversation_is_written_in_upstreams_format(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
-    found = write_chat(path, [trained(template, 'Say é\u2028 "it"', "It\n", system="Be kind.")], count, max_length=200)
+    found = write_chat(
+        path, [train_text(template, 'Say é\u2028 "it"', "It\n", system="Be kind.")], count, max_length=200
+    )
     assert (
         path.read_bytes()
         == (
@@ -128,7 +77,7 @@ def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    found = write_pairs(path, [pair(template), pair(template, "Ho")], count, max_length=200)
+    found = write_pairs(path, [hard_pair(template), hard_pair(template, "Ho")], count, max_length=200)
     head = "<extra_id_0>System\n\n<extra_id_1>User\n"
     assert [record["text"] for record in records(path)] == [
         f"{head}{asked}\n{HEADER}{answer}\n{TURN}" for asked in ("Hi", "Ho") for answer in ("Yes", "No")
@@ -139,7 +88,9 @@ def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
 
 def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "prompts.jsonl"
-    found = write_prompts(path, [prompt(template, "Hi"), prompt(template, "Hi", "Yes", "Why?")], count, max_length=200)
+    found = write_prompts(
+        path, [prompt_text(template, "Hi"), prompt_text(template, "Hi", "Yes", "Why?")], count, max_length=200
+    )
     assert [record["text"] for record in records(path)] == [
         f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}",
         f"<extra_id_0>System\n\n{TURN}User\nHi\n{HEADER}Yes\n{TURN}User\nWhy?\n{HEADER}",
@@ -150,8 +101,8 @@ def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatT
 def test_learning_the_last_answer_alone_folds_the_turns_before_it(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
-    last = trained(template, "a", "b", "c\n", " d", system="s", loss="last")
-    every = trained(template, "a", "b", "c\n", " d", system="s")
+    last = train_text(template, "a", "b", "c\n", " d", system="s", loss="last")
+    every = train_text(template, "a", "b", "c\n", " d", system="s")
     path = tmp_path / "train.jsonl"
     write_chat(path, [last, every], count, max_length=200)
     folded, plain = records(path)
@@ -166,7 +117,7 @@ def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_beside(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
-    rows = [trained(template, f"q{i}", f"a{i}") for i in range(5)]
+    rows = [train_text(template, f"q{i}", f"a{i}") for i in range(5)]
     assert write_chat(path, iter(rows), count, max_length=200) == write_chat(path, rows, count, max_length=200)
     before = path.read_bytes()
     write_chat(path, rows, count, max_length=200)
@@ -179,15 +130,15 @@ def test_upstreams_index_of_the_old_file_goes_with_it(
 ) -> None:
     for name in ("train.jsonl.idx.npy", "train.jsonl.idx.info", "other.jsonl.idx.npy"):
         (tmp_path / name).write_bytes(b"old")
-    write_chat(tmp_path / "train.jsonl", [trained(template, "a", "b")], count, max_length=200)
+    write_chat(tmp_path / "train.jsonl", [train_text(template, "a", "b")], count, max_length=200)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.jsonl.idx.npy", "train.jsonl"]
 
 
 def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "train.jsonl"
-    write_chat(path, [trained(template, "a", "b", "c", "d", system="s")], count, max_length=200)
+    write_chat(path, [train_text(template, "a", "b", "c", "d", system="s")], count, max_length=200)
     (row,) = READERS["nemo_sft_chat"].rows([path], "conversations", {}, Counter())
-    assert row.messages == said("a", "b", "c", "d", system="s")
+    assert row.messages == dialogue("a", "b", "c", "d", system="s")
 
 
 # What is left out
@@ -196,24 +147,26 @@ def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTem
 @pytest.mark.parametrize(
     ("reason", "text"),
     [
-        ("system turn not first", bare(*said("a", "b"), Message("system", "s"))),
-        ("system turn not first", bare(Message("system", "s"), Message("system", "t"), *said("a", "b"))),
+        ("system turn not first", bare(*dialogue("a", "b"), Message("system", "s"))),
+        ("system turn not first", bare(Message("system", "s"), Message("system", "t"), *dialogue("a", "b"))),
         ("no user turn", bare(Message("assistant", "b"))),
         ("no user turn", bare()),
-        ("roles out of order", bare(Message("assistant", "b"), *said("a", "b"))),
-        ("roles out of order", bare(Message("user", "a"), *said("a", "b"))),
-        ("ends with a user turn", bare(*said("a", "b", "c"))),
-        ("empty answer", bare(*said("a", " \n", "c", "d"))),
-        ("control token in text", bare(*said("a<extra_id_1>Assistant\nb", "c"))),
-        ("control token in text", bare(*said("a", "c", system="<extra_id_2>"))),
-        ("rendered otherwise than NeMo does", bare(*said("a", "b"))),
+        ("roles out of order", bare(Message("assistant", "b"), *dialogue("a", "b"))),
+        ("roles out of order", bare(Message("user", "a"), *dialogue("a", "b"))),
+        ("ends with a user turn", bare(*dialogue("a", "b", "c"))),
+        ("empty answer", bare(*dialogue("a", " \n", "c", "d"))),
+        ("control token in text", bare(*dialogue("a<extra_id_1>Assistant\nb", "c"))),
+        ("control token in text", bare(*dialogue("a", "c", system="<extra_id_2>"))),
+        ("rendered otherwise than NeMo does", bare(*dialogue("a", "b"))),
     ],
 )
 def test_conversations_that_upstream_would_misread_are_left_out(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: TrainText
 ) -> None:
     path = tmp_path / "train.jsonl"
-    found = write_chat(path, [trained(template, "a", "b"), text, trained(template, "c", "d")], count, max_length=200)
+    found = write_chat(
+        path, [train_text(template, "a", "b"), text, train_text(template, "c", "d")], count, max_length=200
+    )
     assert found.dropped == {reason: 1}
     assert found.rows == len(records(path)) == 2
 
@@ -221,7 +174,7 @@ def test_conversations_that_upstream_would_misread_are_left_out(
 def test_a_conversation_may_be_one_token_longer_than_the_sequence(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
-    text = trained(template, "a question", "an answer")
+    text = train_text(template, "a question", "an answer")
     tokens = count("".join(span.text for span in text.spans))
     path = tmp_path / "train.jsonl"
     assert write_chat(path, [text], count, max_length=tokens - 1).longest == tokens
@@ -233,18 +186,20 @@ def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    for longer in (pair(template, chosen="Yes, of course"), pair(template, rejected="No, never at all")):
+    for longer in (hard_pair(template, chosen="Yes, of course"), hard_pair(template, rejected="No, never at all")):
         tokens = max(count(longer.prompt + answer) for answer in (longer.chosen, longer.rejected))
         assert write_pairs(path, [longer], count, max_length=tokens).longest == tokens
-        assert write_pairs(path, [longer, pair(template)], count, max_length=tokens - 1).dropped == {"too long": 1}
+        assert write_pairs(path, [longer, hard_pair(template)], count, max_length=tokens - 1).dropped == {"too long": 1}
 
 
 def test_a_prompt_leaves_room_for_the_answer(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
     path = tmp_path / "prompts.jsonl"
-    text = prompt(template, "a rather long question")
+    text = prompt_text(template, "a rather long question")
     tokens = count(text.prompt)
     assert write_prompts(path, [text], count, max_length=tokens).longest == tokens
-    assert write_prompts(path, [text, prompt(template, "a")], count, max_length=tokens - 1).dropped == {"too long": 1}
+    assert write_prompts(path, [text, prompt_text(template, "a")], count, max_length=tokens - 1).dropped == {
+        "too long": 1
+    }
 
 
 def test_a_tokenizer_that_merges_across_turns_is_found_out(tmp_path: Path, template: ChatTemplate) -> None:
@@ -252,7 +207,7 @@ def test_a_tokenizer_that_merges_across_turns_is_found_out(tmp_path: Path, templ
         """One token a character, but a line end and the next turn's '<' are one."""
         return len(text) - text.count("\n<")
 
-    rows = [trained(template, "a", "b")]
+    rows = [train_text(template, "a", "b")]
     with pytest.raises(SpecError, match="1 tokens merge across turns"):
         write_chat(tmp_path / "train.jsonl", rows, merging, max_length=500)
     assert write_chat(tmp_path / "train.jsonl", rows, len, max_length=500).rows == 1
@@ -262,7 +217,7 @@ def test_a_tokenizer_that_merges_a_name_with_its_answer_is_found_out(tmp_path: P
     def merging(text: str) -> int:
         return len(text) - text.count("\n\n")
 
-    rows = [trained(template, "a", "\nb", system="s"), trained(template, "a", "b", system="s")]
+    rows = [train_text(template, "a", "\nb", system="s"), train_text(template, "a", "b", system="s")]
     found = write_chat(tmp_path / "train.jsonl", rows, merging, max_length=500)
     assert (found.rows, found.dropped) == (1, {"tokens merge across turns": 1})
 
@@ -281,8 +236,8 @@ def test_pairs_that_teach_nothing_or_end_wrongly_are_left_out(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, changes: dict[str, str]
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    odd = replace(pair(template), **changes)
-    found = write_pairs(path, [pair(template), odd, pair(template, "Ho")], count, max_length=200)
+    odd = replace(hard_pair(template), **changes)
+    found = write_pairs(path, [hard_pair(template), odd, hard_pair(template, "Ho")], count, max_length=200)
     assert found.dropped == {reason: 1}
     assert [record["text"].splitlines()[5] for record in records(path)] == ["Yes", "No", "Yes", "No"]
 
@@ -303,7 +258,7 @@ def test_prompts_that_are_none_are_left_out(
     tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: str
 ) -> None:
     path = tmp_path / "prompts.jsonl"
-    found = write_prompts(path, [PromptText("odd", text), prompt(template, "Hi")], count, max_length=200)
+    found = write_prompts(path, [PromptText("odd", text), prompt_text(template, "Hi")], count, max_length=200)
     assert found.dropped == {reason: 1}
     assert len(records(path)) == 1
 
@@ -318,13 +273,16 @@ def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
         return len(text)
 
     found = write_prompts(
-        tmp_path / "prompts.jsonl", [prompt(template, "x" * 300), prompt(template, "Hi")], count, max_length=1000
+        tmp_path / "prompts.jsonl",
+        [prompt_text(template, "x" * 300), prompt_text(template, "Hi")],
+        count,
+        max_length=1000,
     )
     assert found.dropped == {"line too large": 1}
 
 
 def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
-    kept, long = pair(template), pair(template, chosen="very " * 40)
+    kept, long = hard_pair(template), hard_pair(template, chosen="very " * 40)
     rows = [replace(row, replica=k) for row in (kept, long) for k in range(3)]
     found = write_pairs(tmp_path / "pairs.jsonl", rows, count, max_length=100, at_least=3)
     assert (found.rows, found.samples, found.dropped) == (1, 3, {"too long": 1})
@@ -336,7 +294,7 @@ def test_fewer_rows_than_a_batch_are_refused_and_the_old_file_stays(
 ) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text("old\n")
-    rows = [trained(template, "a", "b"), bare(*said("a", "b", "c"))]
+    rows = [train_text(template, "a", "b"), bare(*dialogue("a", "b", "c"))]
     with pytest.raises(SpecError) as error:
         write_chat(path, rows, count, max_length=200, at_least=2)
     assert "train.jsonl: 1 conversations are left for a batch of 2 (1 ends with a user turn)" in str(error.value)

@@ -6,8 +6,6 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from cai.chat import Message
 from cai.data.nemo_tokens import Pieces, context_length, open_tokenizer
 from cai.data.rows import Conversation, Row
 from cai.errors import PrerequisiteError
-from tests.stages.mix.test_stage import mix, words
-from tests.support.paths import ROOT
+from tests.support.mixing import mix
+from tests.support.nemo_archives import config_member, nemo_archive
+from tests.support.nemo_rows import TURN
+from tests.support.small_tokenizers import byte_level_folder, quickstart_spm, word_level_folder
 from tests.support.stage_doubles import TEMPLATE, artifact, user
 
-HELPFUL = ROOT / "cai/data/quickstart/helpful.jsonl"
-TURN = "<extra_id_1>"
 TEXTS = [
     "Hello there.",
     "  two  spaces,\n\na new line",
@@ -30,72 +28,6 @@ TEXTS = [
     "naïve ① 漢字 🙂",
     "a",
 ]
-
-
-@lru_cache
-def lines() -> tuple[str, ...]:
-    """A few hundred lines of the shipped data."""
-    rows = [json.loads(line) for line in HELPFUL.read_text(encoding="utf-8").splitlines()]
-    said = [text for row in rows for text in (row["prompt"], row["answer"])]
-    return tuple(line for text in said for line in text.split("\n") if line)[:600]
-
-
-@lru_cache
-def spm(vocab: int = 420, rule: str = "identity", symbols: tuple[str, ...] = ()) -> bytes:
-    """A SentencePiece model like Mistral's: BPE, bytes for what it has not seen, white space kept."""
-    import sentencepiece
-
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines()),
-        model_writer=made,
-        vocab_size=vocab,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name=rule,
-        remove_extra_whitespaces=rule != "identity",
-        user_defined_symbols=list(symbols),
-        minloglevel=2,
-    )
-    return made.getvalue()
-
-
-def nemo(path: Path, files: Sequence[tuple[str, bytes]], mode: str = "w") -> Path:
-    """A tar with these members, in this order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def config(**tokenizer: Any) -> tuple[str, bytes]:
-    import yaml
-
-    told = {"encoder_seq_length": 4096, "max_position_embeddings": 32768, "tokenizer": tokenizer}
-    return "./model_config.yaml", yaml.safe_dump(told).encode()
-
-
-def byte_level(folder: Path) -> Path:
-    """A Hugging Face folder, but for the weights: a byte-level tokenizer with ChatML's control tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=control)
-    core.train_from_iterator(lines(), trainer)
-    core.add_special_tokens([AddedToken(text, special=True) for text in control])
-    folder.mkdir(parents=True)
-    core.save(str(folder / "tokenizer.json"))
-    told = {"bos_token": control[1], "eos_token": {"content": control[2]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
-    return folder
 
 
 def same(one: Pieces, data: bytes) -> None:
@@ -112,23 +44,32 @@ def same(one: Pieces, data: bytes) -> None:
 def test_the_tokenizer_comes_out_of_an_archive(mode: str, name: str, tmp_path: Path) -> None:
     weights = ("./model_weights/0/x", b"\0" * 100_000)
     named = f"nemo:{Path(name).name}"
-    path = nemo(tmp_path / "m" / "model.nemo", [weights, config(model=named), (name, spm()), weights], mode)
-    same(open_tokenizer(path), spm())
-    same(open_tokenizer(path.parent), spm())
+    path = nemo_archive(
+        tmp_path / "m" / "model.nemo", [weights, config_member(model=named), (name, quickstart_spm()), weights], mode
+    )
+    same(open_tokenizer(path), quickstart_spm())
+    same(open_tokenizer(path.parent), quickstart_spm())
 
 
 def test_the_config_says_which_of_several(tmp_path: Path) -> None:
-    files = [("a_old.model", spm(400)), ("b_tokenizer.model", spm()), ("c_other.model", spm(410))]
+    files = [
+        ("a_old.model", quickstart_spm(400)),
+        ("b_tokenizer.model", quickstart_spm()),
+        ("c_other.model", quickstart_spm(410)),
+    ]
     for place in (0, 3):
         listed = [*files]
-        listed.insert(place, config(model="nemo:b_tokenizer.model"))
-        same(open_tokenizer(nemo(tmp_path / f"{place}.nemo", listed)), spm())
+        listed.insert(place, config_member(model="nemo:b_tokenizer.model"))
+        same(open_tokenizer(nemo_archive(tmp_path / f"{place}.nemo", listed)), quickstart_spm())
     # Configs written before packing lack the hash, or hold the whole path.
-    same(open_tokenizer(nemo(tmp_path / "bare.nemo", [config(model="/data/tokenizer.model"), *files])), spm())
+    same(
+        open_tokenizer(nemo_archive(tmp_path / "bare.nemo", [config_member(model="/data/tokenizer.model"), *files])),
+        quickstart_spm(),
+    )
     with pytest.raises(PrerequisiteError, match=r"several tokenizers \(a_old.model, b_tok.*names 'z.model'"):
-        open_tokenizer(nemo(tmp_path / "none.nemo", [config(model="nemo:z.model"), *files]))
+        open_tokenizer(nemo_archive(tmp_path / "none.nemo", [config_member(model="nemo:z.model"), *files]))
     with pytest.raises(PrerequisiteError, match=r"no model_config.yaml says which"):
-        open_tokenizer(nemo(tmp_path / "silent.nemo", files))
+        open_tokenizer(nemo_archive(tmp_path / "silent.nemo", files))
 
 
 def test_a_large_archive_is_passed_over_quickly(tmp_path: Path) -> None:
@@ -141,13 +82,13 @@ def test_a_large_archive_is_passed_over_quickly(tmp_path: Path) -> None:
         file.seek(size, io.SEEK_CUR)
         tail = io.BytesIO()
         with tarfile.open(fileobj=tail, mode="w") as archive:
-            for name, data in [config(model="nemo:tokenizer.model"), ("tokenizer.model", spm())]:
+            for name, data in [config_member(model="nemo:tokenizer.model"), ("tokenizer.model", quickstart_spm())]:
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         file.write(tail.getvalue())
     start = time.perf_counter()
-    same(open_tokenizer(path), spm())
+    same(open_tokenizer(path), quickstart_spm())
     assert context_length(path) == 4096
     assert time.perf_counter() - start < 2
 
@@ -155,23 +96,23 @@ def test_a_large_archive_is_passed_over_quickly(tmp_path: Path) -> None:
 def test_folders(tmp_path: Path) -> None:
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
-    (unpacked / "model_config.yaml").write_bytes(config(model="nemo:b.model")[1])
-    for name, data in (("a.model", spm(400)), ("b.model", spm())):
+    (unpacked / "model_config.yaml").write_bytes(config_member(model="nemo:b.model")[1])
+    for name, data in (("a.model", quickstart_spm(400)), ("b.model", quickstart_spm())):
         (unpacked / name).write_bytes(data)
-    same(open_tokenizer(unpacked), spm())
+    same(open_tokenizer(unpacked), quickstart_spm())
     assert context_length(unpacked) == 4096
     plain = tmp_path / "plain"
     plain.mkdir()
-    (plain / "tokenizer.model").write_bytes(spm())
-    same(open_tokenizer(plain), spm())
-    same(open_tokenizer(plain / "tokenizer.model"), spm())
+    (plain / "tokenizer.model").write_bytes(quickstart_spm())
+    same(open_tokenizer(plain), quickstart_spm())
+    same(open_tokenizer(plain / "tokenizer.model"), quickstart_spm())
     assert context_length(plain) is None
 
 
 def test_a_tokenizer_json_counts_as_it_did(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    folder = byte_level(tmp_path / "model")
+    folder = byte_level_folder(tmp_path / "model")
     one, own = open_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert [one.ids(text) for text in TEXTS] == [own.encode(text, add_special_tokens=False).ids for text in TEXTS]
     assert one.counts(TEXTS) == [one.count(text) for text in TEXTS]
@@ -188,16 +129,16 @@ def test_a_tokenizer_json_counts_as_it_did(tmp_path: Path) -> None:
 
 
 def test_an_archive_without_a_tokenizer_takes_the_one_beside_it(tmp_path: Path) -> None:
-    foreign = config(library="huggingface", type="org/model", model=None)
-    nemo(tmp_path / "m" / "model.nemo", [foreign])
+    foreign = config_member(library="huggingface", type="org/model", model=None)
+    nemo_archive(tmp_path / "m" / "model.nemo", [foreign])
     with pytest.raises(PrerequisiteError, match=r"names the tokenizer 'org/model', which is not in it; put that"):
         open_tokenizer(tmp_path / "m")
-    words(tmp_path / "w").joinpath("tokenizer.json").rename(tmp_path / "m" / "tokenizer.json")
+    word_level_folder(tmp_path / "w").joinpath("tokenizer.json").rename(tmp_path / "m" / "tokenizer.json")
     assert open_tokenizer(tmp_path / "m").count("one two three") == 3
 
 
 def test_control_tokens_and_text() -> None:
-    one = open_tokenizer_of(spm(symbols=(TURN,)))
+    one = open_tokenizer_of(quickstart_spm(symbols=(TURN,)))
     assert (one.token("</s>"), one.token("<s>"), one.end, one.begin) == (2, 1, 2, 1)
     turn = one.token(TURN)
     assert turn is not None
@@ -221,10 +162,13 @@ def open_tokenizer_of(data: bytes) -> Pieces:
         (lambda p: None, "no such file or folder"),
         (lambda p: p.mkdir(), "holds no model.nemo, model_config.yaml, tokenizer.json or tokenizer.model"),
         (lambda p: p.write_bytes(b"not a tar" * 200), "cannot be read as a .nemo archive"),
-        (lambda p: nemo(p, [config(model="nemo:t.model"), ("t.model", b"\x01junk")]), "is not a SentencePiece model"),
-        (lambda p: nemo(p, [("./model_config.yaml", b"a: [")]), "is not YAML"),
-        (lambda p: nemo(p, [("./model_config.yaml", b"just text")]), "holds no settings"),
-        (lambda p: nemo(p, [("weights", b"x")]), r"holds no tokenizer \(\*.model\)"),
+        (
+            lambda p: nemo_archive(p, [config_member(model="nemo:t.model"), ("t.model", b"\x01junk")]),
+            "is not a SentencePiece model",
+        ),
+        (lambda p: nemo_archive(p, [("./model_config.yaml", b"a: [")]), "is not YAML"),
+        (lambda p: nemo_archive(p, [("./model_config.yaml", b"just text")]), "holds no settings"),
+        (lambda p: nemo_archive(p, [("weights", b"x")]), r"holds no tokenizer \(\*.model\)"),
         (lambda p: torn(p), "is the file whole"),
     ],
 )
@@ -240,7 +184,9 @@ def torn(path: Path) -> None:
     import random
 
     noise = random.Random(0).randbytes(50_000)
-    whole = nemo(path, [("w", noise), config(model="nemo:t.model"), ("t.model", spm())], "w:gz").read_bytes()
+    whole = nemo_archive(
+        path, [("w", noise), config_member(model="nemo:t.model"), ("t.model", quickstart_spm())], "w:gz"
+    ).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
 
 
@@ -255,17 +201,17 @@ def torn(path: Path) -> None:
     ],
 )
 def test_context_length(told: dict[str, Any], length: int | None, tmp_path: Path) -> None:
-    path = nemo(tmp_path / "m" / "model.nemo", [("model_config.yaml", json.dumps(told).encode())], "w:gz")
+    path = nemo_archive(tmp_path / "m" / "model.nemo", [("model_config.yaml", json.dumps(told).encode())], "w:gz")
     assert context_length(path) == context_length(path.parent) == length
     (tmp_path / "config.json").write_text(json.dumps(told))
     assert context_length(tmp_path) == length
     with pytest.raises(PrerequisiteError, match=r"holds no model_config.yaml"):
-        context_length(nemo(tmp_path / "x.nemo", [("weights", b"x")]))
+        context_length(nemo_archive(tmp_path / "x.nemo", [("weights", b"x")]))
 
 
 def test_mix_counts_the_tokens_of_a_nemo_model(tmp_path: Path) -> None:
     model = artifact(tmp_path / "model", "model")
-    nemo(model.path / "model.nemo", [config(model="nemo:t.model"), ("t.model", spm())])
+    nemo_archive(model.path / "model.nemo", [config_member(model="nemo:t.model"), ("t.model", quickstart_spm())])
     rows: list[Row] = [
         Conversation(name, (*user(f"question {name}"), Message("assistant", text)))
         for name, text in (("a", "Short."), ("b", "A much longer answer than the other. " * 4))

@@ -52,6 +52,12 @@ def test_every_problem_comes_at_once():
     assert len(found) == 8
 
 
+@pytest.mark.parametrize("name", ["strategy", "str", "tuples", "literal[x]", "function-of", "list"])
+def test_an_unknown_field_may_be_called_like_a_type(name):
+    found = problems(GOOD | {"stages": {"respond": {"model": "base", "prompts": "asked", name: 1}}})
+    assert found[f"stages.respond.{name}"].message == "unknown field"
+
+
 @pytest.mark.parametrize("name", ["../up", "a b", "", "1st", "x" * 65, "naïve", None, 3, "a/b", "a.b"])
 def test_names_that_are_no_names_are_refused(name):
     assert "name" in problems(GOOD | {"name": name})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cai.figures.elo import PRIOR, SCALE, outcomes, ratings, strengths
+from cai.figures.intervals import Interval
 
 
 def rewards_of(strength: list[float], prompts: int, seed: int = 0) -> list[list[float]]:
@@ -20,9 +21,9 @@ def rewards_of(strength: list[float], prompts: int, seed: int = 0) -> list[list[
 def test_two_models_differ_by_the_log_odds_of_their_wins() -> None:
     rewards = [[0.0, 1.0]] * 30 + [[1.0, 0.0]] * 10 + [[0.0, 0.0]] * 4
     found = ratings(rewards, ["base", "tuned"])
-    assert found["tuned"]["value"] == pytest.approx(SCALE * math.log((32 + PRIOR) / (12 + PRIOR)), abs=1e-3)
-    assert found["base"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 44}
-    assert found["tuned"]["low"] < found["tuned"]["value"] < found["tuned"]["high"]
+    assert found["tuned"].value == pytest.approx(SCALE * math.log((32 + PRIOR) / (12 + PRIOR)), abs=1e-3)
+    assert found["base"] == Interval(0.0, 0.0, 0.0, 44)
+    assert found["tuned"].low < found["tuned"].value < found["tuned"].high
 
 
 def test_several_models_have_the_estimates_of_a_binomial_regression() -> None:
@@ -49,12 +50,12 @@ def test_resamples_fitted_together_are_what_each_gives_alone() -> None:
 def test_a_model_that_always_wins_is_finite_and_claims_no_interval() -> None:
     rewards = [[value, value + 0.1 * (-1) ** n, 9.0] for n, value in enumerate(np.linspace(0, 1, 40))]
     found = ratings(rewards, ["a", "b", "best"])
-    assert 500 < found["best"]["value"] < 1500
-    assert found["best"]["low"] is None
-    assert found["b"]["low"] < 0 < found["b"]["high"]
+    assert 500 < found["best"].value < 1500
+    assert found["best"].low is None
+    assert found["b"].low < 0 < found["b"].high
     flipped = ratings([row[::-1] for row in rewards], ["best", "b", "a"])
-    assert flipped["a"]["low"] is None, "nothing is known of the distance to a reference that always wins"
-    assert flipped["best"]["value"] == 0.0
+    assert flipped["a"].low is None, "nothing is known of the distance to a reference that always wins"
+    assert flipped["best"].value == 0.0
 
 
 def test_the_interval_holds_the_truth_in_about_19_of_20() -> None:
@@ -62,7 +63,7 @@ def test_the_interval_holds_the_truth_in_about_19_of_20() -> None:
     held = 0
     for seed in range(25):
         found = ratings(rewards_of([0, 0.8], 80, seed), ["a", "c"], seed)["c"]
-        held += found["low"] <= truth <= found["high"]
+        held += found.low <= truth <= found.high
     assert 21 <= held <= 25
 
 
@@ -78,5 +79,5 @@ def test_the_figures_are_the_same_each_time_and_quick() -> None:
 @pytest.mark.parametrize("prompts", [1, 2])
 def test_few_prompts_have_a_figure_and_no_interval(prompts: int) -> None:
     found = ratings([[0.0, 1.0]] * prompts, ["a", "b"])
-    assert found["b"]["value"] > 0
-    assert found["b"]["low"] is None
+    assert found["b"].value > 0
+    assert found["b"].low is None

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from cai.engines.nemo_aligner.upstream import config_files
-from tests.data.test_nemo import sentencepiece_model
 from tests.lab import checkpoint, planned
+from tests.lab.chain import ChainRun
+from tests.lab.validated import Validated
+from tests.support.small_tokenizers import sentencepiece_model
 
-PACKAGES = ("megatron-core", "nemo-aligner", "nemo-toolkit", "nvidia-pytriton")
 HERE = Path(__file__).parent
-
-
-def pins() -> dict[str, str]:
-    """The versions of upstream's own packages in the lock of the extra ``nemo``."""
-    lines = (line.strip() for line in planned.VERSIONS.read_text(encoding="utf-8").splitlines())
-    every = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {name: every[name] for name in PACKAGES}
 
 
 def lacking() -> str:
     """Why the lab cannot run here; empty when it can."""
-    for name, version in pins().items():
+    for name, version in planned.pins().items():
         try:
             here = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -60,15 +53,6 @@ def _quiet() -> None:
         logging.setLevel(logging.ERROR)
 
 
-@dataclass
-class Validated:
-    """What the tests of this session have held against upstream's classes."""
-
-    commands: dict[str, dict[str, str]] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-
-
 @pytest.fixture(scope="session")
 def validated(request: pytest.FixtureRequest) -> Validated:
     """Filled by the tests; written at the end when all of them have passed."""
@@ -92,7 +76,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     configs = config_files([Path(os.environ["CAI_UPSTREAM"])], set(planned.CONFIGS))
     lock = {
-        "packages": pins(),
+        "packages": planned.pins(),
         "configs": {name: planned.config_digest(path) for name, path in configs.items()},
         "commands": made.commands,
         "files": made.files,
@@ -115,3 +99,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the converter makes of Mistral-7B, tiny."""
     folder = tmp_path_factory.mktemp("checkpoints") / "converted"
     return checkpoint.write(folder, checkpoint.converted(), sentencepiece_model())
+
+
+@pytest.fixture(scope="module", params=planned.EXPERIMENTS)
+def run(
+    request: pytest.FixtureRequest, configs: dict[str, Path], converted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ChainRun:
+    """The chain of each experiment; a module's tests share what it builds."""
+    return ChainRun(request.param, configs, converted, tmp_path_factory.mktemp(request.param))

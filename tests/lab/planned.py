@@ -28,6 +28,7 @@ EXPERIMENTS = ("mistral_rl_cai", "paper_rl_cai")
 LOCK = Path(__file__).with_name("validated.json")
 WHEELS = Path(__file__).with_name("nemo-wheels.txt")
 VERSIONS = Path(__file__).parents[2] / "constraints-nemo.txt"
+PACKAGES = ("megatron-core", "nemo-aligner", "nemo-toolkit", "nvidia-pytriton")
 CONFIGS = (
     "gpt_ppo_actor.yaml",
     "gpt_ppo_critic.yaml",
@@ -37,6 +38,13 @@ CONFIGS = (
 )
 STORE = Path("/store")
 _KEY = re.compile(r"-[0-9a-f]{16}\b")
+
+
+def pins() -> dict[str, str]:
+    """The versions of upstream's own packages in the lock of the extra ``nemo``."""
+    lines = (line.strip() for line in VERSIONS.read_text(encoding="utf-8").splitlines())
+    every = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {name: every[name] for name in PACKAGES}
 
 
 @cache

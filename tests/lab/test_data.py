@@ -16,7 +16,8 @@ from cai.data.nemo import CHAT_TOKENS, HardPair, Written, chat_spans, write_chat
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError
-from tests.data.test_nemo import TEMPLATES, pair, prompt, said, sentencepiece_model, trained
+from tests.support.nemo_rows import TEMPLATES, dialogue, hard_pair, prompt_text, train_text
+from tests.support.small_tokenizers import sentencepiece_model
 
 _CONTENTS = [
     "plain words",
@@ -107,7 +108,7 @@ def conversations(template: ChatTemplate, count: int) -> list[TrainText]:
     for i in range(count):
         contents = [draw.choice(_CONTENTS) for _ in range(2 * draw.randint(1, 3))]
         system = draw.choice([None, "", *_CONTENTS])
-        text = trained(template, *contents, system=system, loss=draw.choice(["all", "last"]))
+        text = train_text(template, *contents, system=system, loss=draw.choice(["all", "last"]))
         texts.append(TrainText(f"row{i}", text.spans, text.messages))
     return texts
 
@@ -182,7 +183,7 @@ def test_what_we_leave_out_for_merging_would_be_learnt_elsewhere(
 ) -> None:
     if hasattr(tokenizer, "spm_separator"):
         pytest.skip("SentencePiece models like Mistral's merge nothing across line ends")
-    text, path = trained(template, "a", "b\n\n\n", "c", "d", system="s"), tmp_path / "train.jsonl"
+    text, path = train_text(template, "a", "b\n\n\n", "c", "d", system="s"), tmp_path / "train.jsonl"
     write_chat(path, [text], len, max_length=4096)  # let through by a count of characters
     item = chat_set(path, tokenizer, 4096)[0]
     assert learnt(tokenizer, item["input_ids"], item["mask"]) != [span.text for span in text.spans if span.loss]
@@ -193,7 +194,7 @@ def test_what_we_leave_out_for_merging_would_be_learnt_elsewhere(
 def test_an_empty_system_text_crashes_upstream_with_a_tokenizer_that_merges_line_ends(
     tmp_path: Path, template: ChatTemplate, tokenizer: Any
 ) -> None:
-    text, path = trained(template, "a", "b"), tmp_path / "train.jsonl"
+    text, path = train_text(template, "a", "b"), tmp_path / "train.jsonl"
     write_chat(path, [text], len, max_length=4096)
     data = chat_set(path, tokenizer, 4096)
     if hasattr(tokenizer, "spm_separator"):
@@ -210,7 +211,7 @@ def test_a_longer_conversation_than_we_let_through_loses_its_end(
 ) -> None:
     path = tmp_path / "train.jsonl"
     found = write_chat(
-        path, [trained(template, "a question", "an answer", system="s")], counted(tokenizer), max_length=4096
+        path, [train_text(template, "a question", "an answer", system="s")], counted(tokenizer), max_length=4096
     )
     whole, cut = (chat_set(path, tokenizer, found.longest - k) for k in (1, 2))
     full = int(whole[0]["mask"].sum())
@@ -222,12 +223,12 @@ def test_a_longer_conversation_than_we_let_through_loses_its_end(
 
 def test_a_file_written_anew_is_read_anew(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     path, count = tmp_path / "train.jsonl", counted(tokenizer)
-    write_chat(path, [trained(template, "a", f"first {i}", system="s") for i in range(3)], count, max_length=4096)
+    write_chat(path, [train_text(template, "a", f"first {i}", system="s") for i in range(3)], count, max_length=4096)
     assert len(chat_set(path, tokenizer, 4096)) == 3
     assert path.with_name("train.jsonl.idx.npy").exists()
     write_chat(
         path,
-        [trained(template, "a longer question", f"second {i}", system="s") for i in range(5)],
+        [train_text(template, "a longer question", f"second {i}", system="s") for i in range(5)],
         count,
         max_length=4096,
     )
@@ -238,8 +239,10 @@ def test_a_file_written_anew_is_read_anew(tmp_path: Path, template: ChatTemplate
 
 def test_upstream_reads_a_new_file_by_a_stale_index(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     path, other = tmp_path / "train.jsonl", tmp_path / "other.jsonl"
-    write_chat(path, [trained(template, "a", "b", system="s")], counted(tokenizer), max_length=4096)
-    write_chat(other, [trained(template, text, "b", system="s") for text in "ac"], counted(tokenizer), max_length=4096)
+    write_chat(path, [train_text(template, "a", "b", system="s")], counted(tokenizer), max_length=4096)
+    write_chat(
+        other, [train_text(template, text, "b", system="s") for text in "ac"], counted(tokenizer), max_length=4096
+    )
     chat_set(path, tokenizer, 4096)
     path.write_bytes(other.read_bytes())
     assert len(chat_set(path, tokenizer, 4096)) == 1
@@ -262,7 +265,7 @@ def comparisons(template: ChatTemplate) -> list[HardPair]:
     found = []
     for i in range(40):
         better, worse = draw.sample(_CONTENTS, 2)
-        found.append(pair(template, f"question {i} {draw.choice(_CONTENTS)}", better, worse))
+        found.append(hard_pair(template, f"question {i} {draw.choice(_CONTENTS)}", better, worse))
     return found
 
 
@@ -281,7 +284,7 @@ def test_pairs_alternate_and_none_is_replaced(tmp_path: Path, template: ChatTemp
 
 def test_upstream_replaces_a_pair_that_we_leave_out(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
     pairs, path, count = comparisons(template), tmp_path / "pairs.jsonl", counted(tokenizer)
-    pairs = [pair(template, "x" * 300), *pairs[:2], pair(template, "x" * 300)]
+    pairs = [hard_pair(template, "x" * 300), *pairs[:2], hard_pair(template, "x" * 300)]
     found = write_pairs(path, pairs, count, max_length=4096)
     limit = found.longest - 1
     data = prefix_set("rm", path, tokenizer, limit)
@@ -301,9 +304,9 @@ def test_upstream_replaces_a_pair_that_we_leave_out(tmp_path: Path, template: Ch
 
 
 def questions(template: ChatTemplate) -> list[PromptText]:
-    texts = [prompt(template, content) for content in _CONTENTS]
-    texts += [prompt(template, content, "an answer", "and then?") for content in _CONTENTS]
-    return texts + [PromptText("s", template.prompt((Message("system", c), *said("a")))) for c in _CONTENTS]
+    texts = [prompt_text(template, content) for content in _CONTENTS]
+    texts += [prompt_text(template, content, "an answer", "and then?") for content in _CONTENTS]
+    return texts + [PromptText("s", template.prompt((Message("system", c), *dialogue("a")))) for c in _CONTENTS]
 
 
 def test_prompts_keep_their_length_and_none_is_masked(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
@@ -319,7 +322,11 @@ def test_prompts_keep_their_length_and_none_is_masked(tmp_path: Path, template: 
 
 
 def test_upstream_masks_a_prompt_that_we_leave_out(tmp_path: Path, template: ChatTemplate, tokenizer: Any) -> None:
-    texts, path, count = [prompt(template, "x" * 200), prompt(template, "a")], tmp_path / "p.jsonl", counted(tokenizer)
+    texts, path, count = (
+        [prompt_text(template, "x" * 200), prompt_text(template, "a")],
+        tmp_path / "p.jsonl",
+        counted(tokenizer),
+    )
     found = write_prompts(path, texts, count, max_length=4096)
     data = prefix_set("rlhf", path, tokenizer, found.longest + 99, answer=100)
     assert [bool(data[i]["loss_multiplier"]) for i in range(2)] == [False, True]

@@ -16,15 +16,12 @@ from cai.engines.nemo_aligner.commands import Compiled
 from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.overrides import Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, TrainingLayout
-from tests.data.test_nemo import sentencepiece_model
 from tests.lab import checkpoint
-from tests.lab.building import RESTORED, Built, built, built_server, upstream_classes
-from tests.lab.conftest import Validated
-from tests.lab.planned import EXPERIMENTS, command_digest, planned
+from tests.lab.building import RESTORED, Built, built_server, upstream_classes
+from tests.lab.chain import CHAIN, ChainRun
+from tests.lab.planned import command_digest
+from tests.lab.validated import Validated
 
-TRAINED = (("sft.train", "converted"), ("reward.train", "sft.train"), ("rl.critic", "reward.train"))
-CHAIN = (*TRAINED, ("rl.actor", "sft.train"))
-"""A training command, and whose result it starts from."""
 KINDS = {
     "sft.train": "GPTSFTModel",
     "reward.train": "MegatronGPTRewardModel",
@@ -33,47 +30,8 @@ KINDS = {
 }
 
 
-class Run:
-    """An experiment's commands, built one after another; each leaves the checkpoint that its script would."""
-
-    def __init__(self, experiment: str, configs: dict[str, Path], converted: Path, folder: Path) -> None:
-        self.experiment = experiment
-        self.commands = planned(experiment)
-        self.checkpoints = {"converted": converted}
-        self.built: dict[str, Built] = {}
-        self._configs = configs
-        self._folder = folder
-
-    def build(self, name: str, start: str, command: Compiled | None = None) -> Built:
-        """Build a command on the checkpoint of another, or of the converter."""
-        command = command or self.commands[name]
-        log = self._folder / f"log-{name}-{len(self.built)}"
-        return built(self._configs[command.config], command, self.checkpoints[start], log)
-
-    def chain(self, name: str, start: str) -> Built:
-        """Build a command and keep what it would save."""
-        if start not in self.checkpoints:
-            self.chain(*next(link for link in CHAIN if link[0] == start))
-        if name not in self.built:
-            self.built[name] = self.build(name, start)
-            config = OmegaConf.to_container(self.built[name].model.cfg, resolve=True)
-            assert isinstance(config, dict)
-            self.checkpoints[name] = checkpoint.write(self._folder / name, config, sentencepiece_model())
-        return self.built[name]
-
-
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def run(
-    request: pytest.FixtureRequest,
-    configs: dict[str, Path],
-    converted: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    return Run(request.param, configs, converted, tmp_path_factory.mktemp(request.param))
-
-
 @pytest.mark.parametrize(("name", "start"), CHAIN)
-def test_a_training_command_builds_its_model(run: Run, name: str, start: str, validated: Validated) -> None:
+def test_a_training_command_builds_its_model(run: ChainRun, name: str, start: str, validated: Validated) -> None:
     made, command = run.chain(name, start), run.commands[name]
     layout = command.layout
     assert isinstance(layout, TrainingLayout)
@@ -119,7 +77,7 @@ def _has_every_override(made: Built, command: Compiled) -> None:
 
 
 @pytest.mark.parametrize(("name", "start"), [link for link in CHAIN if link[0] != "rl.critic"])
-def test_the_model_ends_in_the_file_that_is_waited_for(run: Run, name: str, start: str) -> None:
+def test_the_model_ends_in_the_file_that_is_waited_for(run: ChainRun, name: str, start: str) -> None:
     made = run.chain(name, start)
     (saver,) = [c for c in made.trainer.callbacks if type(c).__name__ == "NeMoModelCheckpoint"]
     assert saver.save_nemo_on_train_end is True
@@ -130,7 +88,7 @@ def test_the_model_ends_in_the_file_that_is_waited_for(run: Run, name: str, star
 
 
 @pytest.mark.parametrize(("name", "start"), [("reward.train", "sft.train"), ("rl.critic", "reward.train")])
-def test_upstream_refuses_a_reward_head_with_sequence_parallelism(run: Run, name: str, start: str) -> None:
+def test_upstream_refuses_a_reward_head_with_sequence_parallelism(run: ChainRun, name: str, start: str) -> None:
     """Inherited from SFT where a command leaves it unsaid; that is why ours says it."""
     run.chain(name, start)
     said = run.commands[name]
@@ -144,7 +102,7 @@ def test_upstream_refuses_a_reward_head_with_sequence_parallelism(run: Run, name
 
 
 @pytest.mark.parametrize(("name", "start"), CHAIN)
-def test_upstream_refuses_selective_recomputation_with_a_number_of_layers(run: Run, name: str, start: str) -> None:
+def test_upstream_refuses_selective_recomputation_with_a_number_of_layers(run: ChainRun, name: str, start: str) -> None:
     run.chain(name, start)
     key = "model.activations_checkpoint"
     mixed = {f"++{key}_granularity": "selective", f"++{key}_num_layers": 1}
@@ -171,7 +129,7 @@ SERVED = {"helpful": "converted", "sft": "sft.train", "rl": "rl.actor"}
 
 
 def test_every_server_loads_its_checkpoint(
-    run: Run, tmp_path: Path, configs: dict[str, Path], validated: Validated
+    run: ChainRun, tmp_path: Path, configs: dict[str, Path], validated: Validated
 ) -> None:
     experiment = run.experiment
     for name, command in run.commands.items():

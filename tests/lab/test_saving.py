@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cai.engines.nemo_aligner.checkpoints import Logs
-from tests.engines.nemo_aligner.test_checkpoints import names, put, sft
 from tests.standin import by_hand as standin
 from tests.standin import experiment
+from tests.support.nemo_checkpoints import checkpoint_names, put_checkpoints, sft_at
 
 NAME = "m--{val_loss:.3f}-{step}"
 LOSSES = [(1, 3.0), (2, 1.0), (3, 2.0), (4, 4.0), (5, 0.5)]
@@ -101,10 +101,12 @@ def test_the_stand_in_leaves_the_folders_that_upstream_leaves(tmp_path: Path):
     for step, loss in LOSSES:
         real.save(step, loss)
         ours.save({"step": step}, {"val_loss": loss, "step": step})
-        assert names(tmp_path / "real") == names(tmp_path / "ours")
+        assert checkpoint_names(tmp_path / "real") == checkpoint_names(tmp_path / "ours")
     for log in ("real", "ours"):
         Logs(tmp_path / log).go_back()
-    assert names(tmp_path / "real") == names(tmp_path / "ours") == {"m--val_loss=1.000-step=2-last"}
+    assert (
+        checkpoint_names(tmp_path / "real") == checkpoint_names(tmp_path / "ours") == {"m--val_loss=1.000-step=2-last"}
+    )
     again, ours = opened(tmp_path / "real"), experiment.Experiment(standin.manager(tmp_path / "ours"))
     assert str(again.trainer.ckpt_path).endswith("m--val_loss=1.000-step=2-last")
     assert ours.resumed == {"step": 2}
@@ -112,10 +114,12 @@ def test_the_stand_in_leaves_the_folders_that_upstream_leaves(tmp_path: Path):
         again.save(step, loss)
         ours.save({"step": step}, {"val_loss": loss, "step": step})
         # The one that was renamed is known to none of them, so it stays: the next attempt must be mended again.
-        assert "m--val_loss=1.000-step=2-last" in names(tmp_path / "real") & names(tmp_path / "ours")
+        assert "m--val_loss=1.000-step=2-last" in checkpoint_names(tmp_path / "real") & checkpoint_names(
+            tmp_path / "ours"
+        )
     for log in ("real", "ours"):
         Logs(tmp_path / log).mend()
-    lasts = [{name for name in names(tmp_path / log) if name.endswith("-last")} for log in ("real", "ours")]
+    lasts = [{name for name in checkpoint_names(tmp_path / log) if name.endswith("-last")} for log in ("real", "ours")]
     assert lasts == [{"m--val_loss=0.500-step=5-last"}] * 2
     assert str(resumed(tmp_path / "real").ckpt_path).endswith("m--val_loss=0.500-step=5-last")
 
@@ -123,18 +127,18 @@ def test_the_stand_in_leaves_the_folders_that_upstream_leaves(tmp_path: Path):
 @pytest.mark.parametrize(
     ("there", "says"),
     [
-        ([sft(5, "-last"), sft(10, "-last")], "Multiple checkpoints"),
-        ([sft(5), sft(5, "-last?")], "Last checkpoint is unfinished"),
-        ([sft(5, "-last?")], "Last checkpoint is unfinished"),
-        ([sft(5, "-last"), sft(10, "-last?")], ""),
-        ([sft(5, "-last?"), sft(10, "-last")], ""),
-        ([sft(5), sft(5, "-last!")], ""),
+        ([sft_at(5, "-last"), sft_at(10, "-last")], "Multiple checkpoints"),
+        ([sft_at(5), sft_at(5, "-last?")], "Last checkpoint is unfinished"),
+        ([sft_at(5, "-last?")], "Last checkpoint is unfinished"),
+        ([sft_at(5, "-last"), sft_at(10, "-last?")], ""),
+        ([sft_at(5, "-last?"), sft_at(10, "-last")], ""),
+        ([sft_at(5), sft_at(5, "-last!")], ""),
         ([], ""),
     ],
 )
 def test_upstream_resumes_from_what_was_mended(tmp_path: Path, there: list[str], says: str):
     log = tmp_path / "log"
-    put(log, *there)
+    put_checkpoints(log, *there)
     if says:
         with pytest.raises(ValueError, match=says):
             resumed(log)

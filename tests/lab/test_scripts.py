@@ -17,9 +17,8 @@ from omegaconf import OmegaConf
 
 from cai.engines.nemo_aligner.commands import CRITIC_HOST, Compiled
 from tests.lab.building import RESTORED, WITHOUT_KERNELS, upstream_classes
-from tests.lab.conftest import Validated
-from tests.lab.planned import EXPERIMENTS
-from tests.lab.test_models import CHAIN, Run
+from tests.lab.chain import CHAIN, ChainRun
+from tests.lab.validated import Validated
 
 
 class Loading(Exception):
@@ -29,13 +28,6 @@ class Loading(Exception):
         super().__init__(str(model_class))
         self.model_class = model_class
         self.config = config
-
-
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def run(
-    request: pytest.FixtureRequest, configs: dict[str, Path], converted: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    return Run(request.param, configs, converted, tmp_path_factory.mktemp(request.param))
 
 
 def _script(config: Path, command: Compiled) -> Path:
@@ -48,7 +40,7 @@ def _script(config: Path, command: Compiled) -> Path:
 
 @pytest.mark.parametrize(("name", "start"), CHAIN)
 def test_the_script_asks_for_the_model_that_the_lab_builds(
-    run: Run,
+    run: ChainRun,
     name: str,
     start: str,
     configs: dict[str, Path],

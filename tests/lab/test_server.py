@@ -17,8 +17,8 @@ from cai.clients.base import Finish, Request, Sampling, ScoreRequest
 from cai.clients.nemo_generate import NemoGenerateClient
 from cai.data.nemo_tokens import Pieces, open_tokenizer
 from tests.lab.building import built_server
-from tests.lab.conftest import Validated
 from tests.lab.planned import planned
+from tests.lab.validated import Validated
 
 PROMPTS = (
     "<extra_id_0>System\n\n<extra_id_1>User\nHow do I bake bread?\n<extra_id_1>Assistant\n",

@@ -16,13 +16,13 @@ from cai.engines import engine_of
 from cai.engines.methods.ppo import RlSettings
 from cai.engines.nemo_aligner.commands import CHAT_TOKENS, Compiled
 from cai.engines.nemo_aligner.schedule import curve_of, updates_of
-from cai.engines.nemo_aligner.survey import PlanSurvey, survey
+from cai.engines.nemo_aligner.survey import PlanSurvey, survey_plan
 from cai.plan import Step
 from tests.lab import samples
 from tests.lab.building import SECTIONS, Built
-from tests.lab.conftest import Validated
-from tests.lab.planned import EXPERIMENTS, plan_of
-from tests.lab.test_models import CHAIN, Run
+from tests.lab.chain import CHAIN, ChainRun
+from tests.lab.planned import plan_of
+from tests.lab.validated import Validated
 
 
 class Rows:
@@ -38,18 +38,11 @@ class Rows:
         return index
 
 
-@pytest.fixture(scope="module", params=EXPERIMENTS)
-def run(
-    request: pytest.FixtureRequest, configs: dict[str, Path], converted: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    return Run(request.param, configs, converted, tmp_path_factory.mktemp(request.param))
-
-
 @pytest.fixture
-def looked(run: Run, monkeypatch: pytest.MonkeyPatch) -> PlanSurvey:
+def looked(run: ChainRun, monkeypatch: pytest.MonkeyPatch) -> PlanSurvey:
     plan = plan_of(run.experiment)
     _, settings = engine_of(plan.engine)
-    return survey(settings, plan, str)
+    return survey_plan(settings, plan, str)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +67,7 @@ def _training_rows(looked: PlanSurvey, step: Step, command: Compiled) -> int:
 
 @pytest.mark.parametrize(("name", "start"), CHAIN)
 def test_the_plan_tells_the_rate_of_every_update(
-    run: Run, looked: PlanSurvey, name: str, start: str, validated: Validated
+    run: ChainRun, looked: PlanSurvey, name: str, start: str, validated: Validated
 ) -> None:
     import torch
     from nemo.core.optim.lr_scheduler import prepare_lr_scheduler
@@ -104,7 +97,7 @@ def test_the_plan_tells_the_rate_of_every_update(
     validated.lines.append(f"{run.experiment}: {name}: {told.words()}: the real scheduler's")
 
 
-def _on(run: Run, name: str, start: str) -> Built:
+def _on(run: ChainRun, name: str, start: str) -> Built:
     run.chain(*next(link for link in CHAIN if link[0] == start))
     return run.build(name, start)
 
@@ -132,7 +125,7 @@ def _max_steps(made: Built, step: Step, rows: Rows) -> int:
     return int(model._get_max_steps())
 
 
-def test_ppo_makes_the_iterations_that_are_asked_for(run: Run, looked: PlanSurvey) -> None:
+def test_ppo_makes_the_iterations_that_are_asked_for(run: ChainRun, looked: PlanSurvey) -> None:
     from nemo_aligner.algorithms.ppo import PPOTrainer
     from nemo_aligner.data.nlp.builders import build_dataloader
     from nemo_aligner.utils.trainer_utils import compute_num_steps_per_epoch
@@ -163,7 +156,7 @@ def test_ppo_makes_the_iterations_that_are_asked_for(run: Run, looked: PlanSurve
 
 @pytest.mark.parametrize(("name", "start"), [link for link in CHAIN if link[0] != "rl.critic"])
 def test_our_files_are_read_with_the_planned_settings(
-    run: Run, name: str, start: str, tmp_path: Path, validated: Validated
+    run: ChainRun, name: str, start: str, tmp_path: Path, validated: Validated
 ) -> None:
     made = _on(run, name, start) if start != "converted" else run.build(name, start)
     files = samples.write(tmp_path / "files", open_tokenizer(run.checkpoints["converted"]))
@@ -211,7 +204,7 @@ def _data_set(made: Built, name: str, files: dict[str, Path]) -> Any:
     return train
 
 
-def test_the_trainer_section_is_the_one_that_the_script_takes_out(run: Run) -> None:
+def test_the_trainer_section_is_the_one_that_the_script_takes_out(run: ChainRun) -> None:
     for command in run.commands.values():
         if section := SECTIONS.get(command.config):
             assert any(o.key.startswith(f"trainer.{section}.") for o in command.overrides)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,38 +24,10 @@ from cai.launchers.settings import Slurm
 from cai.launchers.slurm_runner import SrunRunner, host_of
 from cai.launchers.slurm_wrap import wrap
 from tests.support.paths import ROOT
-from tests.support.slurm_cluster import Cluster, slurm  # noqa: F401
+from tests.support.slurm_cluster import Cluster
+from tests.support.slurm_jobs import batch_script, ended_jobs, job_state
 
 SERVER = Command("server", ("serve", "port=5656"), background=True, resources=Resources(nodes=1, gpus_per_node=1))
-
-
-@pytest.fixture
-def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:  # noqa: F811
-    """The cluster in this process's environment, with an empty queue before and after."""
-    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "SRUN"))]:
-        monkeypatch.delenv(name)
-    for name, value in slurm.env.items():
-        monkeypatch.setenv(name, value)
-    yield slurm
-    slurm.clear()
-
-
-def script(folder: Path, body: str, *headers: str, name: str = "job") -> Path:
-    """A batch script of the given lines; each of ``headers`` is a component."""
-    parts = [f"#SBATCH --output={folder}/{name}.out {header}" for header in headers or ("",)]
-    path = folder / f"{name}.sbatch"
-    path.write_text("#!/bin/bash\n" + "\n#SBATCH hetjob\n".join(parts) + f"\n{body}\n")
-    return path
-
-
-def state(job: str) -> str:
-    return slurm_cli.jobs([job])[job].state
-
-
-def ended(cluster: Cluster, *ids: str, timeout: float = 30.0) -> list[slurm_cli.JobState]:
-    cluster.wait(f"the end of {ids}", lambda: all(job.ended for job in slurm_cli.jobs(ids).values()), timeout)
-    known = slurm_cli.jobs(ids)
-    return [known[job] for job in ids]
 
 
 def out(folder: Path, name: str = "job") -> str:
@@ -175,11 +147,11 @@ def test_a_heterogeneous_job_has_ended_well_only_when_all_its_parts_have() -> No
 
 def test_a_chain_runs_in_order_and_a_failure_cancels_what_depends_on_it(cluster: Cluster, tmp_path: Path) -> None:
     begun = time.monotonic()
-    first = slurm_cli.submit(script(tmp_path, "sleep 0.5; date +%s.%N", name="first"))
-    second = slurm_cli.submit(script(tmp_path, "date +%s.%N; exit 3", name="second"), after=[first])
-    third = slurm_cli.submit(script(tmp_path, "date", "", "--partition=cpu", name="third"), after=[first, second])
+    first = slurm_cli.submit(batch_script(tmp_path, "sleep 0.5; date +%s.%N", name="first"))
+    second = slurm_cli.submit(batch_script(tmp_path, "date +%s.%N; exit 3", name="second"), after=[first])
+    third = slurm_cli.submit(batch_script(tmp_path, "date", "", "--partition=cpu", name="third"), after=[first, second])
     assert slurm_cli.jobs([third])[third].reason == "Dependency"
-    states = ended(cluster, first, second, third)
+    states = ended_jobs(cluster, first, second, third)
     assert [(job.id, job.state, job.exit_code) for job in states] == [
         (first, "COMPLETED", 0),
         (second, "FAILED", 3),
@@ -195,27 +167,27 @@ def test_a_chain_runs_in_order_and_a_failure_cancels_what_depends_on_it(cluster:
 def test_both_components_wait_for_the_dependency_and_each_gets_a_node_of_its_own(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    gate = slurm_cli.submit(script(tmp_path, f"while ! test -e {tmp_path}/go; do sleep 0.1; done", name="gate"))
+    gate = slurm_cli.submit(batch_script(tmp_path, f"while ! test -e {tmp_path}/go; do sleep 0.1; done", name="gate"))
     body = "srun --het-group=0,1 bash -c 'echo $SLURMD_NODENAME'"
-    job = slurm_cli.submit(script(tmp_path, body, "--partition=cpu", "--gpus-per-node=2"), after=[gate])
-    cluster.wait("the gate", lambda: state(gate) == "RUNNING")
+    job = slurm_cli.submit(batch_script(tmp_path, body, "--partition=cpu", "--gpus-per-node=2"), after=[gate])
+    cluster.wait("the gate", lambda: job_state(gate) == "RUNNING")
     parts = cluster.command("squeue", "-h", f"--jobs={job}", "--Format=HetJobOffset:|,State:|,Reason:")
     assert sorted(parts.split()) == ["0|PENDING|Dependency", "1|PENDING|Dependency"]
     assert list(slurm_cli.jobs([job])) == [job]
     (tmp_path / "go").touch()
-    (ended_job,) = ended(cluster, job)
+    (ended_job,) = ended_jobs(cluster, job)
     assert ended_job.state == "COMPLETED"
     assert sorted(ended_job.nodes.split(",")) == sorted(out(tmp_path).split()) == ["n1", "n2"]
 
 
 def test_cancel_takes_waiting_running_and_heterogeneous_jobs(cluster: Cluster, tmp_path: Path) -> None:
-    done = slurm_cli.submit(script(tmp_path, "true", name="done"))
-    ended(cluster, done)
-    running = slurm_cli.submit(script(tmp_path, "srun --het-group=1 sleep 600", "", "--gpus-per-node=8"))
-    waiting = slurm_cli.submit(script(tmp_path, "true", "", "", name="waiting"), after=[running])
-    cluster.wait("the job", lambda: state(running) == "RUNNING")
+    done = slurm_cli.submit(batch_script(tmp_path, "true", name="done"))
+    ended_jobs(cluster, done)
+    running = slurm_cli.submit(batch_script(tmp_path, "srun --het-group=1 sleep 600", "", "--gpus-per-node=8"))
+    waiting = slurm_cli.submit(batch_script(tmp_path, "true", "", "", name="waiting"), after=[running])
+    cluster.wait("the job", lambda: job_state(running) == "RUNNING")
     slurm_cli.cancel([done, running, waiting, "99999"])
-    assert [job.state for job in ended(cluster, done, running, waiting)] == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    assert [job.state for job in ended_jobs(cluster, done, running, waiting)] == ["COMPLETED", "CANCELLED", "CANCELLED"]
     cluster.wait("an empty queue", lambda: not cluster.command("squeue", "-h").strip())
 
 
@@ -223,12 +195,12 @@ def test_cancel_takes_waiting_running_and_heterogeneous_jobs(cluster: Cluster, t
 def test_a_requeued_job_runs_again_under_its_id(cluster: Cluster, tmp_path: Path) -> None:
     headers = ("--requeue --open-mode=append", "--requeue")
     body = 'echo ${SLURM_RESTART_COUNT:-0}; test -n "$SLURM_RESTART_COUNT" || sleep 600'
-    job = slurm_cli.submit(script(tmp_path, body, *headers))
+    job = slurm_cli.submit(batch_script(tmp_path, body, *headers))
     cluster.wait("the first attempt", lambda: out(tmp_path) == "0\n")
     slurm_cli.requeue(job)
     again = slurm_cli.jobs([job])[job]
     assert (again.ended, again.restarts) == (False, 1)
-    (last,) = ended(cluster, job)
+    (last,) = ended_jobs(cluster, job)
     assert (last.state, last.exit_code, last.restarts) == ("COMPLETED", 0, 1)
     assert out(tmp_path).splitlines()[-1] == "1"
 
@@ -237,7 +209,7 @@ def test_what_slurm_refuses_fails_in_its_own_words(cluster: Cluster, tmp_path: P
     with pytest.raises(
         StepFailed, match=r"job\.sbatch: sbatch did not take it: .*invalid partition specified: nowhere"
     ):
-        slurm_cli.submit(script(tmp_path, "true", "--partition=nowhere"))
+        slurm_cli.submit(batch_script(tmp_path, "true", "--partition=nowhere"))
     with pytest.raises(StepFailed, match="scontrol requeue 99999: Invalid job id"):
         slurm_cli.requeue("99999")
     with pytest.raises(StepFailed, match="show node n9"):
@@ -251,8 +223,10 @@ def test_a_job_starts_with_nothing_of_the_job_that_submitted_it(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "n7")
     monkeypatch.setenv("CAI_HOME", "/kept")
-    job = slurm_cli.submit(script(tmp_path, 'echo "$SLURM_RESTART_COUNT$SLURM_JOB_NODELIST_HET_GROUP_1$CAI_HOME"'))
-    ended(cluster, job)
+    job = slurm_cli.submit(
+        batch_script(tmp_path, 'echo "$SLURM_RESTART_COUNT$SLURM_JOB_NODELIST_HET_GROUP_1$CAI_HOME"')
+    )
+    ended_jobs(cluster, job)
     assert out(tmp_path) == "/kept\n"
 
 
@@ -262,7 +236,7 @@ def test_nodes_have_names_and_addresses(cluster: Cluster) -> None:
 
 
 def test_the_live_job_of_a_script_is_found_again(cluster: Cluster, tmp_path: Path) -> None:
-    path = script(tmp_path, "sleep 600", "", "")
+    path = batch_script(tmp_path, "sleep 600", "", "")
     assert slurm_cli.live_job(path) is None
     job = slurm_cli.submit(path)
     assert slurm_cli.live_job(path) == job
@@ -281,7 +255,7 @@ def test_a_lost_answer_of_sbatch_does_not_double_the_job(
     lossy.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\necho {message!r} >&2\nexit 1\n')
     lossy.chmod(0o755)
     monkeypatch.setenv("PATH", f"{lossy.parent}{os.pathsep}{os.environ['PATH']}")
-    job = slurm_cli.submit(script(tmp_path, "sleep 600"))
+    job = slurm_cli.submit(batch_script(tmp_path, "sleep 600"))
     assert cluster.command("squeue", "-h", "--format=%A").split() == [job]
 
 
@@ -290,17 +264,17 @@ def test_a_lost_answer_of_sbatch_does_not_double_the_job(
 
 @pytest.mark.long
 def test_a_controller_that_restarts_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
-    job = slurm_cli.submit(script(tmp_path, "sleep 3"))
-    cluster.wait("the job", lambda: state(job) == "RUNNING")
+    job = slurm_cli.submit(batch_script(tmp_path, "sleep 3"))
+    cluster.wait("the job", lambda: job_state(job) == "RUNNING")
     cluster.stop_controller()
     back = threading.Timer(1.5, cluster.start_controller)
     back.start()
     try:
-        assert state(job) in ("RUNNING", "COMPLETED")
-        after = slurm_cli.submit(script(tmp_path, "true", name="after"), after=[job])
+        assert job_state(job) in ("RUNNING", "COMPLETED")
+        after = slurm_cli.submit(batch_script(tmp_path, "true", name="after"), after=[job])
     finally:
         back.join()
-    assert [job.state for job in ended(cluster, job, after)] == ["COMPLETED"] * 2
+    assert [job.state for job in ended_jobs(cluster, job, after)] == ["COMPLETED"] * 2
 
 
 def test_a_controller_that_stays_away_is_an_error(
@@ -315,7 +289,7 @@ def test_a_controller_that_stays_away_is_an_error(
     with pytest.raises(StepFailed, match=r"squeue .*Unable to contact slurm controller"):
         slurm_cli.jobs(["1"])
     with pytest.raises(StepFailed, match=r"job\.sbatch: sbatch did not take it: .*Unable to contact slurm controller"):
-        slurm_cli.submit(script(tmp_path, "true"))
+        slurm_cli.submit(batch_script(tmp_path, "true"))
 
 
 def test_a_cluster_whose_pytest_is_gone_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
@@ -328,7 +302,7 @@ def test_a_cluster_whose_pytest_is_gone_leaves_nothing_behind(cluster: Cluster, 
     assert keeper.stdout is not None
     said = json.loads(keeper.stdout.readline())
     env = {**os.environ, **said["env"]}
-    stubborn = script(tmp_path, "trap '' TERM; setsid sleep 600 & sleep 600")
+    stubborn = batch_script(tmp_path, "trap '' TERM; setsid sleep 600 & sleep 600")
     subprocess.run(["sbatch", stubborn], env=env, check=True, capture_output=True)
 
     def its_own() -> list[str]:
@@ -350,8 +324,8 @@ def inside(cluster: Cluster, folder: Path, function: str, *headers: str) -> str:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib, tests.launchers.test_slurm_cluster as t; "
     code += f"t.{function}(pathlib.Path({str(folder)!r}))"
     (folder / "inside.py").write_text(code)
-    job = slurm_cli.submit(script(folder, f"exec {sys.executable} {folder}/inside.py", *headers))
-    (last,) = ended(cluster, job, timeout=60)
+    job = slurm_cli.submit(batch_script(folder, f"exec {sys.executable} {folder}/inside.py", *headers))
+    (last,) = ended_jobs(cluster, job, timeout=60)
     assert last.state == "COMPLETED", out(folder)
     return out(folder)
 

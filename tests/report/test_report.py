@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cai.errors import SpecError
+from cai.figures.evaluation import parse_evaluation
 from cai.plan import Plan, Step, inputs_of
 from cai.report import drawing, samples
 from cai.report.graph import GAP_X, HEIGHT, WIDTH, graph_of, layered, ordered
@@ -201,7 +202,7 @@ def test_artifacts_that_runs_share_are_browsed_once(tmp_path: Path) -> None:
 
 
 def test_axes_of_an_old_evaluation_come_from_which_sets_are_harmless() -> None:
-    told = evaluation(new=False)
+    told = parse_evaluation(evaluation(new=False))
     assert axes_of(told) == {"helpfulness": ["helpful"], "harmlessness": ["red_team"]}
 
 

@@ -108,7 +108,7 @@ def test_rewards_of_one_reward_model_are_paired_by_prompt(here):
     differences = [b[1] - a[1] for a, b in zip(first, second, strict=True)]
     assert reward.difference == mean(differences)
     # The two intervals overlap, and prompt by prompt there is no doubt.
-    assert reward.after["low"] < reward.before["high"]
+    assert reward.after.low < reward.before.high
     assert verdict(reward) == "better"
     assert verdict(metric(found, "reward", "base")) == ""
     assert found.evaluations[0].same_reward_model
@@ -123,7 +123,7 @@ def test_rewards_of_two_reward_models_are_not_compared(here):
     reward = metric(found, "reward")
     assert (reward.difference, reward.comparable, reward.worse) == (None, False, False)
     assert not metric(found, "win rate", "rl against base").comparable
-    assert metric(found, "tokens").difference["value"] == 2
+    assert metric(found, "tokens").difference.value == 2
     assert not found.evaluations[0].same_reward_model
 
 
@@ -132,7 +132,7 @@ def test_prompts_that_differ_are_no_pair(here):
     moved = said | {"answers.jsonl": said["answers.jsonl"].replace('"question 1', '"another 1')}
     old = run(here, "old", plan(), evaluate=said)
     new = run(here, "new", plan("stages.rl.training.iterations=9"), evaluate=moved)
-    assert metric(results(old, new), "reward").difference["n"] == 40 - 11
+    assert metric(results(old, new), "reward").difference.n == 40 - 11
 
 
 def figure(value):

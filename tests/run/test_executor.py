@@ -410,7 +410,7 @@ def test_the_dry_run_sees_that_another_process_is_at_it(store: Store):
 def test_the_ledger_of_a_plan_and_the_rows_of_an_artifact(store: Store):
     plan = small_plan(drop=3)
     before = ledger_table(plan, store)
-    assert [line.done for line in before] == [False] * 3
+    assert [line.finished for line in before] == [False] * 3
     result = go(plan, store)
     line = ledger_table(plan, store)[0]
     assert (line.rows_in, line.rows_out, line.dropped, line.parts) == (8, 5, {"too long": 3}, {"train": 5})

@@ -27,9 +27,9 @@ from cai.files.locks import SHARING, holder
 from cai.plan import Plan, Step
 from cai.planning.resolver import resolve
 from cai.run.executor import RunResult, Silent, run, run_shard, run_step
-from cai.run.job_files import word_file
+from cai.run.job_files import word_file, write_json
 from cai.run.scripts import write_scripts
-from cai.run.shards import Merging, ShardProgress, parse_shard, shards_of
+from cai.run.shards import Merging, ShardProgress, parse_shard, shards_of, with_usage
 from cai.run.submission import Phase, cancel, resume, states, submit, watch
 from cai.stages.base import Shard
 from cai.stages.flow.base import Flow, ShardDone
@@ -38,9 +38,9 @@ from cai.stages.flow.generation import as_prompt, source_of
 from cai.store.artifacts import Store, artifact_name
 from cai.store.events import read_events
 from cai.terminal.plan_view import plan_data
-from tests.clients.test_openai_api import KEY, FakeServer, Reply, says
-from tests.stages.flow.test_flow import Flowing, chained, ctx_of
-from tests.support.slurm_cluster import Cluster, slurm  # noqa: F401
+from tests.support.fake_api import KEY, FakeServer, Reply, says
+from tests.support.flows import Flowing, chained, flow_context
+from tests.support.slurm_cluster import Cluster
 
 ROWS = 40
 CALLS = 2 * ROWS
@@ -192,6 +192,22 @@ def test_what_is_no_part_of_a_step_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"--shard: .* is no part of a step; write K/N"):
         parse_shard(text)
     assert parse_shard("2/3") == Shard(2, 3)
+
+
+def test_what_shards_asked_is_added_to_the_record_in_the_order_of_the_alphabet(tmp_path: Path) -> None:
+    own = {"pairs": 2, "usage": {"asked": 1, "rows done before": 40, "cost": 0.5}, "ties": 1}
+    assert with_usage(own, tmp_path, "sample") == own, "no shard has said anything"
+    usages = [
+        {"asked": 8, "attempts": 9, "most calls at once": 4, "tried again: 429": 1, "cost": 0.1},
+        {"asked": 3},
+        {},
+    ]
+    for index, usage in enumerate(usages):
+        word = word_file(tmp_path, "sample", index)
+        word.parent.mkdir(exist_ok=True)
+        write_json(word, {"code": 0, **({"usage": usage} if usage else {})})
+    added = {"asked": 12, "attempts": 9, "cost": 0.6, "most calls at once": 4, "tried again: 429": 1}
+    assert json.dumps(with_usage(own, tmp_path, "sample")) == json.dumps({**own, "usage": added})
 
 
 @pytest.mark.long
@@ -359,8 +375,8 @@ def test_rows_are_told_once_and_a_shard_tells_its_share(tmp_path: Path) -> None:
 
 
 def test_rows_beside_the_stages_own_do_not_end_a_shard(tmp_path: Path) -> None:
-    ctx = ctx_of(tmp_path, Flowing(), shard=Shard(0, 2))
-    source = source_of(ctx.one("prompts"), as_prompt)
+    ctx = flow_context(tmp_path, Flowing(), shard=Shard(0, 2))
+    source = source_of(ctx.input("prompts"), as_prompt)
     with Flow(ctx, "model", source, chained, size=16, name="labelled") as flow:
         drive(flow)
     with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone) as done:
@@ -413,7 +429,7 @@ def test_whatever_ends_the_run_ends_its_shards_and_the_same_command_goes_on(
 
 
 @pytest.fixture
-def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:  # noqa: F811
+def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     yield slurm

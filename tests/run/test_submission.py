@@ -28,7 +28,7 @@ from cai.store.artifacts import Store
 from cai.store.events import read_events
 from tests.support.executor_kinds import KINDS, SIDE, no_engine, small_plan
 from tests.support.paths import ROOT
-from tests.support.slurm_cluster import Cluster, slurm  # noqa: F401
+from tests.support.slurm_cluster import Cluster
 
 # The scripts
 
@@ -219,7 +219,7 @@ class Toy:
 
 
 @pytest.fixture
-def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def cluster(slurm: Cluster, monkeypatch: pytest.MonkeyPatch):
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     yield slurm

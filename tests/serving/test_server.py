@@ -9,9 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import httpx
 import openai
@@ -19,65 +18,17 @@ import pytest
 import uvicorn
 from rich.console import Console
 
-from cai.chat import Message
-from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
-from cai.errors import PrerequisiteError, Problem, SpecError
+from cai.clients.base import Completion, Request
+from cai.errors import PrerequisiteError
 from cai.serving.server import api_key_from, make_app, serve
-from cai.terminal.chat import ChatModel
+from tests.support.chat_models import SeededWords, words_model
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello there"}]}
 
 
-class Parrot:
-    """A template: roles and contents in brackets; two user turns in a row are refused."""
-
-    stops = ("<end>",)
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        for a, b in pairwise(messages):
-            if a.role == b.role:
-                raise SpecError(Problem("parrot", "turns must alternate"))
-        return "".join(f"[{m.role}]{m.content}" for m in messages) + "[assistant]"
-
-
-class Words:
-    """A client whose answer is words drawn from the prompt by the seed, cut at ``max_tokens`` words and at stops."""
-
-    name = "words"
-
-    def __init__(self, fail: bool = False) -> None:
-        self.fail, self.closed = fail, False
-        self.batches: list[int] = []
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def complete(self, request: Request) -> Completion:
-        words = f"seed {request.seed} answers  {request.prompt} [b]ü\n".split(" ")
-        kept = " ".join(words[: request.sampling.max_tokens])
-        finish = Finish.LENGTH if len(words) > request.sampling.max_tokens else Finish.STOP
-        for stop in request.sampling.stop:
-            if stop in kept:
-                kept, finish = kept[: kept.index(stop)], Finish.STOP
-        return Completion(request.id, kept, len(request.prompt.split()), len(kept.split(" ")), finish)
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        self.batches.append(len(requests))
-        assert self.gate.wait(10)
-        if self.fail:
-            raise RuntimeError("the processor is on fire")
-        for request in reversed(requests):
-            yield self.complete(request)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class StreamingWords(Words):
+class StreamingWords(SeededWords):
     """The same, letter by letter."""
 
     def __init__(self, delay: float = 0.0) -> None:
@@ -96,15 +47,11 @@ class StreamingWords(Words):
         return done
 
 
-def speaker(client: Words, **fields: object) -> ChatModel:
-    return ChatModel(client, Parrot(), "tiny", Sampling(max_tokens=50), **fields)  # type: ignore[arg-type]
-
-
 @contextmanager
-def served(client: Words, **options: object) -> Iterator[str]:
+def served(client: SeededWords, **options: object) -> Iterator[str]:
     """A real server on a free port; yields its base URL."""
     fields = {k: options.pop(k) for k in ("context", "count") if k in options}
-    app = make_app(speaker(client, **fields), **options)  # type: ignore[arg-type]
+    app = make_app(words_model(client, **fields), **options)  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -122,7 +69,7 @@ def served(client: Words, **options: object) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:
-    with served(Words()) as url:
+    with served(SeededWords()) as url:
         yield url
 
 
@@ -146,8 +93,8 @@ def test_the_openai_client_gets_an_answer_with_usage(client: openai.OpenAI) -> N
     assert got.usage.total_tokens == 2 + got.usage.completion_tokens
 
 
-@pytest.mark.parametrize("kind", [Words, StreamingWords])
-def test_streamed_pieces_join_to_the_whole_answer(kind: type[Words]) -> None:
+@pytest.mark.parametrize("kind", [SeededWords, StreamingWords])
+def test_streamed_pieces_join_to_the_whole_answer(kind: type[SeededWords]) -> None:
     with served(kind()) as base, openai.OpenAI(base_url=f"{base}/v1", api_key="x", max_retries=0) as client:
         whole = client.chat.completions.create(**HELLO, seed=3, n=2)  # type: ignore[arg-type]
         options = {"include_usage": True}
@@ -275,7 +222,7 @@ def test_other_errors_have_openai_shape(base: str, client: openai.OpenAI) -> Non
 
 
 def test_large_bodies_and_long_prompts_are_refused() -> None:
-    with served(Words(), max_body=1000, context=60, count=len) as base:
+    with served(SeededWords(), max_body=1000, context=60, count=len) as base:
         large = post(base, {**HELLO, "user": "x" * 2000})
         long = post(base, HELLO)
         short = post(base, {**HELLO, "max_tokens": 5})
@@ -286,7 +233,7 @@ def test_large_bodies_and_long_prompts_are_refused() -> None:
 
 def test_an_api_key_is_asked_for_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "s3cret")
-    with served(Words(), api_key=api_key_from("MY_KEY")) as base:
+    with served(SeededWords(), api_key=api_key_from("MY_KEY")) as base:
         refused = [post(base, HELLO), post(base, HELLO, headers={"Authorization": "Bearer s3cre"})]
         refused.append(httpx.get(f"{base}/v1/models"))
         with openai.OpenAI(base_url=f"{base}/v1", api_key="s3cret") as client:
@@ -308,7 +255,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def busy(words: Words, base: str, waiting: int) -> Iterator[list[httpx.Response]]:
+def busy(words: SeededWords, base: str, waiting: int) -> Iterator[list[httpx.Response]]:
     """The model is held at one request while ``waiting`` more queue up; all are answered at the end."""
     words.gate.clear()
     answers: list[httpx.Response] = []
@@ -327,7 +274,7 @@ def busy(words: Words, base: str, waiting: int) -> Iterator[list[httpx.Response]
 
 
 def test_requests_that_wait_are_answered_as_one_batch() -> None:
-    words = Words()
+    words = SeededWords()
     with served(words) as base:
         with busy(words, base, 5) as answers:
             assert answers == []
@@ -336,14 +283,14 @@ def test_requests_that_wait_are_answered_as_one_batch() -> None:
 
 
 def test_a_full_queue_is_503() -> None:
-    with served(Words(), max_waiting=3) as base:
+    with served(SeededWords(), max_waiting=3) as base:
         got = post(base, {**HELLO, "n": 4})
     assert (got.status_code, got.json()["error"]["code"]) == (503, "server_busy")
     assert got.headers["retry-after"] == "1"
 
 
 def test_a_model_that_fails_is_500_and_the_server_goes_on() -> None:
-    words = Words(fail=True)
+    words = SeededWords(fail=True)
     with served(words) as base:
         failed, streamed = post(base, HELLO), post(base, {**HELLO, "stream": True})
         words.fail = False
@@ -365,7 +312,7 @@ def test_a_stream_stops_when_the_caller_hangs_up() -> None:
 
 
 def test_a_request_whose_caller_hung_up_is_never_run() -> None:
-    words = Words()
+    words = SeededWords()
     with served(words) as base:
         with busy(words, base, 0):
             with pytest.raises(httpx.ReadTimeout):
@@ -379,15 +326,15 @@ def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PrerequisiteError, match=rf"127\.0\.0\.1:{port}: already in use; .*--port"):
-            serve(make_app(speaker(Words())), port=port, console=Console(file=None, quiet=True))
+            serve(make_app(words_model(SeededWords())), port=port, console=Console(file=None, quiet=True))
 
 
 def test_serve_prints_its_address_and_a_curl_line_that_works() -> None:
     program = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_serving import Words, speaker\n"
+        "import sys; sys.path.insert(0, '.')\n"
+        "from tests.support.chat_models import SeededWords, words_model\n"
         "from cai.serving.server import make_app, serve\n"
-        "serve(make_app(speaker(Words())), port=0)\n"
+        "serve(make_app(words_model(SeededWords())), port=0)\n"
     )
     process = subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

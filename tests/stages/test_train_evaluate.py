@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_figures_of_known_answers(tmp_path: Path) -> None:
     assert tuned["reward"]["value"] > base["reward"]["value"]
     assert set(tuned["reward_by_topic"]) == {"even", "odd"}
     assert red["wins"] == [
-        {"model": "tuned", "against": "base", **intervals.share(12, 12), "wins": 12, "ties": 0, "losses": 0}
+        {"model": "tuned", "against": "base", **asdict(intervals.share(12, 12)), "wins": 12, "ties": 0, "losses": 0}
     ]
     held = report["reward_model"]["held_out"]
     # Nine pairs whose better answer is longer, and one whose label says that the shorter 'rejected' one is better.
@@ -213,24 +214,27 @@ def test_settings_that_make_no_sense(fields: dict[str, Any], match: str) -> None
 
 def test_wilsons_interval_is_the_textbooks() -> None:
     found = intervals.share(8, 10)
-    assert (found["low"], found["high"]) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert intervals.share(0, 5)["low"] == 0
-    assert intervals.share(0, 0)["value"] is None
+    assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert intervals.share(0, 5).low == 0
+    assert intervals.share(0, 0).value is None
 
 
 def test_the_bootstrap_holds_the_mean_and_does_not_move() -> None:
     values = [float(v % 7) for v in range(40)]
     found = intervals.mean(values, seed=3)
     assert found == intervals.mean(values, seed=3)
-    assert found["low"] < found["value"] < found["high"]
-    spread = (sum((v - found["value"]) ** 2 for v in values) / 39) ** 0.5 / 40**0.5
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    assert intervals.mean([2.0, 2.0, 2.0])["low"] == 2.0
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    spread = (sum((v - found.value) ** 2 for v in values) / 39) ** 0.5 / 40**0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert intervals.mean([2.0, 2.0, 2.0]).low == 2.0
 
 
 def test_ties_count_half() -> None:
     found = intervals.wins([1.0, 2.0, 3.0, 3.0], [1.0, 1.0, 4.0, 2.0])
-    assert (found["wins"], found["ties"], found["losses"], found["value"]) == (2, 1, 1, 0.625)
+    assert (found.wins, found.ties, found.losses, found.value) == (2, 1, 1, 0.625)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.data.test_nemo_tokens import TURN, lines, spm
+from tests.support.nemo_rows import TURN
+from tests.support.small_tokenizers import quickstart_lines, quickstart_spm
 
 EOD = "<|endoftext|>"
 
@@ -93,7 +94,7 @@ class Fake:
             return
         key = (prompt,) if asked["greedy"] or asked["top_k"] == 1 else (prompt, asked["random_seed"], row)
         drawn = random.Random(repr(key))
-        said = lines()
+        said = quickstart_lines()
         while True:
             yield from sp.encode(drawn.choice(said))
 
@@ -177,4 +178,4 @@ def serving(fake: Fake) -> Iterator[str]:
 def fake(**settings: Any) -> Fake:
     import sentencepiece
 
-    return Fake(sentencepiece.SentencePieceProcessor(model_proto=spm(symbols=(TURN,))), **settings)
+    return Fake(sentencepiece.SentencePieceProcessor(model_proto=quickstart_spm(symbols=(TURN,))), **settings)

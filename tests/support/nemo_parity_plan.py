@@ -23,13 +23,13 @@ from cai.engines import engine_of
 from cai.engines.base import Places
 from cai.engines.nemo_aligner.commands import Compiled, commands
 from cai.engines.nemo_aligner.overrides import Env, literal
-from cai.engines.nemo_aligner.schedule import SCHED, Curve, updates_of
+from cai.engines.nemo_aligner.schedule import SCHED, LearningRateCurve, updates_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
-from cai.engines.nemo_aligner.survey import survey
+from cai.engines.nemo_aligner.survey import survey_plan
 from cai.plan import Plan, Step, by_role
 from cai.stages.base import Sampled
-from tests.data.test_nemo_tokens import spm
 from tests.support.generate_server import Fake, serving
+from tests.support.small_tokenizers import quickstart_spm
 
 STORE = Path("/store")
 NOTHING = "-"
@@ -129,8 +129,8 @@ class Reading:
         by_step: dict[str, Values] = {}
         with tempfile.TemporaryDirectory() as folder:
             tokenizer = Path(folder) / "tokenizer.model"
-            tokenizer.write_bytes(spm())
-            server = Fake(sentencepiece.SentencePieceProcessor(model_proto=spm()), {"": "Yes."})
+            tokenizer.write_bytes(quickstart_spm())
+            server = Fake(sentencepiece.SentencePieceProcessor(model_proto=quickstart_spm()), {"": "Yes."})
             with serving(server) as url:
                 client = NemoGenerateClient([url], open_tokenizer(tokenizer))
                 for step in self.plan.steps:
@@ -150,9 +150,9 @@ class Reading:
     def updates(self, command: str) -> int:
         """Optimizer steps of a planned trainer."""
         name = command.partition(".")[0]
-        return updates_of(survey(self.settings, self.plan, str), self.plan.step(name), self.commands[command])
+        return updates_of(survey_plan(self.settings, self.plan, str), self.plan.step(name), self.commands[command])
 
-    def curve(self, command: str) -> Curve:
+    def curve(self, command: str) -> LearningRateCurve:
         """The learning rates of a planned trainer."""
         values = {**self._upstream[f"override {command}"], **self.overrides(command)}
         return _curve(values, self.updates(command))
@@ -190,7 +190,7 @@ class Reading:
         batch = values.get("model.global_batch_size") or values["model.data.train_ds.global_batch_size"]
         return self.guide_rows(command) // int(batch)
 
-    def guide_curve(self, command: str, data_parallel: int = 1) -> Curve:
+    def guide_curve(self, command: str, data_parallel: int = 1) -> LearningRateCurve:
         """The guide's learning rates. PPO's are laid out for ``data_parallel`` times the updates that its prompts make.
 
         Source: NeMo-Aligner v0.7.0, examples/nlp/gpt/train_gpt_ppo_actor.py (the loader that stands in for training).
@@ -207,10 +207,10 @@ def _whole(rows: int, batch: int) -> int:
     return rows // batch * batch
 
 
-def _curve(values: Values, updates: int) -> Curve:
+def _curve(values: Values, updates: int) -> LearningRateCurve:
     total = values.get(f"{SCHED}.max_steps") or max(0, int(values.get("trainer.ppo.max_steps", 0))) or updates
     warmup, constant = (int(values[f"{SCHED}.{name}_steps"]) for name in ("warmup", "constant"))
-    return Curve(updates, total, values["model.optim.lr"], values[f"{SCHED}.min_lr"], warmup, constant)
+    return LearningRateCurve(updates, total, values["model.optim.lr"], values[f"{SCHED}.min_lr"], warmup, constant)
 
 
 # ---- the words -------------------------------------------------------------------------------------------------------

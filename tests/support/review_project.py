@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from cai.cli import main
@@ -184,7 +185,7 @@ def evaluation(answers: Mapping[str, list[tuple[str, float]]]) -> dict[str, str]
                 "rows": len(first),
                 "benign": False,
                 "models": models,
-                "wins": [{"model": names[-1], "against": names[0], **wins(last, first)}],
+                "wins": [{"model": names[-1], "against": names[0], **asdict(wins(last, first))}],
             }
         },
     }
@@ -207,6 +208,6 @@ def evaluation(answers: Mapping[str, list[tuple[str, float]]]) -> dict[str, str]
         for i in range(len(first))
     ]
     return {
-        "evaluation.json": json.dumps(data),
+        "evaluation.json": json.dumps(data, default=asdict),
         "answers.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
     }

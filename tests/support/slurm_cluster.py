@@ -5,7 +5,7 @@ everything they start, jobs included, so whatever ends it (the fixture, a failed
 its standard input) leaves no process behind. Nothing outside the folder is touched: the key, the sockets and the
 configuration are its own, so several clusters can run at once.
 
-``python tests/slurm_cluster.py`` starts one by hand: it prints the SLURM_CONF to export and stays until Ctrl-D.
+``python tests/support/slurm_cluster.py`` starts one by hand: it prints the SLURM_CONF to export and stays until Ctrl-D.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Cluster:
 def slurm(pytestconfig: pytest.Config) -> Cluster:
     """A two-node Slurm for the whole session; tests that need one are skipped, with the reason, where it cannot be.
 
-    Import it by name. All modules that do share one cluster, which is taken down when pytest ends.
+    All tests share one cluster, which is taken down when pytest ends.
     """
     reason = missing()
     if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from cai.chat import Span
 from cai.engines.base import Attempt, Progress
-from cai.engines.methods.base import PairText, PromptText, TrainText
+from cai.engines.methods.base import Lora, PairText, Precision, PromptText, TrainText
+from cai.engines.methods.ppo import RlSettings
 
 WORDS = [
     "the",
@@ -125,3 +127,23 @@ def questions(count: int) -> list[PromptText]:
 def attempt_at(place: Path, progress: Progress | None = None, name: str = "out", seed: int = 1) -> Attempt:
     """An attempt whose result goes to ``name`` in ``place``, and its checkpoints to ``work`` beside it."""
     return Attempt(seed, place / name, place / "work", progress or Watch())
+
+
+PPO_SETTINGS = RlSettings(
+    iterations=4,
+    rollouts=16,
+    batch_size=8,
+    micro_batch_size=4,
+    ppo_epochs=2,
+    learning_rate=2e-2,
+    critic_learning_rate=1e-2,
+    max_tokens=6,
+    kl_coefficient=0.02,
+    lora=Lora(rank=4, last_layers=2),
+    precision=Precision.FLOAT32,
+)
+
+
+def likes_kind(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The share of an answer's words that are 'kind'."""
+    return [a.split().count("kind") / max(1, len(a.split())) for _, a in pairs]

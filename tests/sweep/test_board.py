@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cai.commands.reporting import report_verb
+from cai.figures.intervals import Interval
 from cai.identity import key_of
 from cai.plan import Plan, Step, inputs_of
 from cai.run.job_files import write_json
@@ -132,13 +133,13 @@ def test_a_principle_is_judged_prompt_by_prompt(tmp_path: Path) -> None:
     a, b = effects["a", "reward on red"], effects["b", "reward on red"]
     assert a.paired
     # Without pairing the interval would be about 1.4 wide: rewards of prompts differ by 2.
-    assert a.change["high"] - a.change["low"] < 0.2
-    assert a.change["low"] < -0.2 < a.change["high"] < 0
-    assert b.change["low"] < 0 < b.change["high"]
-    assert effects["a", "refuses safe"].change["value"] == 0
+    assert a.change.high - a.change.low < 0.2
+    assert a.change.low < -0.2 < a.change.high < 0
+    assert b.change.low < 0 < b.change.high
+    assert effects["a", "refuses safe"].change.value == 0
     # Not a mean over prompts that the answers tell: from the two intervals.
     assert not effects["a", "accuracy on pairs"].paired
-    assert effects["a", "accuracy on pairs"].change["low"] == pytest.approx(-((0.2**2 + 0.3**2) ** 0.5))
+    assert effects["a", "accuracy on pairs"].change.low == pytest.approx(-((0.2**2 + 0.3**2) ** 0.5))
 
 
 def test_refusals_are_compared_on_the_same_prompts_and_less_is_better(tmp_path: Path) -> None:
@@ -146,9 +147,9 @@ def test_refusals_are_compared_on_the_same_prompts_and_less_is_better(tmp_path: 
     board = read_board(tmp_path / "sweep", store)
     assert [line.label for line in board.lines] == ["without a", "whole"]
     (effect,) = [e for e in board.effects if e.measure == "refuses safe"]
-    assert effect.change["value"] == pytest.approx(-0.5)
+    assert effect.change.value == pytest.approx(-0.5)
     assert effect.paired
-    assert effect.change["high"] < 0
+    assert effect.change.high < 0
 
 
 def test_rewards_of_different_reward_models_are_not_compared(tmp_path: Path) -> None:
@@ -175,20 +176,20 @@ def test_seeds_are_taken_together(tmp_path: Path) -> None:
     board = read_board(tmp_path / "sweep", sweep(tmp_path, cells))
     assert [(line.label, line.seeds) for line in board.pooled] == [("whole", 3), ("without a", 3)]
     pooled = board.pooled[1].figures["reward on red"]
-    assert pooled["n"] == 3
-    assert pooled["low"] < pooled["value"] < pooled["high"]
-    assert pooled["high"] - pooled["low"] < 0.5
+    assert pooled.n == 3
+    assert pooled.low < pooled.value < pooled.high
+    assert pooled.high - pooled.low < 0.5
     (effect,) = [e for e in board.effects if e.measure == "reward on red"]
-    assert effect.change["n"] == N  # each prompt once, not once for each seed
+    assert effect.change.n == N  # each prompt once, not once for each seed
 
 
 def test_an_interval_over_cells_is_students() -> None:
     found = over_cells([1.0, 2.0, 3.0])
-    assert (found["value"], found["n"]) == (2.0, 3)
-    assert found["high"] - 2.0 == pytest.approx(4.302652729911275 / 3**0.5)
-    assert over_cells([1.0, 2.0]) == {"value": 1.5, "low": None, "high": None, "n": 2}
-    assert over_cells([]) == {"value": None, "low": None, "high": None, "n": 0}
-    assert over_cells([2.0] * 4)["low"] == 2.0
+    assert (found.value, found.n) == (2.0, 3)
+    assert found.high - 2.0 == pytest.approx(4.302652729911275 / 3**0.5)
+    assert over_cells([1.0, 2.0]) == Interval(1.5, n=2)
+    assert over_cells([]) == Interval()
+    assert over_cells([2.0] * 4).low == 2.0
 
 
 def test_nested_subsets_make_a_curve(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_nested_subsets_make_a_curve(tmp_path: Path) -> None:
     ]
     board = read_board(tmp_path / "sweep", sweep(tmp_path, cells, preset="nested_subsets"))
     assert [line.size for line in board.sizes] == [1, 2, 4]
-    curve = [line.figures["reward on red"]["value"] for line in board.sizes]
+    curve = [line.figures["reward on red"].value for line in board.sizes]
     assert curve == sorted(curve)
 
 
@@ -213,10 +214,10 @@ def test_files_hold_every_figure(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "2"]
     assert rows[1]["label"] == "'=cmd()"
-    assert float(rows[0]["reward on red low"]) == board.lines[0].figures["reward on red"]["low"]
+    assert float(rows[0]["reward on red low"]) == board.lines[0].figures["reward on red"].low
     found = pyarrow.parquet.read_table(tmp_path / "sweep/leaderboard.parquet").to_pylist()
     assert found[1]["label"] == "=cmd()"
-    assert found[0]["reward on red"] == board.lines[0].figures["reward on red"]["value"]
+    assert found[0]["reward on red"] == board.lines[0].figures["reward on red"].value
     with (tmp_path / "sweep/principles.csv").open() as file:
         assert {row["principle"] for row in csv.DictReader(file)} == {"a"}
 
@@ -233,9 +234,9 @@ def test_the_end_of_a_sweep_says_what_may_be_chance(tmp_path: Path, capsys: pyte
 
 
 def test_changes_are_shown_with_their_sign() -> None:
-    assert change({"value": 0.5, "low": -0.25, "high": 1.25}, False) == "+0.50 [-0.25, +1.25]"
-    assert change({"value": -0.05, "low": None, "high": None}, True) == "-5%"
-    assert change({"value": None, "low": None, "high": None}, True) == "-"
+    assert change(Interval(0.5, -0.25, 1.25), False) == "+0.50 [-0.25, +1.25]"
+    assert change(Interval(-0.05), True) == "-5%"
+    assert change(Interval(), True) == "-"
 
 
 def test_a_sweep_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

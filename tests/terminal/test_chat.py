@@ -14,38 +14,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cai.chat import Message
-from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
+from cai.clients.base import Completion, Finish, Request
 from cai.errors import SpecError
-from cai.terminal.chat import ChatHistory, ChatModel, ask, chat, pieces, stream
-
-
-class Brackets:
-    stops = ("<end>",)
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        return "".join(f"[{m.role}]{m.content}" for m in messages) + "[assistant]"
-
-
-class Echo:
-    """Repeats the prompt it read; keeps the requests."""
-
-    name = "echo"
-
-    def __init__(self, say: str = "") -> None:
-        self.say, self.requests = say, list[Request]()
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        for request in requests:
-            self.requests.append(request)
-            text = self.say or f"heard {request.prompt.count('[user]')}"
-            yield Completion(request.id, text, 1, 2, Finish.STOP)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
+from cai.terminal.chat import ChatHistory, ask, chat, pieces, stream
+from tests.support.chat_models import Echo, echo_model
 
 
 class Interrupted(Echo):
@@ -60,14 +32,10 @@ class Interrupted(Echo):
         return Completion(request.id, "half an answer", 1, 3, Finish.LENGTH)
 
 
-def speaker(client: Echo, **fields: object) -> ChatModel:
-    return ChatModel(client, Brackets(), **{"name": "tuned", "sampling": Sampling(max_tokens=10), **fields})  # type: ignore[arg-type]
-
-
 def piped(lines: str, client: Echo, **fields: object) -> str:
     out = StringIO()
     beside = fields.pop("beside", None)
-    chat(speaker(client, **fields), beside=beside, console=Console(file=out, width=80), source=StringIO(lines))  # type: ignore[arg-type]
+    chat(echo_model(client, **fields), beside=beside, console=Console(file=out, width=80), source=StringIO(lines))  # type: ignore[arg-type]
     return out.getvalue()
 
 
@@ -133,28 +101,28 @@ def test_hostile_answers_are_shown_and_do_nothing() -> None:
 def test_single_questions_are_separate_and_one_alone_prints_only_the_answer() -> None:
     def asked(questions: list[str], **more: object) -> str:
         out = StringIO()
-        ask(speaker(Echo()), questions, console=Console(file=out, width=80), **more)  # type: ignore[arg-type]
+        ask(echo_model(Echo()), questions, console=Console(file=out, width=80), **more)  # type: ignore[arg-type]
         return out.getvalue()
 
     assert asked(["hi"]) == "heard 1\n"
     out = StringIO()
     client = Interrupted()
     client.requests.append(Request("0", ""))
-    ask(speaker(client), ["hi"], console=Console(file=out))
+    ask(echo_model(client), ["hi"], console=Console(file=out))
     assert out.getvalue() == "half an answer\n"  # a program that reads this wants no remark that it was cut
     assert asked(["hi", "ho"]) == "> hi\nheard 1\n\n> ho\nheard 1\n\n"
-    base = speaker(Echo("from the base"), name="base")
+    base = echo_model(Echo("from the base"), name="base")
     assert asked(["hi"], beside=base) == "> hi\ntuned:\nheard 1\nbase:\nfrom the base\n\n"
 
 
 def test_a_question_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(SpecError, match="shorten the message"):
-        ask(speaker(Echo(), context=20), ["x" * 100], console=Console(file=StringIO()))
+        ask(echo_model(Echo(), context=20), ["x" * 100], console=Console(file=StringIO()))
 
 
 def test_beside_keeps_its_own_conversation() -> None:
     base = Echo("base says")
-    said = piped("a\nb\n", Echo(), beside=speaker(base, name="base"))
+    said = piped("a\nb\n", Echo(), beside=echo_model(base, name="base"))
     assert base.requests[1].prompt == "[user]a[assistant]base says[user]b[assistant]"
     assert said.count("base:\nbase says\n") == 2
 
@@ -182,7 +150,7 @@ def test_a_conversation_alternates_after_a_failed_answer() -> None:
         def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
             raise RuntimeError("no memory")
 
-    talk = ChatHistory(speaker(Broken()))
+    talk = ChatHistory(echo_model(Broken()))
     talk.say("hello")
     with pytest.raises(RuntimeError):
         list(talk.answer())
@@ -193,9 +161,9 @@ def test_at_a_terminal_ctrl_c_warns_and_ctrl_d_leaves() -> None:
     program = (
         "import fcntl, sys, termios; sys.path.insert(0, '.')\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "from tests.terminal.test_chat import Echo, speaker\n"
+        "from tests.support.chat_models import Echo, echo_model\n"
         "from cai.terminal.chat import chat\n"
-        "chat(speaker(Echo()))\n"
+        "chat(echo_model(Echo()))\n"
     )
     terminal, other_end = os.openpty()
     child = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from rich.console import Console
 
 from cai.commands.talking import chat_verb
 from cai.errors import SpecError
-from cai.figures.intervals import share
+from cai.figures import intervals
+from cai.figures.evaluation import parse_evaluation
+from cai.figures.intervals import Interval
 from cai.plan import Plan, Step, inputs_of
 from cai.run.executor import RunResult, StepResult
 from cai.stages.base import Artifact
@@ -27,6 +29,10 @@ def figure(value: float | None, half: float = 0.1, n: int = 60) -> dict[str, Any
     if value is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def share(successes: float, n: int) -> dict[str, Any]:
+    return asdict(intervals.share(successes, n))
 
 
 def model(reward: float | None, refused: int = 3) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def report() -> dict[str, Any]:
             for i in range(3)
         ],
     }
-    made["caveats"] = caveats(made)
+    made["caveats"] = caveats(parse_evaluation(made))
     return made
 
 
@@ -272,6 +278,11 @@ def test_without_rewards_or_intervals_nothing_is_claimed(tmp_path: Path) -> None
     assert "too few prompts for intervals" in " ".join(printed(tmp_path, few).split())
 
 
+def test_an_evaluation_of_a_newer_program_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"evaluation\.json: an evaluation of version 99.*upgrade"):
+        printed(tmp_path, report() | {"version": 99})
+
+
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     text = printed(tmp_path, None)
     assert "nothing was measured" in text
@@ -279,9 +290,9 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
 
 
 def test_figures_are_written_with_their_intervals() -> None:
-    assert interval(figure(0.423, 0.05)) == "0.42 [0.37, 0.47]"
-    assert interval(share(0, 0), share=True) == "-"
-    assert interval({"value": 1.0, "low": None, "high": None, "n": 1}) == "1.00"
+    assert interval(Interval(0.423, 0.373, 0.473, 60)) == "0.42 [0.37, 0.47]"
+    assert interval(intervals.share(0, 0), share=True) == "-"
+    assert interval(Interval(1.0, n=1)) == "1.00"
     assert interval(None) == "-"
 
 

@@ -13,6 +13,7 @@ from cai.commands.planning import compile_plan
 from cai.errors import PrerequisiteError, SpecError, StepFailed
 from cai.experiment.model import parse
 from cai.experiment.schema import experiment_schema
+from cai.figures.evaluation import Evaluation, parse_evaluation
 from cai.files.library import Library, shipped_root
 from cai.files.locks import locked
 from cai.store.artifacts import Store
@@ -22,7 +23,7 @@ from cai.trackers.figures import evaluation_figures, revision_points, step_end
 from cai.trackers.settings import Tracking
 from cai.trackers.story import Story, config_of
 from cai.trackers.watching import check_trackers
-from tests.commands.test_jobs import Project, cluster_project  # noqa: F401 - a fixture
+from tests.support.toy_project import ToyProject
 from tests.support.tracker_kinds import EVALUATION, figure, go, tracked_plan
 from tests.support.tracker_processes import ROOT, SECRET, TB, Scripted, follow, program, python, scalars
 
@@ -220,7 +221,8 @@ def test_every_part_of_an_evaluation_is_told_and_none_has_to_be_there():
         "reward_model": {"held_out": {"accuracy": figure(0.7), "by_topic": {"hate": figure(0.1)}}},
         "revisions": {"base": {"rows": 4, "rounds": [later, {"round": 0, "reward": figure(0.1), "wins": None}]}},
     }
-    found = evaluation_figures(made)
+    evaluation = parse_evaluation(made)
+    found = evaluation_figures(evaluation)
     assert found["elo/harmlessness/rl-cai"] == 90.0
     assert found["violated/red_team/base/no-threats_high"] == pytest.approx(0.4)
     assert found["over_refusal/rl-cai_low"] == pytest.approx(0.1)
@@ -229,13 +231,22 @@ def test_every_part_of_an_evaluation_is_told_and_none_has_to_be_there():
     assert not [
         name for name in found if "hate" in name or "over_refusal/base" in name or "distinct_1/red_team/base" in name
     ]
-    points = revision_points("evaluate", made, 1.0)
+    points = revision_points("evaluate", evaluation, 1.0)
     assert [(p.prefix, p.axis, p.position, p.values["reward"]) for p in points] == [
         ("evaluate/revisions/base", "round", 0, 0.1),
         ("evaluate/revisions/base", "round", 1, 0.4),
     ]
-    assert evaluation_figures({}) == {}
-    assert revision_points("evaluate", {}, 1.0) == []
+    empty = Evaluation(models=(), sets={})
+    assert evaluation_figures(empty) == {}
+    assert revision_points("evaluate", empty, 1.0) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps(EVALUATION | {"version": 99})])
+def test_an_evaluation_that_cannot_be_read_stops_no_tracker(text, tmp_path):
+    (tmp_path / "evaluation.json").write_text(text)
+    figures, points = step_end("evaluate", "evaluate", folder=tmp_path, record={"outcome": {"calls": 4}}, t=0.0)
+    assert (figures["evaluate/end/calls"], points) == (4.0, [])
+    assert not [name for name in figures if "reward" in name]
 
 
 def test_the_experiment_of_the_document_is_one():
@@ -319,7 +330,7 @@ def test_a_failed_step_ends_the_tracked_run_as_failed(tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_on_a_cluster_is_told_when_somebody_watches(cluster_project: Project):  # noqa: F811
+def test_a_run_on_a_cluster_is_told_when_somebody_watches(cluster_project: ToyProject):
     project = cluster_project
     project.cai("experiment=toy", "tracking.tensorboard=true", "--detach")
     assert not (project.run / "tensorboard").exists()

@@ -1,4 +1,4 @@
-"""Parquet files, as the Hugging Face hub exports data sets; read in batches, through pyarrow (part of ``datasets``)."""
+"""Parquet files, as the Hugging Face hub exports data sets; read in batches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
     """The rows of a parquet file as plain objects.
 
     Raises:
-        PrerequisiteError: when pyarrow is missing or the file is no whole parquet file.
+        PrerequisiteError: when the file is no whole parquet file.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise PrerequisiteError(f"{path}: parquet needs pyarrow; install the package 'datasets'") from error
+    import pyarrow  # late: it is a quarter of a second, and most data are JSON
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):

@@ -13,6 +13,7 @@ def token_rewards(
     logprobs_BT: Tensor,  # noqa: N803
     reference_BT: Tensor,  # noqa: N803
     valid_BT: Tensor,  # noqa: N803
+    *,
     kl_coefficient: float,
 ) -> Tensor:
     """Per token -kl_coefficient * (log p - log p_ref), plus the answer's score on its last token."""
@@ -26,6 +27,7 @@ def generalised_advantages(
     rewards_BT: Tensor,  # noqa: N803
     values_BT: Tensor,  # noqa: N803
     valid_BT: Tensor,  # noqa: N803
+    *,
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:

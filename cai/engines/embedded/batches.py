@@ -74,15 +74,15 @@ def pack(examples: Sequence[Branches], device: str | torch.device = "cpu") -> Pa
             ids += end
             positions += range(len(example.shared), len(example.shared) + len(end))
     width = max(map(len, rows))
-    read = [0] * len(ids)
+    grid_index = [0] * len(ids)
     # Written backwards so that a shared token is read from its first row.
     for b in range(len(rows) - 1, -1, -1):
         for column, token in enumerate(rows[b]):
-            read[token] = b * width + column
+            grid_index[token] = b * width + column
     grid = [row + [0] * (width - len(row)) for row in rows]
     lasts = [row[-1] for row in rows]
     return Packed(
-        *(torch.tensor(x, dtype=torch.long, device=device) for x in (ids, positions, grid, read, starts, lasts))
+        *(torch.tensor(x, dtype=torch.long, device=device) for x in (ids, positions, grid, grid_index, starts, lasts))
     )
 
 
@@ -94,15 +94,15 @@ def epoch_order(ids: Sequence[str], seed: int, purpose: str) -> list[int]:
 def by_length(indices: Sequence[int], size: int, length: Callable[[int], int]) -> list[list[int]]:
     """Cut indices into micro-batches of at most ``size`` of similar length, the longest first (memory peaks early)."""
     ordered = sorted(indices, key=lambda i: (-length(i), i))
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def batches_of(ids: Sequence[str], batch_size: int, epochs: float, seed: int) -> list[list[int]]:
     """The examples of each optimizer step. An epoch's last batch may be small, none is dropped; at least one step."""
     per_epoch = -(-len(ids) // batch_size)
     steps = max(1, round(per_epoch * epochs))
-    found: list[list[int]] = []
-    while len(found) < steps:
-        order = epoch_order(ids, seed, f"epoch {len(found) // per_epoch}")
-        found += [order[at : at + batch_size] for at in range(0, len(ids), batch_size)]
-    return found[:steps]
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        order = epoch_order(ids, seed, f"epoch {len(batches) // per_epoch}")
+        batches += [order[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    return batches[:steps]

@@ -140,7 +140,7 @@ def train(data: DpoData, settings: DpoSettings, attempt: Attempt, hardware: Hard
     held_out = pairs_of(tokenizer, data.val, limit, Counter())
     if not pairs:
         raise StepFailed(f"dpo: none of {len(data.train)} pairs can be used ({dict(dropped)}); raise max_length")
-    reference, val_reference = _references(trunk, data.reference, settings, device, pairs, held_out)
+    reference, val_reference = _references(trunk, data.reference, settings, pairs, held_out)
     batches = batches_of([pair.id for pair in pairs], settings.batch_size, settings.epochs, seed)
     train_states = LowerStates(trunk, [pair.branches for pair in pairs], settings.epochs)
     val_states = LowerStates(trunk, [pair.branches for pair in held_out], 2)
@@ -199,20 +199,16 @@ def train(data: DpoData, settings: DpoSettings, attempt: Attempt, hardware: Hard
 
 
 def _references(
-    trunk: Trunk,
-    reference: Path | None,
-    settings: DpoSettings,
-    device: str,
-    pairs: list[PreferencePair],
-    held_out: list[PreferencePair],
-) -> tuple[Tensor, Tensor]:
-    """The reference's log-probabilities of the training pairs and of those held out.
+    trunk: Trunk, reference: Path | None, settings: DpoSettings, *splits: list[PreferencePair]
+) -> tuple[Tensor, ...]:
+    """The reference's log-probabilities of the pairs of each split.
 
     ``trunk`` has not learned anything yet, and its adapters add nothing: it is its own reference.
     """
+    device = str(trunk.device)
     reader = trunk if reference is None else Trunk(reference, settings.precision, device)
     trunk.refresh()
-    return reference_logprobs(reader, pairs, device), reference_logprobs(reader, held_out, device)
+    return tuple(reference_logprobs(reader, pairs, device) for pairs in splits)
 
 
 def _metrics(pairs: Sequence[PreferencePair], rows: list[dict[str, Any]], trunk: Trunk) -> dict[str, Any]:

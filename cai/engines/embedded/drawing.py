@@ -22,6 +22,7 @@ _NUCLEUS = 512
 def draw(
     logits_BV: torch.Tensor,
     samplings: Sequence[Sampling],
+    *,
     seeds: Sequence[int],
     steps: Sequence[int],
     seen_BV: torch.Tensor | None = None,
@@ -77,5 +78,5 @@ def _invert(probs_BV: torch.Tensor, at_B1: torch.Tensor, top_k: int, top_p: floa
     place_B1 = torch.searchsorted(total_BK, at_B1 * total_BK[:, -1:], right=True)
     last_B1 = (mass_BK > 0).long().mul(torch.arange(1, mass_BK.shape[-1] + 1, device=mass_BK.device)).amax(-1) - 1
     place_B1 = torch.minimum(place_B1, last_B1[:, None])
-    found: list[int] = (place_B1 if best_BK is None else best_BK.gather(-1, place_B1)).squeeze(-1).tolist()
-    return found
+    token_ids: list[int] = (place_B1 if best_BK is None else best_BK.gather(-1, place_B1)).squeeze(-1).tolist()
+    return token_ids

@@ -46,7 +46,8 @@ class EmbeddedClient:
     """
 
     def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
-        self._model, self._settings = model, settings
+        self._model = model
+        self._settings = settings
         self._chosen: Chosen = choose(settings)
         self._generators: dict[Generator, _Generates] = {}
         self._scorer: _Scores | None = None
@@ -94,7 +95,8 @@ class EmbeddedClient:
         for part in (*self._generators.values(), self._scorer):
             if part is not None:
                 part.close()
-        self._generators, self._scorer = {}, None
+        self._generators = {}
+        self._scorer = None
 
     def _open(self, kind: Generator) -> _Generates:
         if kind is Generator.OPENVINO:

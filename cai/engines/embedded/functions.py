@@ -6,6 +6,7 @@ Every one saves its inputs only and touches memory as seldom as it can.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,15 +33,24 @@ def without_gradient(work: Callable[P, R]) -> Callable[P, R]:
 _ROWS = 128
 
 
+@dataclass(frozen=True, slots=True)
+class _NormOptions:
+    """``eps`` is added to the mean square of a row; ``dtype`` is the type of what comes out."""
+
+    eps: float
+    dtype: torch.dtype
+
+
 class _Norm(torch.autograd.Function):  # type: ignore[misc]
     """Root-mean-square norm (arXiv 1910.07467) with a frozen weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, options: _NormOptions) -> Tensor:
         x32 = x.float()
-        inverse = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse = mean_square.add_(options.eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x32 * inverse).mul_(weight).to(dtype)
+        return (x32 * inverse).mul_(weight).to(options.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -49,7 +59,7 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc]
         scaled = dy * weight
         inner = torch.linalg.vecdot(scaled, x32).unsqueeze(-1)
         inner.mul_(inverse.square() / x.shape[-1])
-        return torch.addcmul(scaled, x32, inner, value=-1).mul_(inverse).to(x.dtype), None, None, None
+        return torch.addcmul(scaled, x32, inner, value=-1).mul_(inverse).to(x.dtype), None, None
 
 
 def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -57,12 +67,13 @@ def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     if weight.requires_grad:
         return functional.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(dtype)
     # The same formula with and without gradient: PPO's first ratios are exactly 1 because of it.
-    return _Norm.apply(x, weight, eps, dtype)
+    return _Norm.apply(x, weight, _NormOptions(eps, dtype))
 
 
 class _Rotate(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        cos, sin = rope
         ctx.save_for_backward(cos, sin)
         ctx.heads = heads
         return _rotate(x, cos, sin, heads)
@@ -70,21 +81,21 @@ class _Rotate(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotate(dy, cos, -sin, ctx.heads), None, None, None
+        return _rotate(dy, cos, -sin, ctx.heads), None, None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     y = x.clone(memory_format=torch.contiguous_format)
     half = x.shape[-1] // 2
-    left, right = x[:, :heads, :half], x[:, :heads, half:]
-    y[:, :heads, :half].mul_(cos).addcmul_(right, sin, value=-1)
-    y[:, :heads, half:].mul_(cos).addcmul_(left, sin)
+    first_half, second_half = x[:, :heads, :half], x[:, :heads, half:]
+    y[:, :heads, :half].mul_(cos).addcmul_(second_half, sin, value=-1)
+    y[:, :heads, half:].mul_(cos).addcmul_(first_half, sin)
     return y
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotary positions (arXiv 2104.09864) on the first ``heads`` of [N, all heads, head_dim]."""
-    return _Rotate.apply(x, cos, sin, heads)
+    return _Rotate.apply(x, (cos, sin), heads)
 
 
 class _Gated(torch.autograd.Function):  # type: ignore[misc]
@@ -110,6 +121,15 @@ def gated(wide: Tensor) -> Tensor:
     return _Gated.apply(wide)
 
 
+@dataclass(frozen=True, slots=True)
+class _Readout:
+    """What states are read with: the head in the compute type, the tokens looked for, and the temperature."""
+
+    head: Tensor
+    targets: Tensor
+    temperature: float
+
+
 class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
     """log p(target) for each state, a block of rows at a time; logits are never kept.
 
@@ -118,20 +138,20 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, head: Tensor, targets: Tensor, temperature: float, master: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, master: Tensor | None, readout: _Readout) -> Tensor:
+        head, targets, temperature = readout.head, readout.targets, readout.temperature
         out = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
         wants = ctx.needs_input_grad[0] and master is None
         rows = torch.empty_like(states) if wants else None
-        for at in range(0, states.shape[0], _ROWS):
-            part = slice(at, at + _ROWS)
+        for start in range(0, states.shape[0], _ROWS):
+            part = slice(start, start + _ROWS)
             logs = _log_softmax(states[part], head, temperature)
             out[part] = logs.gather(1, targets[part, None])[:, 0]
             if rows is not None:
                 expected = logs.exp_().to(head.dtype) @ head
                 rows[part] = head.index_select(0, targets[part]).sub_(expected).div_(temperature)
-        ctx.temperature, ctx.head = temperature, head
+        ctx.temperature = temperature
+        ctx.head = head
         if master is None:
             ctx.save_for_backward(rows)
         else:
@@ -143,18 +163,18 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         if not ctx.whole:
             (rows,) = ctx.saved_tensors
-            return (rows * g[:, None]).to(rows.dtype), None, None, None, None
+            return (rows * g[:, None]).to(rows.dtype), None, None
         states, targets = ctx.saved_tensors
         dstates = torch.empty_like(states)
         dhead = torch.zeros(ctx.head.shape, dtype=torch.float32, device=states.device)
-        for at in range(0, states.shape[0], _ROWS):
-            part = slice(at, at + _ROWS)
+        for start in range(0, states.shape[0], _ROWS):
+            part = slice(start, start + _ROWS)
             dlogits = _log_softmax(states[part], ctx.head, ctx.temperature).exp_().neg_()
             dlogits.scatter_add_(1, targets[part, None], torch.ones_like(dlogits[:, :1]))
             dlogits = dlogits.mul_(g[part, None] / ctx.temperature).to(states.dtype)
             dstates[part] = dlogits @ ctx.head
             dhead += dlogits.t() @ states[part]
-        return dstates, None, None, None, dhead
+        return dstates, dhead, None
 
 
 def _log_softmax(states: Tensor, head: Tensor, temperature: float) -> Tensor:
@@ -165,20 +185,20 @@ def _log_softmax(states: Tensor, head: Tensor, temperature: float) -> Tensor:
 
 
 def token_logprobs(
-    states: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0, master: Tensor | None = None
+    states: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0, *, master: Tensor | None = None
 ) -> Tensor:
     """Natural log-probabilities [S] of ``targets`` [S] after ``states`` [S, hidden]; ``head`` is [vocabulary, hidden].
 
     ``master`` is the float32 matrix behind ``head`` when that is trained too.
     """
-    return _TokenLogprobs.apply(states, head, targets, temperature, master)
+    return _TokenLogprobs.apply(states, master, _Readout(head, targets, temperature))
 
 
 def token_entropies(states: Tensor, head: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropies [S] in nats of the next-token distributions; differentiable, at the price of kept logits."""
     parts = []
-    for at in range(0, states.shape[0], _ROWS):
-        logs = _log_softmax(states[at : at + _ROWS], head, temperature)
+    for start in range(0, states.shape[0], _ROWS):
+        logs = _log_softmax(states[start : start + _ROWS], head, temperature)
         parts.append(-(logs.exp() * logs).sum(-1))
     return torch.cat(parts)
 
@@ -188,8 +208,8 @@ def token_statistics(states: Tensor, head: Tensor, targets: Tensor, temperature:
     """Log-probabilities of ``targets``, bit for bit ``token_logprobs``, and entropies; [S], no gradient."""
     logprobs = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
     entropies = torch.empty_like(logprobs)
-    for at in range(0, states.shape[0], _ROWS):
-        part = slice(at, at + _ROWS)
+    for start in range(0, states.shape[0], _ROWS):
+        part = slice(start, start + _ROWS)
         logs = _log_softmax(states[part], head, temperature)
         logprobs[part] = logs.gather(1, targets[part, None])[:, 0]
         entropies[part] = -torch.linalg.vecdot(logs.exp(), logs)

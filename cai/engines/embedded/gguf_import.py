@@ -38,13 +38,13 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def _fields(file: IO[bytes], count: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for _ in range(count):
         name = _string(file)
         value = _value(file, _number(file, "<I"))
         if value is not None:
-            found[name] = value
-    return found
+            metadata[name] = value
+    return metadata
 
 
 def _number(file: IO[bytes], form: str) -> Any:
@@ -85,12 +85,18 @@ def gguf_to_folder(path: Path, dest: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    named = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+    load_arguments = {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "local_files_only": True,
+    }
     with quiet(), _no_bar():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**named)
+            tokenizer = AutoTokenizer.from_pretrained(**load_arguments)
             unpack = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32, quantization_config=unpack)
+            model = AutoModelForCausalLM.from_pretrained(
+                **load_arguments, dtype=torch.float32, quantization_config=unpack
+            )
         except (ValueError, KeyError, NotImplementedError, OSError) as error:
             raise PrerequisiteError(
                 f"{path}: transformers cannot read this GGUF ({error}); give the model as a Hugging Face folder"
@@ -101,7 +107,8 @@ def gguf_to_folder(path: Path, dest: Path) -> dict[str, Any]:
         # The end and padding tokens only: sampling belongs to the experiment, never to a model's folder.
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **ends)
-        model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        model.config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(dest)
         tokenizer.save_pretrained(dest)
     _check_tokenizer(path, tokenizer)

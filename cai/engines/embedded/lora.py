@@ -36,13 +36,15 @@ class Group:
     """
 
     def __init__(self, names: tuple[str, ...], weights: list[Tensor], biases: list[Tensor] | None, dtype: torch.dtype):
-        self.names, self.sizes = names, [w.shape[0] for w in weights]
+        self.names = names
+        self.sizes = [w.shape[0] for w in weights]
         stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
         self.inputs = stacked.shape[1]
         self.wide = stacked.to(dtype).contiguous()
         self.bias = None if biases is None else torch.cat(biases).to(dtype)
         self.adapters: list[Adapter] = []
-        self.scale, self.dropout = 1.0, 0.0
+        self.scale = 1.0
+        self.dropout = 0.0
         self.down = self.wide.new_empty((0, self.inputs))
         self.master: Tensor | None = None
 
@@ -65,7 +67,8 @@ class Group:
             b = torch.zeros((size, lora.rank), device=device, requires_grad=True)
             self.adapters.append(Adapter(name, rows, a.to(device).requires_grad_(), b))
             total += lora.rank
-        self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+        self.scale = lora.alpha / lora.rank
+        self.dropout = lora.dropout
         if total:
             self.wide = torch.cat((self.wide, self.wide.new_zeros((self.wide.shape[0], total))), dim=1)
         self.refresh()
@@ -81,11 +84,11 @@ class Group:
             self.wide.copy_(self.master)
         if self.adapters:
             self.down = torch.cat([x.a for x in self.adapters]).to(self.wide.dtype)
-            at = self.inputs
+            column = self.inputs
             for adapter in self.adapters:
                 rank = adapter.a.shape[0]
-                self.wide[adapter.rows, at : at + rank] = (self.scale * adapter.b).to(self.wide.dtype)
-                at += rank
+                self.wide[adapter.rows, column : column + rank] = (self.scale * adapter.b).to(self.wide.dtype)
+                column += rank
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
@@ -96,9 +99,9 @@ class Group:
     def merged(self, name: str, base: Tensor) -> Tensor:
         """The float32 weight of one projection with what was learnt; ``base`` is the weight it started from."""
         if self.master is not None:
-            at = self.names.index(name)
-            start = sum(self.sizes[:at])
-            return self.master.detach()[start : start + self.sizes[at]].to(base.device)
+            index = self.names.index(name)
+            start = sum(self.sizes[:index])
+            return self.master.detach()[start : start + self.sizes[index]].to(base.device)
         for adapter in self.adapters:
             if adapter.name == name:
                 delta = self.scale * (adapter.b.detach() @ adapter.a.detach())
@@ -154,12 +157,12 @@ class _AdaptedLinear(torch.autograd.Function):  # type: ignore[misc]
             dx, dlow = None, dy @ group.wide[:, group.inputs :]
         da = (dlow.t() @ (x if mask is None else x * mask)).float()
         grads: list[Tensor] = []
-        at = 0
+        column = 0
         for adapter in group.adapters:
             rank = adapter.a.shape[0]
-            db = dy[:, adapter.rows].t() @ low[:, at : at + rank]
-            grads += [da[at : at + rank], db.float().mul_(group.scale)]
-            at += rank
+            db = dy[:, adapter.rows].t() @ low[:, column : column + rank]
+            grads += [da[column : column + rank], db.float().mul_(group.scale)]
+            column += rank
         return (dx, None, None, *grads)
 
 

@@ -23,10 +23,11 @@ class LowerStates:
     """``trunk.below`` for chosen examples, remembered where that pays: frozen layers below, and several passes."""
 
     def __init__(self, trunk: Trunk, examples: Sequence[Branches], passes: float, budget: int = BUDGET) -> None:
-        self._trunk, self._examples = trunk, examples
+        self._trunk = trunk
+        self._examples = examples
         size = 4 * trunk.hidden * sum(e.tokens for e in examples)
         self.keeps = passes > 1 and not trunk.all_trained and trunk.first_trained > 0 and size <= budget
-        self._kept: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
         groups = by_length(range(len(examples)), _GROUP, lambda i: examples[i].longest) if self.keeps else []
         self._group_of = {i: group for group in groups for i in group}
 
@@ -35,11 +36,11 @@ class LowerStates:
         if not self.keeps:
             return self._trunk.below(batch)
         for i in indices:
-            if i not in self._kept:
+            if i not in self._states:
                 self._compute(self._group_of[i])
-        return torch.cat([self._kept[i] for i in indices])
+        return torch.cat([self._states[i] for i in indices])
 
     def _compute(self, group: list[int]) -> None:
         packed = pack([self._examples[i] for i in group], self._trunk.device)
         parts = self._trunk.below(packed).split([self._examples[i].tokens for i in group])
-        self._kept |= {i: part.clone() for i, part in zip(group, parts, strict=True)}
+        self._states |= {i: part.clone() for i, part in zip(group, parts, strict=True)}

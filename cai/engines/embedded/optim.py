@@ -23,11 +23,11 @@ def rate_factor(step: int, steps: int, schedule: Schedule, warmup_fraction: floa
     warmup = math.ceil(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
+    elapsed = (step - warmup) / max(1, steps - warmup)
     if schedule is Schedule.LINEAR:
-        return 1.0 - done
+        return 1.0 - elapsed
     if schedule is Schedule.COSINE:
-        return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 0.5 * (1.0 + math.cos(math.pi * elapsed))
     return 1.0
 
 
@@ -38,11 +38,11 @@ class Optimizer:
     """
 
     def __init__(self, groups: list[tuple[dict[str, Tensor], float]], weight_decay: float, max_grad_norm: float):
-        self.named = {name: tensor for named, _ in groups for name, tensor in named.items()}
+        self.parameters = {name: tensor for tensors, _ in groups for name, tensor in tensors.items()}
         self._rates = [rate for _, rate in groups]
         self._clip = max_grad_norm
         self._adamw = torch.optim.AdamW(
-            [{"params": list(named.values()), "lr": rate} for named, rate in groups],
+            [{"params": list(tensors.values()), "lr": rate} for tensors, rate in groups],
             weight_decay=weight_decay,
             fused=True,
         )
@@ -64,12 +64,15 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Everything that going on needs: values and moments."""
-        return {"values": {n: t.detach().clone() for n, t in self.named.items()}, "adamw": self._adamw.state_dict()}
+        return {
+            "values": {n: t.detach().clone() for n, t in self.parameters.items()},
+            "adamw": self._adamw.state_dict(),
+        }
 
     @without_gradient
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state``."""
-        for name, tensor in self.named.items():
+        for name, tensor in self.parameters.items():
             tensor.copy_(state["values"][name])
         self._adamw.load_state_dict(state["adamw"])
 
@@ -82,7 +85,7 @@ class Work:
     """
 
     steps: int
-    named: dict[str, Tensor]
+    parameters: dict[str, Tensor]
     refresh: Callable[[], None]
     learn: Callable[[int], dict[str, float]]
     validate: Callable[[], dict[str, float]]
@@ -95,7 +98,7 @@ def fit(work: Work, settings: SupervisedSettings, attempt: Attempt) -> list[dict
 
     A resumed run ends with the same parameters, bit for bit, as one that was never interrupted.
     """
-    optimizer = Optimizer([(work.named, settings.learning_rate)], settings.weight_decay, settings.max_grad_norm)
+    optimizer = Optimizer([(work.parameters, settings.learning_rate)], settings.weight_decay, settings.max_grad_norm)
     dest, folder, progress = attempt.dest, attempt.work, attempt.progress
     path = folder / "checkpoint.pt"
     state = checkpoints.load(path, work.belongs)

@@ -254,10 +254,10 @@ class _PpoRun:
                 believed.logprobs,
                 believed.reference,
                 believed.valid,
-                settings.kl_coefficient,
+                kl_coefficient=settings.kl_coefficient,
             )
             advantages, returns = generalised_advantages(
-                rewards, believed.values, believed.valid, settings.gamma, settings.gae_lambda
+                rewards, believed.values, believed.valid, gamma=settings.gamma, gae_lambda=settings.gae_lambda
             )
             known = believed.values[believed.valid], returns[believed.valid]
             row["explained_variance"] = explained_variance(*known)

@@ -161,7 +161,7 @@ def learn(
                 with torch.set_grad_enabled(not warming):
                     lower = m.lower if m.lower is not None else policy.below(m.batch)
                     states = policy.above(lower, m.batch).index_select(0, m.at)
-                new = token_logprobs(states, policy.head, m.targets, settings.temperature, policy.head_master)
+                new = token_logprobs(states, policy.head, m.targets, settings.temperature, master=policy.head_master)
                 policy_loss, clipped = clipped_policy_loss(new, old, advantages, settings.clip)
                 values = critic.values(_critic_states(critic, m, states))
                 value_loss = clipped_value_loss(values, old_values, returns, settings.value_clip)

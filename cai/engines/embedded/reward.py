@@ -83,9 +83,9 @@ def quality(margins: Sequence[float], labels: Sequence[float]) -> dict[str, floa
     """
     decided = [(d, p) for d, p in zip(margins, labels, strict=True) if abs(p - 0.5) > 1e-9]
     right = sum(0.5 if d == 0 else float((d > 0) == (p > 0.5)) for d, p in decided)
-    found: dict[str, float] = {"val_ties": float(len(labels) - len(decided)), "val_pairs": float(len(labels))}
+    metrics: dict[str, float] = {"val_ties": float(len(labels) - len(decided)), "val_pairs": float(len(labels))}
     if decided:
-        found["val_accuracy"] = right / len(decided)
+        metrics["val_accuracy"] = right / len(decided)
     bins: dict[int, list[tuple[float, float]]] = {}
     for d, p in zip(margins, labels, strict=True):
         for sign, label in ((d, p), (-d, 1 - p)):
@@ -94,9 +94,9 @@ def quality(margins: Sequence[float], labels: Sequence[float]) -> dict[str, floa
     count = sum(map(len, bins.values()))
     if count:
         gaps = (abs(sum(q for q, _ in b) - sum(p for _, p in b)) for b in bins.values())
-        found["val_calibration_error"] = sum(gaps) / count
-        found["val_brier"] = sum((q - p) ** 2 for b in bins.values() for q, p in b) / count
-    return found
+        metrics["val_calibration_error"] = sum(gaps) / count
+        metrics["val_brier"] = sum((q - p) ** 2 for b in bins.values() for q, p in b) / count
+    return metrics
 
 
 def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware: Hardware = Hardware()) -> Trained:
@@ -163,8 +163,8 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
         return {"val_loss": total / len(margins), **quality(margins, targets)} if margins else {}
 
     belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
-    named = {**trunk.parameters(), "reward_head": head}
-    rows = fit(Work(steps, named, trunk.refresh, learn, validate, belongs, "reward"), settings, attempt)
+    parameters = {**trunk.parameters(), "reward_head": head}
+    rows = fit(Work(steps, parameters, trunk.refresh, learn, validate, belongs, "reward"), settings, attempt)
     sample = epoch_order(ids, seed, "scale")[:_SCALE_PAIRS]
     with torch.no_grad():
         micros = by_length(sample, 8, lambda i: pairs[i].branches.tokens)
@@ -236,21 +236,21 @@ class EmbeddedRewardScorer:
         if self._trunk is None or self._head is None:
             raise ValueError("this reward model is closed")
         prompts = {p: i for i, p in enumerate(dict.fromkeys(p for p, _ in pairs))}
-        asked: list[list[int]] = [[] for _ in prompts]
-        for at, (prompt, _) in enumerate(pairs):
-            asked[prompts[prompt]].append(at)
+        rows_by_prompt: list[list[int]] = [[] for _ in prompts]
+        for row, (prompt, _) in enumerate(pairs):
+            rows_by_prompt[prompts[prompt]].append(row)
         prompt_ids = encode(self._tokenizer, list(prompts))
         answer_ids = encode(self._tokenizer, [a for _, a in pairs])
         trees = [
-            Branches(tuple(ids), tuple(tuple(answer_ids[at]) for at in rows))
-            for ids, rows in zip(prompt_ids, asked, strict=True)
+            Branches(tuple(ids), tuple(tuple(answer_ids[row]) for row in rows))
+            for ids, rows in zip(prompt_ids, rows_by_prompt, strict=True)
         ]
         scores = [0.0] * len(pairs)
         for group in _by_tokens(trees, _SCORE_TOKENS):
             batch = pack([trees[i] for i in group], self._trunk.device)
             rewards = rewards_of(self._trunk(batch), batch, self._head).tolist()
-            for at, reward in zip((at for i in group for at in asked[i]), rewards, strict=True):
-                scores[at] = reward
+            for row, reward in zip((row for i in group for row in rows_by_prompt[i]), rewards, strict=True):
+                scores[row] = reward
         return scores
 
     def close(self) -> None:

@@ -118,7 +118,7 @@ def _score_batch(model: Any, rows: list[_Input], shared: int, sums: list[float])
     head = model.get_output_embeddings()
     for start in range(0, len(reads), _POSITIONS):
         part = reads[start : start + _POSITIONS]
-        hidden_ND = hidden_BTD[[i for _, i, _, _ in part], [at for _, _, at, _ in part]]
+        hidden_ND = hidden_BTD[[i for _, i, _, _ in part], [position for _, _, position, _ in part]]
         logits_NV = head(hidden_ND).float()
         tokens_N = torch.tensor([token for *_, token in part], device=logits_NV.device)
         found_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)

@@ -87,8 +87,8 @@ def installed(package: str) -> str:
     except PackageNotFoundError:
         return ""
     # ``version()`` would read the whole file as an e-mail, which takes longer than all the rest of planning's look-ups.
-    found = re.search(r"^Version: *(\S+)", facts, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^Version: *(\S+)", facts, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def check_installed() -> None:
@@ -119,10 +119,10 @@ def _has_cuda() -> bool:
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; where that is not told (not Linux), no."""
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return "avx512_bf16" in told or "amx_bf16" in told
+    return "avx512_bf16" in cpu_info or "amx_bf16" in cpu_info
 
 
 def choose(settings: EmbeddedSettings) -> Chosen:

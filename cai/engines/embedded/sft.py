@@ -30,27 +30,27 @@ from cai.identity import sampling_seed
 
 
 class Example:
-    """Token ids to read, and where loss is taken: the state at place ``at[i]`` predicts ``targets[i]``."""
+    """Token ids to read, and where loss is taken: the state at place ``state_positions[i]`` predicts ``targets[i]``."""
 
-    __slots__ = ("at", "branches", "id", "targets")
+    __slots__ = ("branches", "id", "state_positions", "targets")
 
     def __init__(self, id: str, ids: Sequence[int], loss: Sequence[bool]) -> None:
         self.id = id
         where = [t for t in range(1, len(ids)) if loss[t]]
         # The last target is predicted, never read; what follows it has no part in the loss.
         self.branches = Branches((), (tuple(ids[: where[-1]]),)) if where else Branches((), ((),))
-        self.at = [t - 1 for t in where]
+        self.state_positions = [t - 1 for t in where]
         self.targets = [ids[t] for t in where]
 
 
 def tokenized(tokenizer: Any, text: TrainText) -> tuple[list[int], list[bool]]:
     """Ids of the whole text, and for each token whether its first character lies in a loss span."""
     spans: list[tuple[int, int]] = []
-    at = 0
+    offset = 0
     for span in text.spans:
         if span.loss and span.text:
-            spans.append((at, at + len(span.text)))
-        at += len(span.text)
+            spans.append((offset, offset + len(span.text)))
+        offset += len(span.text)
     whole = "".join(span.text for span in text.spans)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     loss = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
@@ -94,9 +94,11 @@ def dropout_generator(
 
 def _packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
     batch = pack([e.branches for e in examples], device)
-    at = [start + p for start, e in zip(batch.starts_B.tolist(), examples, strict=True) for p in e.at]
+    state_positions = [
+        start + p for start, e in zip(batch.starts_B.tolist(), examples, strict=True) for p in e.state_positions
+    ]
     targets = [t for e in examples for t in e.targets]
-    return batch, torch.tensor(at, device=device), torch.tensor(targets, device=device)
+    return batch, torch.tensor(state_positions, device=device), torch.tensor(targets, device=device)
 
 
 def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hardware = Hardware()) -> Trained:
@@ -130,10 +132,12 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
         loss, tokens = torch.zeros((), device=device), 0
         micros = by_length(batches[step], settings.micro_batch_size, lambda i: learn_from[i].branches.tokens)
         for number, micro in enumerate(micros):
-            batch, at, targets = _packed([learn_from[i] for i in micro], device)
+            batch, state_positions, targets = _packed([learn_from[i] for i in micro], device)
             generator = dropout_generator(settings, seed, step=step, micro=number, device=device)
             states = trunk.above(train_states(micro, batch), batch, generator=generator)
-            logprobs = token_logprobs(states.index_select(0, at), trunk.head, targets, master=trunk.head_master)
+            logprobs = token_logprobs(
+                states.index_select(0, state_positions), trunk.head, targets, master=trunk.head_master
+            )
             part = logprobs.sum() / -total
             part.backward()
             loss += part.detach()
@@ -144,9 +148,9 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     def validate() -> dict[str, float]:
         total, count = 0.0, 0
         for micro in by_length(range(len(held_out)), 8, lambda i: held_out[i].branches.tokens):
-            batch, at, targets = _packed([held_out[i] for i in micro], device)
+            batch, state_positions, targets = _packed([held_out[i] for i in micro], device)
             states = trunk.above(val_states(micro, batch), batch)
-            total -= float(token_logprobs(states.index_select(0, at), trunk.head, targets).sum())
+            total -= float(token_logprobs(states.index_select(0, state_positions), trunk.head, targets).sum())
             count += len(targets)
         return {"val_loss": total / count} if count else {}
 

@@ -11,8 +11,8 @@ from cai.engines.embedded.models import decode
 
 def cut(text: str, stops: Sequence[str]) -> str | None:
     """The text before the stop string that begins first; None where there is none."""
-    found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-    return text[: min(found)] if found else None
+    starts = [start for start in (text.find(stop) for stop in stops if stop) if start >= 0]
+    return text[: min(starts)] if starts else None
 
 
 def visible_stops(tokenizer: Any, ends: Sequence[int], stops: Sequence[str]) -> tuple[str, ...]:
@@ -21,12 +21,15 @@ def visible_stops(tokenizer: Any, ends: Sequence[int], stops: Sequence[str]) -> 
     return tuple(stop for stop in stops if stop and stop not in hidden)
 
 
-def completion(tokenizer: Any, ends: Sequence[int], request: Request, prompt_tokens: int, ids: list[int]) -> Completion:
+def completion(
+    tokenizer: Any, ends: Sequence[int], request: Request, *, prompt_tokens: int, ids: list[int]
+) -> Completion:
     """What a request is answered with, from its generated token ids (the end token included where there is one).
 
     ``tokens`` counts every token generated, also the end token and the tokens of a stop string.
     """
-    last = next((at for at, token in enumerate(ids) if token in ends and at >= request.sampling.min_tokens), None)
+    least = request.sampling.min_tokens
+    last = next((position for position, token in enumerate(ids) if token in ends and position >= least), None)
     ids = ids if last is None else ids[: last + 1]
     raw = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     before = cut(raw, request.sampling.stop)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from cai.clients.base import Completion
 
-Told = Callable[[Sequence[int]], bool]
+OnIds = Callable[[Sequence[int]], bool]
 """Called with all ids made so far; true says that nobody wants more."""
 
 
@@ -21,60 +21,61 @@ class Growing:
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
         """``decode`` gives the visible text of all ids so far; ``stops`` are the stop strings of the request."""
-        self._decode, self._stops = decode, tuple(stop for stop in stops if stop)
-        self.shown = ""
+        self._decode = decode
+        self._stops = tuple(stop for stop in stops if stop)
+        self.emitted = ""
 
     def more(self, ids: Sequence[int]) -> str:
         """What has become certain since the last call."""
         # An unfinished character decodes to a replacement character; what it will be is not known yet.
         text = self._decode(ids).rstrip("\ufffd")
         certain = min([len(text), *(_before(text, stop) for stop in self._stops)])
-        new = text[len(self.shown) : certain] if text.startswith(self.shown) else ""
-        self.shown += new
+        new = text[len(self.emitted) : certain] if text.startswith(self.emitted) else ""
+        self.emitted += new
         return new
 
 
 def _before(text: str, stop: str) -> int:
     """Where the stop string begins in the text, or may be beginning at its end."""
-    found = text.find(stop)
-    if found >= 0:
-        return found
+    start = text.find(stop)
+    if start >= 0:
+        return start
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
             return len(text) - length
     return len(text)
 
 
-def streamed(work: Callable[[Told], Completion], growing: Growing) -> Generator[str, None, Completion]:
+def streamed(work: Callable[[OnIds], Completion], growing: Growing) -> Generator[str, None, Completion]:
     """Run ``work`` in a thread and yield its text as it grows; the return value is the completion.
 
     ``work`` calls what it is given after every token and ends soon when that returns true. Closing the generator does
     this and waits.
     """
-    told: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
+    events: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
     unwanted = threading.Event()
 
     def on_ids(ids: Sequence[int]) -> bool:
         if not unwanted.is_set() and (piece := growing.more(ids)):
-            told.put(piece)
+            events.put(piece)
         return unwanted.is_set()
 
     def run() -> None:
         try:
-            told.put(work(on_ids))
+            events.put(work(on_ids))
         except BaseException as error:  # Raised again where the answer is read.
-            told.put(error)
+            events.put(error)
 
     thread = threading.Thread(target=run, name="generation", daemon=True)
     thread.start()
     try:
         while True:
-            item = told.get()
+            item = events.get()
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, Completion):
-                if item.text.startswith(growing.shown) and len(item.text) > len(growing.shown):
-                    yield item.text[len(growing.shown) :]
+                if item.text.startswith(growing.emitted) and len(item.text) > len(growing.emitted):
+                    yield item.text[len(growing.emitted) :]
                 return item
             yield item
     finally:

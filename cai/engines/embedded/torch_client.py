@@ -29,16 +29,16 @@ from cai.engines.embedded.models import (
 )
 from cai.engines.embedded.settings import EmbeddedSettings, choose
 from cai.engines.embedded.stopping import completion, visible_stops
-from cai.engines.embedded.streaming import Growing, Told, streamed
+from cai.engines.embedded.streaming import Growing, OnIds, streamed
 
 
 @dataclass
 class _Sequence:
-    at: int
+    index: int
     ids: list[int]
     sampling: Sampling
     seed: int
-    made: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -59,6 +59,7 @@ def generate_ids(
     model: Any,
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
+    *,
     seeds: Sequence[int],
     ends: Sequence[int],
     batch: int = 64,
@@ -80,10 +81,10 @@ def generate_ids(
         groups = [list(range(len(rows)))]  # too many small groups: full batches save more than short prefixes
     for group in _joined(groups):
         shared = shared_prefix([prompts[i] for i in group])
-        order = sorted((rows[i] for i in group), key=lambda row: (len(row.ids), row.at))
+        order = sorted((rows[i] for i in group), key=lambda row: (len(row.ids), row.index))
         for start in range(0, len(order), batch):
-            _run_batch(model, order[start : start + batch], shared, tuple(ends), stopped)
-    return [row.made for row in rows]
+            _run_batch(model, order[start : start + batch], shared=shared, ends=tuple(ends), stopped=stopped)
+    return [row.generated for row in rows]
 
 
 def _joined(groups: list[list[int]]) -> list[list[int]]:
@@ -95,6 +96,7 @@ def _joined(groups: list[list[int]]) -> list[list[int]]:
 def _run_batch(
     model: Any,
     rows: list[_Sequence],
+    *,
     shared: int,
     ends: tuple[int, ...],
     stopped: Callable[[int, Sequence[int]], bool] | None,
@@ -107,7 +109,7 @@ def _run_batch(
     ids_BT = torch.tensor([[0] * p + row.ids[shared:] for row, p in zip(rows, pads, strict=True)], device=device)
     mask_BT = torch.tensor([[1] * shared + [0] * p + [1] * (width - p) for p in pads], device=device)
     place_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-    seen_BV = _seen(rows, model.config.vocab_size, device)
+    seen_BV = _seen_tokens(rows, model.config.vocab_size, device)
     while rows:
         out = model(
             input_ids=ids_BT,
@@ -120,13 +122,13 @@ def _run_batch(
         tokens = draw(
             out.logits[:, -1].float(),
             [row.sampling for row in rows],
-            [row.seed for row in rows],
-            [len(row.made) for row in rows],
-            seen_BV,
-            ends,
+            seeds=[row.seed for row in rows],
+            steps=[len(row.generated) for row in rows],
+            seen_BV=seen_BV,
+            ends=ends,
         )
         for row, token in zip(rows, tokens, strict=True):
-            row.made.append(token)
+            row.generated.append(token)
         going = [i for i, row in enumerate(rows) if not _finished(row, ends, stopped)]
         ids_BT = torch.tensor(tokens, device=device)[:, None]
         place_BT = place_BT[:, -1:] + 1
@@ -143,12 +145,12 @@ def _run_batch(
 
 
 def _finished(row: _Sequence, ends: tuple[int, ...], stopped: Callable[[int, Sequence[int]], bool] | None) -> bool:
-    if row.made[-1] in ends or len(row.made) >= row.sampling.max_tokens:
+    if row.generated[-1] in ends or len(row.generated) >= row.sampling.max_tokens:
         return True
-    return stopped is not None and stopped(row.at, row.made)
+    return stopped is not None and stopped(row.index, row.generated)
 
 
-def _seen(rows: list[_Sequence], vocabulary: int, device: Any) -> torch.Tensor | None:
+def _seen_tokens(rows: list[_Sequence], vocabulary: int, device: Any) -> torch.Tensor | None:
     if all(row.sampling.repetition_penalty == 1 for row in rows):
         return None
     seen_BV = torch.zeros(len(rows), vocabulary, dtype=torch.bool)
@@ -184,24 +186,40 @@ class TorchGenerator:
             return any(stop in text for stop in stops[row])
 
         seeds = [request.seed for request in requests]
-        made = generate_ids(self._model, prompts, samplings, seeds, self._ends, self._batch, stopped)
-        for request, prompt, ids in zip(requests, prompts, made, strict=True):
-            yield completion(self._tokenizer, self._ends, request, len(prompt), ids)
+        answers = generate_ids(
+            self._model,
+            prompts,
+            samplings,
+            seeds=seeds,
+            ends=self._ends,
+            batch=self._batch,
+            stopped=stopped,
+        )
+        for request, prompt, ids in zip(requests, prompts, answers, strict=True):
+            yield completion(self._tokenizer, self._ends, request, prompt_tokens=len(prompt), ids=ids)
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Pieces of one answer as its tokens are drawn; joined they are ``generate``'s text for the same request."""
         stops = visible_stops(self._tokenizer, self._ends, request.sampling.stop)
         growing = Growing(lambda ids: decode(self._tokenizer, ids), stops)
 
-        def work(told: Told) -> Completion:
+        def work(on_ids: OnIds) -> Completion:
             [prompt] = encode(self._tokenizer, [request.prompt])
 
             def stopped(row: int, ids: Sequence[int]) -> bool:
                 text = decode(self._tokenizer, ids) if stops else ""
-                return told(ids) or any(stop in text for stop in stops)
+                return on_ids(ids) or any(stop in text for stop in stops)
 
-            [ids] = generate_ids(self._model, [prompt], [request.sampling], [request.seed], self._ends, 1, stopped)
-            return completion(self._tokenizer, self._ends, request, len(prompt), ids)
+            [ids] = generate_ids(
+                self._model,
+                [prompt],
+                [request.sampling],
+                seeds=[request.seed],
+                ends=self._ends,
+                batch=1,
+                stopped=stopped,
+            )
+            return completion(self._tokenizer, self._ends, request, prompt_tokens=len(prompt), ids=ids)
 
         return streamed(work, growing)
 

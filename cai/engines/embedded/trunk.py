@@ -95,8 +95,8 @@ class Weights:
 class Layer:
     """One decoder layer's fused projections and norms."""
 
-    def __init__(self, weights: Weights, at: int, dtype: torch.dtype, device: str) -> None:
-        prefix = f"model.layers.{at}."
+    def __init__(self, weights: Weights, index: int, dtype: torch.dtype, device: str) -> None:
+        prefix = f"model.layers.{index}."
         self.groups: dict[str, Group] = {}
         for part, names in _PARTS.items():
             full = tuple(prefix + n for n in names)
@@ -119,7 +119,8 @@ class Trunk:
         from transformers import AutoConfig
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-        self.folder, self.device = folder, device
+        self.folder = folder
+        self.device = device
         config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         if config.model_type not in FAMILIES:
             raise SpecError(
@@ -127,7 +128,8 @@ class Trunk:
             )
         self.dtype = compute_dtype(precision, device)
         self.eps: float = config.rms_norm_eps
-        self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
         self.hidden = int(config.hidden_size)
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden // self.heads)
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -149,10 +151,11 @@ class Trunk:
         Raises:
             SpecError: when no projection is named by ``lora.targets``.
         """
-        known = {n.rsplit(".", 1)[-1] for names in _PARTS.values() for n in names}
-        unknown = sorted(set(lora.targets) - known)
+        projections = {n.rsplit(".", 1)[-1] for names in _PARTS.values() for n in names}
+        unknown = sorted(set(lora.targets) - projections)
         if unknown or not lora.targets:
-            raise SpecError(Problem("lora.targets", f"no projection is called {unknown}", f"known: {sorted(known)}"))
+            hint = f"known: {sorted(projections)}"
+            raise SpecError(Problem("lora.targets", f"no projection is called {unknown}", hint))
         count = len(self.layers)
         self.first_trained = count - min(lora.last_layers or count, count)
         for layer in self.layers[self.first_trained :]:
@@ -162,7 +165,8 @@ class Trunk:
     def train_all(self, head: bool = True) -> None:
         """Train every weight; ``head`` False leaves the logits' matrix out (a reward model has no use for it)."""
         weights = Weights(self.folder)
-        self.first_trained, self.all_trained = 0, True
+        self.first_trained = 0
+        self.all_trained = True
         for layer in self.layers:
             for group in layer.groups.values():
                 group.train_all([weights[f"{n}.weight"] for n in group.names])
@@ -176,17 +180,17 @@ class Trunk:
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name, float32."""
-        found: dict[str, Tensor] = {}
-        for at, layer in enumerate(self.layers[self.first_trained :], self.first_trained):
+        parameters: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.layers[self.first_trained :], self.first_trained):
             for group in layer.groups.values():
-                found |= group.parameters()
+                parameters |= group.parameters()
             if self.all_trained:
-                found |= {f"model.layers.{at}.{n}.weight": t for n, t in layer.norms.items()}
+                parameters |= {f"model.layers.{index}.{n}.weight": t for n, t in layer.norms.items()}
         if self.all_trained:
-            found |= {"model.norm.weight": self.norm, "model.embed_tokens.weight": self.embedding}
+            parameters |= {"model.norm.weight": self.norm, "model.embed_tokens.weight": self.embedding}
             if self.head_master is not None and not self.tied:
-                found["lm_head.weight"] = self.head_master
-        return found
+                parameters["lm_head.weight"] = self.head_master
+        return parameters
 
     @without_gradient
     def refresh(self) -> None:
@@ -201,13 +205,15 @@ class Trunk:
         """States [N, hidden] float32 that enter the lowest trained layer; without gradient unless all is trained."""
         with torch.set_grad_enabled(self.all_trained and torch.is_grad_enabled()):
             states = functional.embedding(batch.ids_N, self.embedding)
-            return self._layers(states, batch, 0, self.first_trained, adapted=False, generator=None)
+            return self._layers(states, batch, start=0, stop=self.first_trained, adapted=False, generator=None)
 
     def above(
         self, states: Tensor, batch: Packed, adapted: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
         """From ``below`` to the final norm: [N, hidden] in the compute type. ``adapted`` False is the start model."""
-        states = self._layers(states, batch, self.first_trained, len(self.layers), adapted, generator)
+        states = self._layers(
+            states, batch, start=self.first_trained, stop=len(self.layers), adapted=adapted, generator=generator
+        )
         return normed(states, self.norm, self.eps, self.dtype)
 
     def __call__(self, batch: Packed, generator: torch.Generator | None = None) -> Tensor:
@@ -225,6 +231,7 @@ class Trunk:
         layer: Layer,
         states: Tensor,
         rope: tuple[Tensor, Tensor],
+        *,
         adapted: bool,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -239,7 +246,7 @@ class Trunk:
         return rotated(y, *rope, self.heads + self.kv_heads)
 
     def after_attention(
-        self, layer: Layer, states: Tensor, mixed: Tensor, adapted: bool, generator: torch.Generator | None = None
+        self, layer: Layer, states: Tensor, mixed: Tensor, *, adapted: bool, generator: torch.Generator | None = None
     ) -> Tensor:
         """Output projection, residual, and the gated feed-forward part."""
         states = states + layer.groups["out"](mixed, adapted, generator)
@@ -249,8 +256,8 @@ class Trunk:
 
     def through(self, states: Tensor, rope: tuple[Tensor, Tensor], attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """All layers and the final norm, for sampling; ``attend(layer, qkv)`` mixes over positions."""
-        for at, layer in enumerate(self.layers):
-            mixed = attend(at, self.qkv(layer, states, rope, adapted=True))
+        for index, layer in enumerate(self.layers):
+            mixed = attend(index, self.qkv(layer, states, rope, adapted=True))
             states = self.after_attention(layer, states, mixed, adapted=True)
         return normed(states, self.norm, self.eps, self.dtype)
 
@@ -258,6 +265,7 @@ class Trunk:
         self,
         states: Tensor,
         batch: Packed,
+        *,
         start: int,
         stop: int,
         adapted: bool,
@@ -267,8 +275,9 @@ class Trunk:
             return states
         rope = self.rope(batch.positions_N)
         for layer in self.layers[start:stop]:
-            qkv = self.qkv(layer, states, rope, adapted, generator)
-            states = self.after_attention(layer, states, self.attend(qkv, batch), adapted, generator)
+            qkv = self.qkv(layer, states, rope, adapted=adapted, generator=generator)
+            mixed = self.attend(qkv, batch)
+            states = self.after_attention(layer, states, mixed, adapted=adapted, generator=generator)
         return states
 
     def attend(self, qkv: Tensor, batch: Packed) -> Tensor:

@@ -22,68 +22,68 @@ from cai.plan import Step
 WARMUP = "set it to 0, and model.optim.sched.warmup_steps in overrides"
 
 
-def check(found: PlanSurvey) -> None:
+def check(survey: PlanSurvey) -> None:
     """Problems of method, and notes on labels and schedules."""
-    for step in found.trained(SFT_TRAINER, REWARD_TRAINER):
-        _supervised(found, step)
-    for step in found.trained(PPO_TRAINER):
-        _ppo(found, step)
-    for step in found.steps("evaluate"):
+    for step in survey.trained(SFT_TRAINER, REWARD_TRAINER):
+        _supervised(survey, step)
+    for step in survey.trained(PPO_TRAINER):
+        _ppo(survey, step)
+    for step in survey.steps("evaluate"):
         if step.spec.get("reward") is not None:
-            what = "nemo_aligner cannot score with a reward model"
-            found.wrong(f"stages.{step.name}.reward", what, "leave out reward, and comparisons with it")
-    _template(found)
-    _greedy(found)
-    for step in found.trained(REWARD_TRAINER):
-        _labels(found, step)
+            message = "nemo_aligner cannot score with a reward model"
+            survey.wrong(f"stages.{step.name}.reward", message, "leave out reward, and comparisons with it")
+    _template(survey)
+    _greedy(survey)
+    for step in survey.trained(REWARD_TRAINER):
+        _labels(survey, step)
 
 
-def _no_lora(found: PlanSurvey, path: str, lora: Any) -> None:
+def _no_lora(survey: PlanSurvey, path: str, lora: Any) -> None:
     if lora is not None:
         trainers = "NeMo-Aligner's trainers here train all weights"
-        found.wrong(f"{path}.lora", trainers, "set lora: null")
+        survey.wrong(f"{path}.lora", trainers, "set lora: null")
 
 
-def _supervised(found: PlanSurvey, step: Step) -> None:
+def _supervised(survey: PlanSurvey, step: Step) -> None:
     path = f"stages.{step.name}.training"
     method: Method
     if trainer_of(step.kind) is SFT_TRAINER:
         method = SftSettings.model_validate(step.spec["training"])
         if step.spec.get("loss") != "all":
-            what = "NeMo-Aligner learns every answer of a conversation"
-            found.wrong(f"stages.{step.name}.loss", what, "set loss: all")
+            message = "NeMo-Aligner learns every answer of a conversation"
+            survey.wrong(f"stages.{step.name}.loss", message, "set loss: all")
     else:
         method = RewardSettings.model_validate(step.spec["training"])
         if method.center_coefficient:
-            found.wrong(f"{path}.center_coefficient", "NeMo-Aligner does not centre rewards", "set it to 0")
-    _no_lora(found, path, method.lora)
+            survey.wrong(f"{path}.center_coefficient", "NeMo-Aligner does not centre rewards", "set it to 0")
+    _no_lora(survey, path, method.lora)
     if method.warmup_fraction:
-        found.wrong(f"{path}.warmup_fraction", "NeMo-Aligner warms up over a number of steps, not a share", WARMUP)
+        survey.wrong(f"{path}.warmup_fraction", "NeMo-Aligner warms up over a number of steps, not a share", WARMUP)
     if method.schedule is Schedule.LINEAR:
-        found.wrong(f"{path}.schedule", "NeMo-Aligner's schedule is a cosine", "use constant or cosine")
+        survey.wrong(f"{path}.schedule", "NeMo-Aligner's schedule is a cosine", "use constant or cosine")
     if method.epochs != int(method.epochs):
-        found.wrong(f"{path}.epochs", "NeMo-Aligner trains whole epochs", "use a whole number")
-    _validation(found, step)
-    _schedule(found, step, "train", f"{path}.learning_rate")
+        survey.wrong(f"{path}.epochs", "NeMo-Aligner trains whole epochs", "use a whole number")
+    _validation(survey, step)
+    _schedule(survey, step, "train", f"{path}.learning_rate")
 
 
-def _validation(found: PlanSurvey, step: Step) -> None:
+def _validation(survey: PlanSurvey, step: Step) -> None:
     name = step.source("data")
     assert name is not None
-    data = found.plan.step(name)
+    data = survey.plan.step(name)
     needs = "NeMo-Aligner's trainer needs validation rows"
     if data.kind != "mix":
         hint = "put a mix with val above 0 between them"
-        found.wrong(f"stages.{step.name}.data", f"{needs}, and '{name}' has none", hint)
+        survey.wrong(f"stages.{step.name}.data", f"{needs}, and '{name}' has none", hint)
     elif not data.spec.get("val"):
-        found.wrong(f"stages.{name}.val", f"{needs} ('{step.name}' reads this)", "set a share above 0")
+        survey.wrong(f"stages.{name}.val", f"{needs} ('{step.name}' reads this)", "set a share above 0")
 
 
-def _ppo(found: PlanSurvey, step: Step) -> None:
+def _ppo(survey: PlanSurvey, step: Step) -> None:
     path = f"stages.{step.name}.training"
     method = RlSettings.model_validate(step.spec["training"])
-    _no_lora(found, path, method.lora)
-    for name, right, what, following in (
+    _no_lora(survey, path, method.lora)
+    for name, right, message, following in (
         ("ppo_epochs", method.ppo_epochs == 1, "NeMo-Aligner makes one pass over its rollouts", "set it to 1"),
         (
             "critic",
@@ -106,51 +106,51 @@ def _ppo(found: PlanSurvey, step: Step) -> None:
         ),
     ):
         if not right:
-            found.wrong(f"{path}.{name}", what, following)
-    _schedule(found, step, "actor", f"{path}.learning_rate")
-    _schedule(found, step, "critic", f"{path}.critic_learning_rate")
+            survey.wrong(f"{path}.{name}", message, following)
+    _schedule(survey, step, "actor", f"{path}.learning_rate")
+    _schedule(survey, step, "critic", f"{path}.critic_learning_rate")
 
 
-def _schedule(found: PlanSurvey, step: Step, role: str, path: str) -> None:
+def _schedule(survey: PlanSurvey, step: Step, role: str, path: str) -> None:
     """Upstream's cosine: with ``constant_steps`` it asserts lr > min_lr, without it raises where lr < min_lr."""
-    compiled = found.role(step, role)
+    compiled = survey.role(step, role)
     if compiled is None:
         return
-    values, sched = found.effective(compiled), "model.optim.sched"
+    values, sched = survey.effective(compiled), "model.optim.sched"
     rate, least = values.number("model.optim.lr"), values.number(f"{sched}.min_lr")
     constant = values.number(f"{sched}.constant_steps")
     if rate is None or least is None or values(f"{sched}.name") not in ("CosineAnnealing", UNKNOWN):
         return
-    overrides = f"{found.at(compiled.setting)}.overrides"
+    overrides = f"{survey.layout_path(compiled.setting)}.overrides"
     if constant and rate <= least:
-        what = f"with constant_steps {constant:g} upstream's cosine needs a rate above its min_lr {least:g}"
+        message = f"with constant_steps {constant:g} upstream's cosine needs a rate above its min_lr {least:g}"
         hint = f"set {sched}.min_lr lower or {sched}.constant_steps: 0 in {overrides}"
-        found.wrong(path, f"{what}, and this is {rate:g}", hint)
+        survey.wrong(path, f"{message}, and this is {rate:g}", hint)
     elif rate < least:
-        what = f"{rate:g} is below upstream's {sched}.min_lr {least:g}"
-        found.wrong(path, what, f"set {sched}.min_lr in {overrides}")
+        message = f"{rate:g} is below upstream's {sched}.min_lr {least:g}"
+        survey.wrong(path, message, f"set {sched}.min_lr in {overrides}")
 
 
-def _greedy(found: PlanSurvey) -> None:
+def _greedy(survey: PlanSurvey) -> None:
     """Upstream's greedy draws no sample and so applies no penalty; the client asks for the one likeliest token."""
-    for step in found.steps(*SAMPLING):
-        if not any(c.command.background for c in found.compiled[step.name]):
+    for step in survey.steps(*SAMPLING):
+        if not any(c.command.background for c in survey.compiled[step.name]):
             continue
         drawn = [step.spec.get(name) or {} for name in SAMPLING[step.kind]]
         if any(d.get("temperature") == 0 and d.get("repetition_penalty", 1.0) != 1.0 for d in drawn):
-            what = "upstream ignores repetition_penalty when greedy"
-            found.note(step.name, f"{what}: it is asked for top_k 1 instead, which draws the same and is penalised")
+            message = "upstream ignores repetition_penalty when greedy"
+            survey.note(step.name, f"{message}: it is asked for top_k 1 instead, which draws the same and is penalised")
 
 
-def _template(found: PlanSurvey) -> None:
-    trained = next(found.trained(), None)
+def _template(survey: PlanSurvey) -> None:
+    trained = next(survey.trained(), None)
     frozen = trained.resources.get("template") if trained is not None else None
     if frozen is None:
         return
     difference = _difference(frozen["name"], frozen["text"])
     if difference:
-        what = f"NeMo-Aligner's chat data has a template of its own, and '{frozen['name']}' is another: {difference}"
-        found.wrong("template", what, "use template=nemo_extra_id")
+        message = f"NeMo-Aligner's chat data has a template of its own, and '{frozen['name']}' is another: {difference}"
+        survey.wrong("template", message, "use template=nemo_extra_id")
 
 
 @lru_cache(maxsize=8)
@@ -163,13 +163,13 @@ def _difference(name: str, text: str) -> str:
         return str(error)
 
 
-def _labels(found: PlanSurvey, step: Step) -> None:
-    for above in found.above(step, "data"):
+def _labels(survey: PlanSurvey, step: Step) -> None:
+    for above in survey.above(step, "data"):
         if above.kind == "judge" and above.spec.get("labels") == "soft":
-            found.note(step.name, f"'{above.name}' gives soft labels: {told(found.settings)}")
+            survey.note(step.name, f"'{above.name}' gives soft labels: {soft_label_summary(survey.settings)}")
 
 
-def told(settings: NemoAlignerSettings) -> str:
+def soft_label_summary(settings: NemoAlignerSettings) -> str:
     """What becomes of soft labels, in words."""
     labels = settings.labels
     hard = "NeMo-Aligner takes hard labels only"

@@ -29,72 +29,74 @@ class _Training:
     """How long a step trains and may train in one job, in seconds, and the trainer's part of the config."""
 
     seconds: float
-    left: int
+    seconds_per_job: int
     section: str
 
 
-def check(found: PlanSurvey) -> None:
+def check(survey: PlanSurvey) -> None:
     """Every training step of a plan whose jobs have a limit."""
-    for step in found.trained():
+    for step in survey.trained():
         trainer = trainer_of(step.kind)
         assert trainer is not None
-        left = training_seconds(found.settings, step.name, step.kind)
-        compiled = found.role(step, trainer.role)
-        if left is None or compiled is None:
+        seconds_per_job = training_seconds(survey.settings, step.name, step.kind)
+        compiled = survey.role(step, trainer.role)
+        if seconds_per_job is None or compiled is None:
             continue
-        if left <= 0:
-            _nothing_left(found, step)
+        if seconds_per_job <= 0:
+            _nothing_left(survey, step)
             continue
-        seconds = step_time(found, step).seconds
+        seconds = step_time(survey, step).seconds
         if seconds:
-            _jobs(found, step, seconds, left)
-            _saves(found, step, compiled, _Training(seconds, left, trainer.section))
+            _jobs(survey, step, seconds, seconds_per_job)
+            _saves(survey, step, compiled, _Training(seconds, seconds_per_job, trainer.section))
 
 
-def _where(found: PlanSurvey, step: Step) -> str:
+def _where(survey: PlanSurvey, step: Step) -> str:
     """The field that says the limit."""
-    layout = found.settings.step(step.name)
-    at = found.at(f"engine.steps.{step.name}")
+    layout = survey.settings.step(step.name)
+    layout_path = survey.layout_path(f"engine.steps.{step.name}")
     if layout.time:
-        return f"{at}.time"
+        return f"{layout_path}.time"
     trainer = trainer_of(step.kind)
     critic = trainer is not None and trainer.critic
-    return f"{at}.critic.time" if critic and layout.critic.time else "engine.launcher.time"
+    return f"{layout_path}.critic.time" if critic and layout.critic.time else "engine.launcher.time"
 
 
-def _nothing_left(found: PlanSurvey, step: Step) -> None:
-    launcher = found.settings.launcher
+def _nothing_left(survey: PlanSurvey, step: Step) -> None:
+    launcher = survey.settings.launcher
     assert isinstance(launcher, Slurm)
-    limit, at = job_seconds(found.settings, step.name, step.kind), found.at(f"engine.steps.{step.name}")
-    what = f"a job of {duration(limit)} leaves '{step.name}' no time to train"
+    limit = job_seconds(survey.settings, step.name, step.kind)
+    layout_path = survey.layout_path(f"engine.steps.{step.name}")
+    message = f"a job of {duration(limit)} leaves '{step.name}' no time to train"
     why = f"Slurm's warning comes {duration(launcher.warn)} before its end, loading and saving take their part"
-    found.wrong(_where(found, step), f"{what}: {why}", f"raise it, or lower engine.launcher.warn or {at}.time_margin")
+    hint = f"raise it, or lower engine.launcher.warn or {layout_path}.time_margin"
+    survey.wrong(_where(survey, step), f"{message}: {why}", hint)
 
 
-def _jobs(found: PlanSurvey, step: Step, seconds: float, left: int) -> None:
-    launcher = found.settings.launcher
+def _jobs(survey: PlanSurvey, step: Step, seconds: float, seconds_per_job: int) -> None:
+    launcher = survey.settings.launcher
     assert isinstance(launcher, Slurm)
-    jobs = math.ceil(seconds / left)
+    jobs = math.ceil(seconds / seconds_per_job)
     if jobs < 2:
         return
     allowed = 1 + (launcher.max_requeues if launcher.requeue else 0)
-    limit = duration(job_seconds(found.settings, step.name, step.kind))
-    what = f"about {duration(seconds)} of training take {jobs} jobs of {limit}, one after the other"
-    more = f"; {allowed} are allowed: raise {_where(found, step)} or engine.launcher.max_requeues"
-    found.note(step.name, what + (more if jobs > allowed else ""))
+    limit = duration(job_seconds(survey.settings, step.name, step.kind))
+    message = f"about {duration(seconds)} of training take {jobs} jobs of {limit}, one after the other"
+    more = f"; {allowed} are allowed: raise {_where(survey, step)} or engine.launcher.max_requeues"
+    survey.note(step.name, message + (more if jobs > allowed else ""))
 
 
-def _saves(found: PlanSurvey, step: Step, compiled: Compiled, training: _Training) -> None:
-    values = found.effective(compiled)
+def _saves(survey: PlanSurvey, step: Step, compiled: Compiled, training: _Training) -> None:
+    values = survey.effective(compiled)
     iterations = int(step.spec["training"].get("iterations", 0))
-    steps = iterations or schedule.updates_of(found, step, compiled)
+    steps = iterations or schedule.updates_of(survey, step, compiled)
     every = values.whole(f"{training.section}.save_interval")
     if not steps or not every:
         return
     between = training.seconds / steps * min(every, steps)
-    if between > training.left * OFTEN:
+    if between > training.seconds_per_job * OFTEN:
         word, field = ("iterations", "checkpoint_every") if iterations else ("steps", "val_every")
-        limit = duration(job_seconds(found.settings, step.name, step.kind))
-        what = f"saves every {every} {word}, about {duration(between)}, and its job's limit is {limit}"
+        limit = duration(job_seconds(survey.settings, step.name, step.kind))
+        message = f"saves every {every} {word}, about {duration(between)}, and its job's limit is {limit}"
         hint = f"lower stages.{step.name}.training.{field}: at least one save must fit, or a crash costs the whole job"
-        found.note(step.name, f"{what}; {hint}")
+        survey.note(step.name, f"{message}; {hint}")

@@ -81,8 +81,8 @@ class Logs:
         _drop_unfinished(self.critic.log)
         theirs = whole(self.critic.log)
         if not (mine and theirs):
-            for log, found in ((self.log, mine), (self.critic.log, theirs)):
-                if found:
+            for log, checkpoints in ((self.log, mine), (self.critic.log, theirs)):
+                if checkpoints:
                     _rename_away(log)
             return True
         # A model is written only by an attempt that comes to the end, so none may begin there.

@@ -55,8 +55,8 @@ class Compiled:
 
 def commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
     """Every command of a step, in the order in which they start. First this program's own (``work``)."""
-    made = _BY_KIND[step.kind](settings, plan, step, places) if step.kind in _BY_KIND else ()
-    everything = (Compiled(_work(settings, step, places)), *made)
+    step_commands = _BY_KIND[step.kind](settings, plan, step, places) if step.kind in _BY_KIND else ()
+    everything = (Compiled(_work(settings, step, places)), *step_commands)
     if not isinstance(settings.launcher, Slurm):
         return everything
     components = 1 + max(c.command.component for c in everything)
@@ -65,10 +65,10 @@ def commands(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Plac
 
 def serve_alone(settings: NemoAlignerSettings, name: str, model: Path) -> tuple[Compiled, ...]:
     """One server of the model that step ``name`` has made, outside of any step (``chat``, ``serve``)."""
-    (made, *_) = _servers(settings, name, model, turn=0, component=0)
+    (server, *_) = _servers(settings, name, model, turn=0, component=0)
     if isinstance(settings.launcher, Slurm):
-        return (replace(made, command=wrap(settings.launcher, made.command, 1)),)
-    return (made,)
+        return (replace(server, command=wrap(settings.launcher, server.command, 1)),)
+    return (server,)
 
 
 def program(settings: NemoAlignerSettings) -> str:
@@ -87,16 +87,16 @@ def _fetch(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places
     scheme, _, name = str(step.spec["source"]).partition(":")
     if scheme != "hf":
         return ()  # an endpoint, or a .nemo that is there already
-    work, made = places.work(step), []
+    work, fetch_commands = places.work(step), []
     folder = Path(name).expanduser()
     if not is_folder(name):
         folder = work / "hf"
         fetch = (program(settings), "-m", "cai", "download", f"hf:{name}@{step.spec['revision']}", "--to", str(folder))
-        made.append(Compiled(Command("download", fetch)))
+        fetch_commands.append(Compiled(Command("download", fetch)))
     paths = ("--input_name_or_path", str(folder), "--output_path", str(work / ARCHIVE))
     argv = (settings.python, f"{settings.nemo}/{settings.converter}", *paths)
-    made.append(Compiled(Command("convert", argv, resources=Resources(1, 1, 1))))
-    return tuple(made)
+    fetch_commands.append(Compiled(Command("convert", argv, resources=Resources(1, 1, 1))))
+    return tuple(fetch_commands)
 
 
 def is_folder(name: str) -> bool:
@@ -115,20 +115,22 @@ def models_of(step: Step) -> tuple[str, ...]:
 def _generate(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
     models = map(plan.step, dict.fromkeys(models_of(step)))
     served = [model for model in models if not str(model.spec.get("source", "")).startswith("api:")]
-    made: list[Compiled] = []
+    servers: list[Compiled] = []
     for turn, model in enumerate(served):
-        made += _servers(settings, model.name, model_in(places.artifact(model)), turn, 1)
-    return tuple(made)
+        servers += _servers(settings, model.name, model_in(places.artifact(model)), turn=turn, component=1)
+    return tuple(servers)
 
 
-def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, component: int) -> tuple[Compiled, ...]:
+def _servers(
+    settings: NemoAlignerSettings, name: str, model: Path, *, turn: int, component: int
+) -> tuple[Compiled, ...]:
     """``count`` servers of one model, side by side on consecutive ports."""
     layout = settings.server(name)
     devices = min(settings.devices(layout), layout.tensor_parallel * layout.pipeline_parallel // layout.nodes or 1)
     devices = layout.devices or devices
-    made = []
+    servers = []
     for i in range(layout.count):
-        port, at = layout.port + i, i * devices % settings.cluster.gpus_per_node
+        port, first_gpu = layout.port + i, i * devices % settings.cluster.gpus_per_node
         overrides = merged(
             [
                 Override("gpt_model_file", str(model)),
@@ -150,7 +152,7 @@ def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, c
             role=f"server-{i}" if i else "server",
             argv=(settings.python, f"{settings.nemo}/{EVAL}", *words(overrides)),
             env=_master_port(settings, port)
-            | _env(settings, layout, range(at, at + devices) if layout.count > 1 else None),
+            | _env(settings, layout, range(first_gpu, first_gpu + devices) if layout.count > 1 else None),
             background=True,
             ready=Ready(port, layout.ready_timeout),
             resources=Resources(layout.nodes, devices, devices, layout.time),
@@ -159,8 +161,8 @@ def _servers(settings: NemoAlignerSettings, name: str, model: Path, turn: int, c
             turn=turn,
         )
         config = "megatron_gpt_inference.yaml"
-        made.append(Compiled(command, config, overrides, layout, model, f"engine.servers.{name}"))
-    return tuple(made)
+        servers.append(Compiled(command, config, overrides, layout, model, f"engine.servers.{name}"))
+    return tuple(servers)
 
 
 def _node(settings: NemoAlignerSettings, layout: ServerLayout, i: int, devices: int) -> int:
@@ -232,10 +234,10 @@ def _spread(layout: TrainingLayout, config: str) -> list[Override]:
         "activations_checkpoint_num_layers": 1 if full else None,
         "activations_checkpoint_layers_per_pipeline": None,
     }
-    return [Override(f"model.{name}", value, name not in _SAID[config]) for name, value in values.items()]
+    return [Override(f"model.{name}", value, name not in _CONFIG_KEYS[config]) for name, value in values.items()]
 
 
-_SAID: dict[str, frozenset[str]] = {
+_CONFIG_KEYS: dict[str, frozenset[str]] = {
     "gpt_sft.yaml": frozenset(
         {
             "tensor_model_parallel_size",
@@ -256,8 +258,11 @@ _SAID: dict[str, frozenset[str]] = {
 
 
 def _optimizer(method: Method) -> list[Override]:
-    made = [Override("model.optim.lr", method.learning_rate), Override("model.optim.weight_decay", method.weight_decay)]
-    return made + _schedule(method.learning_rate if method.schedule is Schedule.CONSTANT else None)
+    overrides = [
+        Override("model.optim.lr", method.learning_rate),
+        Override("model.optim.weight_decay", method.weight_decay),
+    ]
+    return overrides + _schedule(method.learning_rate if method.schedule is Schedule.CONSTANT else None)
 
 
 def _schedule(constant: float | None) -> list[Override]:
@@ -266,22 +271,22 @@ def _schedule(constant: float | None) -> list[Override]:
     Upstream keeps ``min_lr`` for its last ``constant_steps``, 1000 by default: a shorter run would be at it from the
     start, and a constant rate would fail its assertion.
     """
-    made = [Override("model.optim.sched.warmup_steps", 0), Override("model.optim.sched.constant_steps", 0)]
-    return made if constant is None else [*made, Override("model.optim.sched.min_lr", constant)]
+    overrides = [Override("model.optim.sched.warmup_steps", 0), Override("model.optim.sched.constant_steps", 0)]
+    return overrides if constant is None else [*overrides, Override("model.optim.sched.min_lr", constant)]
 
 
 def _intervals(prefix: str, method: Method, val_batches: int) -> list[Override]:
-    made = [
+    overrides = [
         Override(f"{prefix}.max_epochs", int(method.epochs)),
         Override(f"{prefix}.max_steps", -1),
         Override(f"{prefix}.gradient_clip_val", method.max_grad_norm),
     ]
     if method.val_every:
-        made.append(Override(f"{prefix}.val_check_interval", method.val_every))
-        made.append(Override(f"{prefix}.save_interval", method.val_every))
+        overrides.append(Override(f"{prefix}.val_check_interval", method.val_every))
+        overrides.append(Override(f"{prefix}.save_interval", method.val_every))
     if val_batches:
-        made.append(Override(f"{prefix}.limit_val_batches", val_batches))
-    return made
+        overrides.append(Override(f"{prefix}.limit_val_batches", val_batches))
+    return overrides
 
 
 def _saving(log: Path) -> list[Override]:
@@ -294,21 +299,22 @@ def _saving(log: Path) -> list[Override]:
     ]
 
 
-def _ending(settings: NemoAlignerSettings, step: Step, known: bool = False) -> list[Override]:
-    """When upstream saves and ends by itself: before its job's time limit. ``known`` where the config has the key."""
+def _ending(settings: NemoAlignerSettings, step: Step, has_key: bool = False) -> list[Override]:
+    """When upstream saves and ends by itself: before its job's time limit. ``has_key`` where the config has it."""
     limit = per_run(settings, step.name, step.kind)
-    return [Override("exp_manager.max_time_per_run", limit, not known)] if limit else []
+    return [Override("exp_manager.max_time_per_run", limit, not has_key)] if limit else []
 
 
 def _train(
     settings: NemoAlignerSettings,
     layout: TrainingLayout,
+    step: Step,
+    planned: Sequence[Override],
+    *,
     script: str,
     config: str,
-    step: Step,
-    made: Sequence[Override],
 ) -> Compiled:
-    overrides = merged(made, layout.overrides)
+    overrides = merged(planned, layout.overrides)
     devices = settings.devices(layout)
     command = Command(
         "train",
@@ -323,7 +329,7 @@ def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) 
     method, layout = SftSettings.model_validate(step.spec["training"]), settings.step(step.name)
     train, val = data_files(places, step)
     data = "model.data"
-    made = [
+    planned = [
         *_trainer(settings, layout, method.precision),
         *_intervals("trainer.sft", method, layout.val_batches),
         *_spread(layout, "gpt_sft.yaml"),
@@ -343,7 +349,7 @@ def _sft(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) 
         *_saving(places.work(step) / "log"),
         *_ending(settings, step),
     ]
-    return (_train(settings, layout, "train_gpt_sft.py", "gpt_sft.yaml", step, made),)
+    return (_train(settings, layout, step, planned, script="train_gpt_sft.py", config="gpt_sft.yaml"),)
 
 
 def seed_of(step: Step) -> int:
@@ -359,7 +365,7 @@ def _prefix(train: Path, val: Path) -> Override:
 
 def _reward(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
     method, layout = RewardSettings.model_validate(step.spec["training"]), settings.step(step.name)
-    made = [
+    planned = [
         *_trainer(settings, layout, method.precision),
         *_intervals("trainer.rm", method, layout.val_batches),
         *_spread(layout, "training_rm.yaml"),
@@ -372,25 +378,26 @@ def _reward(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Place
         *_optimizer(method),
         _prefix(*data_files(places, step)),
         *_saving(places.work(step) / "log"),
-        *_ending(settings, step, known=True),
+        *_ending(settings, step, has_key=True),
     ]
-    return (_train(settings, layout, "train_reward_model.py", "training_rm.yaml", step, made),)
+    return (_train(settings, layout, step, planned, script="train_reward_model.py", config="training_rm.yaml"),)
 
 
 def _rl(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places) -> tuple[Compiled, ...]:
-    method, layout = RlSettings.model_validate(step.spec["training"]), settings.step(step.name)
+    method = RlSettings.model_validate(step.spec["training"])
     length = method.max_prompt_tokens + method.max_tokens
     return (
-        _critic(settings, plan, step, places, method, layout.critic, length),
-        _actor(settings, plan, step, places, method, length),
+        _critic(settings, plan, step, places, method=method, length=length),
+        _actor(settings, plan, step, places, method=method, length=length),
     )
 
 
 def _critic(
-    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, method: RlSettings, layout: Any, length: int
+    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, *, method: RlSettings, length: int
 ) -> Compiled:
+    layout = settings.step(step.name).critic
     actor, devices = settings.devices(settings.step(step.name)), settings.devices(layout)
-    made = [
+    planned = [
         *_trainer(settings, layout, method.precision),
         Override("trainer.ppo.port", layout.port),
         Override("trainer.ppo.combine_rm_and_critic_server", True),
@@ -407,7 +414,7 @@ def _critic(
         *_saving(places.work(step) / "critic"),
         Override("exp_manager.checkpoint_callback_params.save_top_k", 0),
     ]
-    overrides = merged(made, layout.overrides)
+    overrides = merged(planned, layout.overrides)
     command = Command(
         "critic",
         (settings.python, f"{settings.aligner}/{GPT}/serve_ppo_critic.py", *words(overrides)),
@@ -421,14 +428,14 @@ def _critic(
 
 
 def _actor(
-    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, method: RlSettings, length: int
+    settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places, *, method: RlSettings, length: int
 ) -> Compiled:
     layout = settings.step(step.name)
     template = step.resources["template"]
     stops = ChatTemplate.from_text(template["name"], template["text"]).stops
     devices = settings.devices(layout)
     sampling = "model.ppo.sampling_params"
-    made = [
+    planned = [
         *_trainer(settings, layout, method.precision),
         # The file holds exactly the prompts of all iterations. A limit here would also be the end of the learning
         # rate's schedule, which counts updates: with 8 of them an iteration, an eighth of the training.
@@ -468,7 +475,7 @@ def _actor(
         *_saving(places.work(step) / "log"),
         *_ending(settings, step),
     ]
-    overrides = merged(made, layout.overrides)
+    overrides = merged(planned, layout.overrides)
     command = Command(
         "actor",
         (settings.python, f"{settings.aligner}/{GPT}/train_gpt_ppo_actor.py", *words(overrides)),

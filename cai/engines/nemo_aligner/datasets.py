@@ -36,7 +36,7 @@ def write_sft(folder: Path, data: SftData, settings: SftSettings, tokens: Pieces
         write_chat(folder / name, texts, tokens.count, max_length=settings.max_length, at_least=settings.batch_size)
         for name, texts in ((TRAIN, data.train), (VAL, data.val))
     ]
-    return _told(written, {})
+    return _summary(written, {})
 
 
 def write_pairs(
@@ -59,16 +59,17 @@ def write_pairs(
     hard = [hard_labels(data.train, labels, seed), hard_labels(data.val, measured, seed)]
     written = [
         write_pair_lines(
-            folder / name, made.pairs, tokens.count, max_length=settings.max_length, at_least=settings.batch_size
+            folder / name, hard_part.pairs, tokens.count, max_length=settings.max_length, at_least=settings.batch_size
         )
-        for name, made in zip((TRAIN, VAL), hard, strict=True)
+        for name, hard_part in zip((TRAIN, VAL), hard, strict=True)
     ]
     parts = zip(("train", "val"), hard, strict=True)
-    told = _told(written, {f"{part} {name}": value for part, made in parts for name, value in made.record().items()})
-    dropped = Counter(told.dropped)
-    for made in hard:
-        dropped.update(made.dropped)
-    return Trained(told.metrics, dict(dropped))
+    counts = {f"{part} {name}": count for part, hard_part in parts for name, count in hard_part.record().items()}
+    summary = _summary(written, counts)
+    dropped = Counter(summary.dropped)
+    for hard_part in hard:
+        dropped.update(hard_part.dropped)
+    return Trained(summary.metrics, dict(dropped))
 
 
 def write_prompts(
@@ -83,10 +84,10 @@ def write_prompts(
         SpecError: there are too few prompts for one round of rollouts and one of validation.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = val_samples or settings.rollouts
-    if len(prompts) < wanted + settings.rollouts:
-        what = f"{len(prompts)} prompts, but one iteration takes {settings.rollouts} and validation {wanted}"
-        raise SpecError(Problem("rl.prompts", what, "give more prompts, fewer rollouts or fewer val_samples"))
+    val_count = val_samples or settings.rollouts
+    if len(prompts) < val_count + settings.rollouts:
+        message = f"{len(prompts)} prompts, but one iteration takes {settings.rollouts} and validation {val_count}"
+        raise SpecError(Problem("rl.prompts", message, "give more prompts, fewer rollouts or fewer val_samples"))
     count = cache(tokens.count)  # each prompt is counted to draw it and again to write it
     usable: list[PromptText] = []
     dropped: Counter[str] = Counter()
@@ -98,14 +99,14 @@ def write_prompts(
         else:
             usable.append(prompt)
     drawn = _drawn(usable, seed, "rl/validation")
-    held, rest = drawn[:wanted], drawn[wanted:]
+    held_out, rest = drawn[:val_count], drawn[val_count:]
     trained = _repeated(_drawn(rest, seed, "rl/training"), settings.iterations * settings.rollouts)
     written = [
         write_prompt_lines(folder / name, part, count, max_length=settings.max_prompt_tokens, at_least=least)
-        for name, part, least in ((TRAIN, trained, settings.rollouts), (VAL, held, wanted))
+        for name, part, least in ((TRAIN, trained, settings.rollouts), (VAL, held_out, val_count))
     ]
-    told = _told(written, {"prompts not drawn": len(rest) - written[0].rows})
-    return Trained(told.metrics, dict(dropped))
+    summary = _summary(written, {"prompts not drawn": len(rest) - written[0].rows})
+    return Trained(summary.metrics, dict(dropped))
 
 
 def _drawn(prompts: Sequence[PromptText], seed: int, purpose: str) -> list[PromptText]:
@@ -120,7 +121,7 @@ def _repeated(prompts: Sequence[PromptText], number: int) -> list[PromptText]:
     return [*prompts] * whole + [*prompts[:more]]
 
 
-def _told(written: Sequence[Written], more: dict[str, Any]) -> Trained:
+def _summary(written: Sequence[Written], more: dict[str, Any]) -> Trained:
     dropped: Counter[str] = Counter()
     for each in written:
         dropped.update(each.dropped)

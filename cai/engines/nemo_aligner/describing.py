@@ -17,20 +17,20 @@ def identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Mappin
 
     How a model is spread over GPUs, where things are installed and which launcher runs them do not count.
     """
-    found: dict[str, Any] = {"version": VERSION}
+    key_parts: dict[str, Any] = {"version": VERSION}
     trainer = trainer_of(kind)
     if trainer is not None:
         layout = settings.step(name)
         overrides = {"": layout.overrides} | ({"critic": layout.critic.overrides} if trainer.critic else {})
-        found["overrides"] = {role: dict(value) for role, value in overrides.items() if value}
+        key_parts["overrides"] = {role: dict(value) for role, value in overrides.items() if value}
         if trainer is REWARD_TRAINER:
-            found["labels"] = settings.labels.model_dump(mode="json")
-        return found
+            key_parts["labels"] = settings.labels.model_dump(mode="json")
+        return key_parts
     servers = []
     for model in _names(inputs.get("models", inputs.get("model"))):
         server = settings.server(model)
         servers.append({"precision": server.precision, "overrides": dict(server.overrides)})
-    return {**found, "servers": servers}
+    return {**key_parts, "servers": servers}
 
 
 def _names(value: Any) -> list[str]:
@@ -42,8 +42,8 @@ def _names(value: Any) -> list[str]:
 def describe(settings: NemoAlignerSettings) -> dict[str, Any]:
     """NeMo's version, the launcher and the cluster, for the plan's first lines."""
     cluster = settings.cluster
-    shown: dict[str, Any] = {"nemo_aligner": VERSION, "launcher": settings.launcher.kind}
-    shown["cluster"] = f"{cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:g} GiB"
+    description: dict[str, Any] = {"nemo_aligner": VERSION, "launcher": settings.launcher.kind}
+    description["cluster"] = f"{cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:g} GiB"
     if isinstance(settings.launcher, Slurm) and settings.launcher.container:
-        shown["container"] = settings.launcher.container
-    return shown
+        description["container"] = settings.launcher.container
+    return description

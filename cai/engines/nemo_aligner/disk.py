@@ -30,29 +30,32 @@ class Disk:
     """Bytes of a step: in the store while it works, in the store from then on, in a node's temporary folder."""
 
     working: float = 0.0
-    kept: float = 0.0
+    permanent: float = 0.0
     temporary: float = 0.0
 
 
-def check(found: PlanSurvey) -> None:
+def check(survey: PlanSurvey) -> None:
     """A line for each step that makes a model, and at the largest moment one for the whole plan."""
-    kept, peak, at = 0.0, 0.0, ""
-    for step in (step for step in found.plan.steps if not step.engine):
-        disk = disk_of(found, step)
+    permanent, peak, peak_step = 0.0, 0.0, ""
+    for step in (step for step in survey.plan.steps if not step.engine):
+        disk = disk_of(survey, step)
         if disk is None:
             continue
-        if kept + disk.working > peak:
-            peak, at = kept + disk.working, step.name
-        kept += disk.kept
+        if permanent + disk.working > peak:
+            peak, peak_step = permanent + disk.working, step.name
+        permanent += disk.permanent
         temporary = f", {disk.temporary / GB:.0f} GB of a node's temporary folder" if disk.temporary else ""
-        found.note(step.name, f"disk: {disk.working / GB:.0f} GB in the store while it works{temporary}")
-    if at:
-        found.note(at, f"disk of the whole plan: {peak / GB:.0f} GB in the store at most, now; {kept / GB:.0f} GB stay")
+        survey.note(step.name, f"disk: {disk.working / GB:.0f} GB in the store while it works{temporary}")
+    if peak_step:
+        survey.note(
+            peak_step,
+            f"disk of the whole plan: {peak / GB:.0f} GB in the store at most, now; {permanent / GB:.0f} GB stay",
+        )
 
 
-def disk_of(found: PlanSurvey, step: Step) -> Disk | None:
+def disk_of(survey: PlanSurvey, step: Step) -> Disk | None:
     """What a step needs; None where it makes no model here, or how large that is is not known."""
-    origin = found.origin(step.name) if step.makes == "model" or trainer_of(step.kind) is not None else None
+    origin = survey.origin(step.name) if step.makes == "model" or trainer_of(step.kind) is not None else None
     source = str(origin.spec.get("source", "")) if origin is not None else ""
     shape = fetched_shape(origin) if origin is not None and not source.startswith("api:") else None
     if shape is None:
@@ -60,16 +63,16 @@ def disk_of(found: PlanSurvey, step: Step) -> Disk | None:
     model = BF16 * shape.parameters
     if step.kind == "fetch":
         # What is downloaded and what is packed lie there until the folder is made; a nemo:FILE is the user's own.
-        before = sum(c.command.role in ("download", "convert") for c in found.compiled[step.name])
+        before = sum(c.command.role in ("download", "convert") for c in survey.compiled[step.name])
         return Disk((before + 1) * model, model, model if before else 0.0)
-    saved = sum(SAVED.get(c.command.role, 0) for c in found.compiled[step.name])
+    saved = sum(SAVED.get(c.command.role, 0) for c in survey.compiled[step.name])
     # The .nemo that upstream packs at the end, and the folder that is made of it.
-    return Disk(saved * CHECKPOINT * shape.parameters + 2 * model, model, model + _unpacked(found, step, model))
+    return Disk(saved * CHECKPOINT * shape.parameters + 2 * model, model, model + _unpacked(survey, step, model))
 
 
-def _unpacked(found: PlanSurvey, step: Step, model: float) -> float:
+def _unpacked(survey: PlanSurvey, step: Step, model: float) -> float:
     """What the ranks of one node unpack of models that are packed files: of ``nemo:FILE`` artifacts of older stores."""
-    ranks = [c.command.resources.gpus_per_node for c in found.compiled[step.name] if _reads_archive(c)]
+    ranks = [c.command.resources.gpus_per_node for c in survey.compiled[step.name] if _reads_archive(c)]
     return model * sum(ranks)
 
 

@@ -173,27 +173,27 @@ class NemoSession:
         scheme, _, name = source.source.partition(":")
         about: dict[str, Any] = {"source": source.source, "format": "nemo"}
         if scheme == "nemo":
-            given = Path(name).expanduser()
-            if not given.is_file():
+            nemo_file = Path(name).expanduser()
+            if not nemo_file.is_file():
                 raise PrerequisiteError(f"{source.source}: no such file; give the path of a .nemo file")
             if source.sha256:
-                about["digest"] = file_digest(given)
+                about["digest"] = file_digest(nemo_file)
                 if about["digest"] != source.sha256:
                     raise PrerequisiteError(
                         f"{source.source}: SHA-256 is {about['digest']}, the experiment says {source.sha256}"
                     )
-            about["bytes"] = unpack(given, dest / MODEL)
+            about["bytes"] = unpack(nemo_file, dest / MODEL)
         elif scheme == "hf":
-            made = work / ARCHIVE
+            archive = work / ARCHIVE
             if not _done_outside():
-                made.unlink(missing_ok=True)  # the converter may have been stopped while it wrote
+                archive.unlink(missing_ok=True)  # the converter may have been stopped while it wrote
             for compiled in self._compiled:
                 if compiled.command.role in ("download", "convert"):
                     progress.note(f"nemo.{compiled.command.role}", log=str(self._log(compiled.command, work.parent)))
                     self._engine.runner.run(compiled.command, self._log(compiled.command, work.parent))
-            if not made.is_file():
-                raise StepFailed(f"the converter ended without {made}; see {self._engine.run_dir / 'logs'}")
-            about["bytes"] = unpack(made, dest / MODEL)
+            if not archive.is_file():
+                raise StepFailed(f"the converter ended without {archive}; see {self._engine.run_dir / 'logs'}")
+            about["bytes"] = unpack(archive, dest / MODEL)
         else:
             raise SpecError(
                 Problem("models", f"'{source.source}' cannot become a .nemo", "use hf:NAME, hf:/FOLDER or nemo:FILE")
@@ -230,7 +230,7 @@ class NemoSession:
 
     def _sft(self, data: SftData, settings: SftSettings, attempt: Attempt) -> Trained:
         written = write_sft(attempt.work / "data", data, settings, open_tokenizer(data.model))
-        return self._train(written, attempt, self._one("train"))
+        return self._train(written, attempt, self._run_of("train"))
 
     def _reward(self, data: RewardData, settings: RewardSettings, attempt: Attempt) -> Trained:
         """Soft labels become hard as the engine's ``labels`` say."""
@@ -242,7 +242,7 @@ class NemoSession:
             labels=self._settings.labels,
             seed=attempt.seed,
         )
-        return self._train(written, attempt, self._one("train"))
+        return self._train(written, attempt, self._run_of("train"))
 
     def _ppo(self, data: PpoData, settings: RlSettings, attempt: Attempt) -> Trained:
         assert self._step is not None
@@ -263,7 +263,7 @@ class NemoSession:
 
         return self._train(written, attempt, run)
 
-    def _one(self, role: str) -> Callable[[], None]:
+    def _run_of(self, role: str) -> Callable[[], None]:
         def run() -> None:
             assert self._step is not None
             command = self._command(role)
@@ -283,7 +283,7 @@ class NemoSession:
             if not result.is_file():
                 raise StepFailed(f"training ended without {result}; there is {_listing(result.parent)}")
             marker.write_text("the command ended with code 0\n", encoding="utf-8")
-        metrics = {**written.metrics, **_told_by(result.parent)}
+        metrics = {**written.metrics, **_checkpoint_metrics(result.parent)}
         unpack(result, attempt.dest / MODEL)
         return Trained(metrics, written.dropped)
 
@@ -414,13 +414,13 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or f"nothing in {folder}"
 
 
-def _told_by(folder: Path) -> dict[str, Any]:
+def _checkpoint_metrics(folder: Path) -> dict[str, Any]:
     """What upstream writes into its checkpoints' names: ``megatron_gpt--val_loss=0.532-step=100-....ckpt``."""
     best: dict[str, float] = {}
     for path in sorted(folder.glob("*=*")):
-        found = {name: float(value.rstrip(".")) for name, value in _PROGRESS.findall(path.name.replace(".ckpt", ""))}
-        if found.get("step", -1) >= best.get("step", -1):
-            best = found
+        metrics = {name: float(value.rstrip(".")) for name, value in _PROGRESS.findall(path.name.replace(".ckpt", ""))}
+        if metrics.get("step", -1) >= best.get("step", -1):
+            best = metrics
     return {
         name: value for name, value in best.items() if name in ("step", "val_loss", "val_rewards", "consumed_samples")
     }

@@ -28,7 +28,7 @@ from cai.engines.nemo_aligner.settings import (
     ServerLayout,
     TrainingLayout,
 )
-from cai.engines.nemo_aligner.survey import PlanSurvey, survey
+from cai.engines.nemo_aligner.survey import PlanSurvey, survey_plan
 from cai.launchers.base import Command
 from cai.plan import Plan, Step
 
@@ -107,17 +107,17 @@ class _Unknown(Exception):
 
 def times(settings: NemoAlignerSettings, plan: Plan) -> GpuTimes:
     """Every step that needs GPUs, with its time where what it depends on is known; and what that was taken from."""
-    found = survey(settings, plan, str)
+    survey = survey_plan(settings, plan, str)
     rates = Rates(PEAKS[settings.cluster.gpu], settings.cluster.utilisation)
     own = [step for step in plan.steps if not step.engine]
-    steps = {step.name: _time(found, rates, step) for step in own if _gpus_and_nodes(found, step)[0]}
+    steps = {step.name: _time(survey, rates, step) for step in own if _gpus_and_nodes(survey, step)[0]}
     return GpuTimes(steps, assumptions(settings))
 
 
-def step_time(found: PlanSurvey, step: Step) -> GpuTime:
+def step_time(survey: PlanSurvey, step: Step) -> GpuTime:
     """The time of one step of a plan that is being checked."""
-    cluster = found.settings.cluster
-    return _time(found, Rates(PEAKS[cluster.gpu], cluster.utilisation), step)
+    cluster = survey.settings.cluster
+    return _time(survey, Rates(PEAKS[cluster.gpu], cluster.utilisation), step)
 
 
 def assumptions(settings: NemoAlignerSettings) -> dict[str, Any]:
@@ -137,12 +137,12 @@ def assumptions(settings: NemoAlignerSettings) -> dict[str, Any]:
     }
 
 
-def _gpus_and_nodes(found: PlanSurvey, step: Step) -> tuple[int, int]:
+def _gpus_and_nodes(survey: PlanSurvey, step: Step) -> tuple[int, int]:
     """What the commands of a step hold at once: servers of different models run one after the other."""
-    placed = [c.command for c in found.compiled[step.name] if c.command.resources.gpus_per_node]
+    placed = [c.command for c in survey.compiled[step.name] if c.command.resources.gpus_per_node]
     turns = {command.turn for command in placed}
     gpus = [sum(_gpus(c) for c in placed if c.turn == turn) for turn in turns]
-    if found.settings.launcher.kind == "local":
+    if survey.settings.launcher.kind == "local":
         return max(gpus, default=0), 1
     ends: dict[int, int] = {}
     for command in placed:
@@ -155,22 +155,22 @@ def _gpus(command: Command) -> int:
     return command.resources.nodes * command.resources.gpus_per_node
 
 
-def _time(found: PlanSurvey, rates: Rates, step: Step) -> GpuTime:
-    held = GpuTime(*_gpus_and_nodes(found, step))
+def _time(survey: PlanSurvey, rates: Rates, step: Step) -> GpuTime:
+    untimed = GpuTime(*_gpus_and_nodes(survey, step))
     try:
         if step.kind not in _BY_KIND:
             raise _Unknown("converting a model has no estimate")
         if step.estimate.get("rows") is None:
             raise _Unknown("how many rows there will be is not known")
-        parts, assumes = _BY_KIND[step.kind](found, rates, step)
+        parts, assumes = _BY_KIND[step.kind](survey, rates, step)
     except _Unknown as why:
-        return replace(held, unknown=str(why))
-    return replace(held, seconds=sum(parts.values()), parts=parts, assumes=assumes)
+        return replace(untimed, unknown=str(why))
+    return replace(untimed, seconds=sum(parts.values()), parts=parts, assumes=assumes)
 
 
-def _shape(found: PlanSurvey, model: str) -> Shape:
+def _shape(survey: PlanSurvey, model: str) -> Shape:
     """The shape of the model that a step makes."""
-    origin = found.origin(model)
+    origin = survey.origin(model)
     shape = fetched_shape(origin) if origin is not None else None
     if shape is None:
         raise _Unknown(f"how large '{model}' is is not known; set models.{origin.name if origin else model}.parameters")
@@ -191,10 +191,10 @@ def _in_bf16(precision: Any) -> None:
 # ---- answers and judgements ------------------------------------------------------------------------------------------
 
 
-def _generating(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _generating(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Servers read the prompts and draw the answers, one model after the other."""
     servers: dict[str, list[Compiled]] = {}
-    for compiled in found.compiled[step.name]:
+    for compiled in survey.compiled[step.name]:
         if compiled.model is not None:
             servers.setdefault(compiled.setting.removeprefix("engine.servers."), []).append(compiled)
     count = len(step.sources("models")) or 1
@@ -204,7 +204,7 @@ def _generating(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, 
     drawn = step.estimate["tokens"] / count
     parts = {"reading": 0.0, "drawing": 0.0}
     for model, copies in servers.items():
-        shape, layout = _shape(found, model), copies[0].layout
+        shape, layout = _shape(survey, model), copies[0].layout
         assert isinstance(layout, ServerLayout)
         _in_bf16(layout.precision)
         gpus = len(copies) * layout.tensor_parallel * layout.pipeline_parallel
@@ -215,8 +215,8 @@ def _generating(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, 
             parts["drawing"] += drawing(
                 rates, shape, layout, tokens=drawn, batch=batch, copies=len(copies), length=length
             )
-    read = round(prompts / calls) if calls else 0
-    assumes = f"prompts of {read:,} tokens" + (f", answers of {round(drawn / calls):,}" if drawn else "")
+    prompt_length = round(prompts / calls) if calls else 0
+    assumes = f"prompts of {prompt_length:,} tokens" + (f", answers of {round(drawn / calls):,}" if drawn else "")
     return parts, assumes
 
 
@@ -230,20 +230,20 @@ def _batch(step: Step, calls: float, servers: int, most: int) -> int:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def _supervised(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _supervised(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """An epoch reads every training row; at every ``val_check_interval`` the validation rows are read too."""
-    compiled = found.role(step, "train")
+    compiled = survey.role(step, "train")
     assert compiled is not None
     assert isinstance(compiled.layout, TrainingLayout)
-    values, shape = found.effective(compiled), _shape(found, _input(step, "model"))
+    values, shape = survey.effective(compiled), _shape(survey, _input(step, "model"))
     _in_bf16(values("trainer.precision"))
     trainer = trainer_of(step.kind)
     assert trainer is not None
-    val = float(found.plan.step(_input(step, "data")).spec.get("val") or 0.0)
+    val = float(survey.plan.step(_input(step, "data")).spec.get("val") or 0.0)
     rows, epochs = step.estimate["rows"], step.spec["training"]["epochs"]
-    train_rows, val_rows = rows * (1 - val) * epochs * replicas(found, step), rows * val
+    train_rows, val_rows = rows * (1 - val) * epochs * replicas(survey, step), rows * val
     batch = values.whole(f"{trainer.batches[0]}.global_batch_size", step.spec["training"]["batch_size"])
-    measured = _validated(values, trainer.section, train_rows // batch, val_rows, batch)
+    measured = _validated(values, trainer.section, steps=train_rows // batch, val_rows=val_rows, batch=batch)
     longest = values.whole("model.encoder_seq_length", step.spec["training"]["max_length"])
     if trainer is REWARD_TRAINER:
         # Upstream pads both texts of every pair to the whole sequence.
@@ -261,7 +261,7 @@ def _supervised(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, 
     return parts, assumes
 
 
-def _validated(values: Any, trainer: str, steps: float, val_rows: float, batch: int) -> float:
+def _validated(values: Any, trainer: str, *, steps: float, val_rows: float, batch: int) -> float:
     """Validation rows that are read in the whole training: those of every check and of the last step."""
     interval, limit = values(f"{trainer}.val_check_interval"), values(f"{trainer}.limit_val_batches")
     every = interval if _is_whole(interval) else steps * interval if isinstance(interval, float) else 0.0
@@ -275,31 +275,31 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ppo(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
+def _ppo(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Rollouts on the actor's GPUs while critic and reward model score them on theirs; then both train side by side."""
-    actor, critic = found.role(step, "actor"), found.role(step, "critic")
+    actor, critic = survey.role(step, "actor"), survey.role(step, "critic")
     assert actor is not None
     assert critic is not None
-    values, method = found.effective(actor), step.spec["training"]
+    values, method = survey.effective(actor), step.spec["training"]
     _in_bf16(values("trainer.precision"))
-    policy, judge = _shape(found, _input(step, "model")), _shape(found, _input(step, "reward"))
+    policy, judge = _shape(survey, _input(step, "model")), _shape(survey, _input(step, "reward"))
     rollouts = values.whole("model.ppo.num_rollout_samples", method["rollouts"])
     answer = values.whole("model.ppo.length_params.max_length", method["max_tokens"])
     calls = step.estimate["calls"]
     prompt = step.estimate["prompt_tokens"] / calls if calls else 0.0
     batch = min(values.whole("model.ppo.rollout_micro_batch_size", 1), rollouts)
-    copies, gpus, beside = max(data_parallel(found, actor), 1), _gpus(actor.command), _gpus(critic.command)
+    copies, gpus, beside = max(data_parallel(survey, actor), 1), _gpus(actor.command), _gpus(critic.command)
     rounds = method["iterations"] + int(values.number("trainer.ppo.critic_warmup_steps") or 0)
 
     def texts(samples: float) -> float:
         return samples * (prompt + answer)
 
     def drawn(samples: float) -> float:
-        read = rates.computing(FORWARD * policy.parameters * samples * prompt, gpus)
+        prefill = rates.computing(FORWARD * policy.parameters * samples * prompt, gpus)
         tokens, length = samples * answer, prompt + answer / 2
         assert actor is not None
         assert actor.layout is not None
-        return read + drawing(rates, policy, actor.layout, tokens=tokens, batch=batch, copies=copies, length=length)
+        return prefill + drawing(rates, policy, actor.layout, tokens=tokens, batch=batch, copies=copies, length=length)
 
     answers = drawn(rollouts)
     # The log-probabilities of the policy as it is and as it began; values of the critic, scores of the reward model.
@@ -309,14 +309,15 @@ def _ppo(found: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float],
         rates.computing(_factor(actor) * policy.parameters * texts(rollouts), gpus),
         rates.computing(_factor(critic) * judge.parameters * texts(rollouts), beside),
     )
-    held = values.whole("model.ppo.num_val_samples", rollouts)
+    val_samples = values.whole("model.ppo.num_val_samples", rollouts)
     every = values.whole("trainer.ppo.val_check_interval", method["iterations"])
     checks = math.ceil(method["iterations"] / every)
     parts = {
         "drawing": rounds * answers,
         "scoring": rounds * max(likely, scored - answers),
         "training": rounds * updates,
-        "validation": checks * (drawn(held) + rates.computing(FORWARD * policy.parameters * texts(held), gpus)),
+        "validation": checks
+        * (drawn(val_samples) + rates.computing(FORWARD * policy.parameters * texts(val_samples), gpus)),
     }
     return parts, f"prompts of {round(prompt):,} tokens, answers of {answer:,}"
 

@@ -84,6 +84,6 @@ def _flips(row: str, likelier: float, replicas: int, seed: int) -> Iterator[bool
         yield uniform(seed, row, f"hard label {replica}") >= likelier
 
 
-def _ordered(pair: PairText, other: bool, replica: int) -> HardPair:
-    chosen, rejected = (pair.rejected, pair.chosen) if other else (pair.chosen, pair.rejected)
+def _ordered(pair: PairText, swapped: bool, replica: int) -> HardPair:
+    chosen, rejected = (pair.rejected, pair.chosen) if swapped else (pair.chosen, pair.rejected)
     return HardPair(pair.id, pair.prompt, chosen, rejected, replica)

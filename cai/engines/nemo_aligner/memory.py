@@ -28,12 +28,12 @@ STATE = 3 * FP32
 VOCABULARY = 32_000
 PADDED = 128
 """Tokens assumed for a prompt, beside the answer's budget."""
-_NAMED = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
+_SIZE_IN_NAME = re.compile(r"(?i)(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder: ``width`` is the hidden size, ``groups`` are key/value heads; ``known`` when no number is a guess."""
+    """A decoder: ``width`` is the hidden size, ``groups`` are key/value heads; ``exact`` when no number is a guess."""
 
     parameters: float
     layers: int
@@ -41,7 +41,7 @@ class Shape:
     heads: int
     groups: int
     vocabulary: int = VOCABULARY
-    known: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def parameters_of(source: str) -> float:
 
     Experts share their attention, which is about a seventh of such a model: 8x7B is 47 billion, not 56.
     """
-    found = _NAMED.search(source.rpartition(":")[2].rpartition("/")[2])
-    if found is None:
+    match = _SIZE_IN_NAME.search(source.rpartition(":")[2].rpartition("/")[2])
+    if match is None:
         return 0.0
-    experts, size, unit = found.groups()
-    one = float(size) * (1e9 if unit.lower() == "b" else 1e6)
-    return one * (1 + (int(experts) - 1) * 0.82) if experts else one
+    experts, size, unit = match.groups()
+    per_expert = float(size) * (1e9 if unit.lower() == "b" else 1e6)
+    return per_expert * (1 + (int(experts) - 1) * 0.82) if experts else per_expert
 
 
 def counted(config: dict[str, Any]) -> float:
@@ -108,12 +108,14 @@ def shape_of(parameters: float, config: dict[str, Any] | None = None) -> Shape:
 def fetched_shape(origin: Step) -> Shape | None:
     """The shape of a model that the plan fetches, by its folder, its ``parameters`` or its name; None where unknown."""
     config = model_config(origin)
-    said = origin.spec.get("parameters") or parameters_of(str(origin.spec.get("source", "")))
-    parameters = counted(config) or float(said)
+    declared = origin.spec.get("parameters") or parameters_of(str(origin.spec.get("source", "")))
+    parameters = counted(config) or float(declared)
     return shape_of(parameters, config) if parameters else None
 
 
-def activations(shape: Shape, layout: TrainingLayout, micro: int, length: int, of_layers: int | None = None) -> float:
+def activations(
+    shape: Shape, layout: TrainingLayout, micro: int, length: int, *, of_layers: int | None = None
+) -> float:
     """Bytes of activations kept for the backward pass, on the first pipeline stage.
 
     A layer keeps s b h (10 + 24/t) without the attention matrix, which flash attention never stores; sequence parallel
@@ -125,8 +127,8 @@ def activations(shape: Shape, layout: TrainingLayout, micro: int, length: int, o
     tokens = float(length * micro * shape.width)
     layer = tokens * (34 / tensor if layout.sequence_parallel else 10 + 24 / tensor)
     if layout.activation_checkpointing is Checkpointing.FULL:
-        kept = 2 * tokens / (tensor if layout.sequence_parallel else 1)
-        return kept * layers * layout.pipeline_parallel + layer
+        input_bytes = 2 * tokens / (tensor if layout.sequence_parallel else 1)
+        return input_bytes * layers * layout.pipeline_parallel + layer
     return layer * layers * layout.pipeline_parallel
 
 
@@ -142,10 +144,10 @@ def estimate(
     kind: str,
     parameters: float,
     layout: Layout,
+    *,
     devices: int,
     micro: int,
     length: int,
-    *,
     sequences: int = 0,
     shape: Shape | None = None,
     offload_adam: bool = False,
@@ -165,7 +167,7 @@ def estimate(
     weights = wide * parameters / split
     if kind == "server" or not isinstance(layout, TrainingLayout):
         parts = {"weights": weights, "key/value cache": cache(shape, layout, sequences, length)}
-        return Memory(parts, tuple(parts) if shape.known else ("weights",))
+        return Memory(parts, tuple(parts) if shape.exact else ("weights",))
     ranks = max(devices // split, 1)
     # In fp32 there is no other master weight.
     state = (2 * FP32 if fp32 else STATE) * parameters / (split * ranks)
@@ -187,45 +189,45 @@ def estimate(
 # ---- a plan's commands -----------------------------------------------------------------------------------------------
 
 
-def check(found: PlanSurvey) -> None:
+def check(survey: PlanSurvey) -> None:
     """A problem where the certain part is larger than a GPU; else a note."""
-    seen: set[str] = set()
-    for name, every in found.compiled.items():
-        step = found.plan.step(name)
+    checked: set[str] = set()
+    for name, every in survey.compiled.items():
+        step = survey.plan.step(name)
         for compiled in every:
             key = compiled.setting if isinstance(compiled.layout, ServerLayout) else f"{name}/{compiled.command.role}"
-            if compiled.layout is None or key in seen:
+            if compiled.layout is None or key in checked:
                 continue
-            seen.add(key)
-            _command(found, step, compiled)
+            checked.add(key)
+            _command(survey, step, compiled)
 
 
-def _command(found: PlanSurvey, step: Step, compiled: Compiled) -> None:
+def _command(survey: PlanSurvey, step: Step, compiled: Compiled) -> None:
     trainer = trainer_of(step.kind)
     kind = trainer.method.name if trainer is not None and not trainer.critic else compiled.command.role
     kind = "server" if isinstance(compiled.layout, ServerLayout) else kind
     name = compiled.setting.removeprefix("engine.servers.") if kind == "server" else _model(step, kind)
-    origin = found.origin(name)
+    origin = survey.origin(name)
     if origin is None or str(origin.spec.get("source", "")).startswith("api:"):
         return
     shape = fetched_shape(origin)
     if shape is None:
         field = f"models.{origin.name}.parameters"
-        found.note(step.name, f"GPU memory was not estimated: how large '{origin.name}' is is not known; set {field}")
+        survey.note(step.name, f"GPU memory was not estimated: how large '{origin.name}' is is not known; set {field}")
         return
-    memory = _estimated(found, step, compiled, kind, shape)
-    have, role = found.settings.cluster.gpu_memory, compiled.command.role
+    memory = _estimated(survey, step, compiled, kind=kind, shape=shape)
+    have, role = survey.settings.cluster.gpu_memory, compiled.command.role
     size = f"about {memory.total / GIB:.0f}" if memory.total >= GIB else "less than 1"
     parts = f" ({memory.words()})" if memory.words() else ""
     about = f"{role}: {size} of {have:g} GiB a GPU{parts}"
     if memory.sure > have * GIB:
-        what = f"{role} needs at least {memory.sure / GIB:.0f} GiB a GPU ({memory.words()}), and a GPU has {have:g}"
+        message = f"{role} needs at least {memory.sure / GIB:.0f} GiB a GPU ({memory.words()}), and a GPU has {have:g}"
         sizes = "tensor_parallel, pipeline_parallel" + ("" if kind == "server" else ", devices or nodes")
-        found.wrong(f"{found.at(compiled.setting)}.tensor_parallel", what, f"raise {sizes}")
+        survey.wrong(f"{survey.layout_path(compiled.setting)}.tensor_parallel", message, f"raise {sizes}")
     elif memory.total > have * GIB:
-        found.note(step.name, f"{about}: likely too much; raise tensor_parallel, or recompute activations")
+        survey.note(step.name, f"{about}: likely too much; raise tensor_parallel, or recompute activations")
     else:
-        found.note(step.name, about)
+        survey.note(step.name, about)
 
 
 def _model(step: Step, kind: str) -> str:
@@ -234,17 +236,27 @@ def _model(step: Step, kind: str) -> str:
     return name
 
 
-def _estimated(found: PlanSurvey, step: Step, compiled: Compiled, kind: str, shape: Shape) -> Memory:
-    layout, values = compiled.layout, found.effective(compiled)
+def _estimated(survey: PlanSurvey, step: Step, compiled: Compiled, *, kind: str, shape: Shape) -> Memory:
+    layout, values = compiled.layout, survey.effective(compiled)
     assert layout is not None
     if isinstance(layout, ServerLayout):
-        users = [s for s in found.plan.steps if any(c.setting == compiled.setting for c in found.compiled[s.name])]
+        users = [s for s in survey.plan.steps if any(c.setting == compiled.setting for c in survey.compiled[s.name])]
         budgets = [v["max_tokens"] for user in users for v in user.spec.values() if _is_sampling(v)]
         length = PADDED + max(budgets, default=0)
         fp32 = layout.precision.startswith("32")
-        return estimate(kind, shape.parameters, layout, 1, 1, length, sequences=layout.batch, shape=shape, fp32=fp32)
+        return estimate(
+            kind,
+            shape.parameters,
+            layout,
+            devices=1,
+            micro=1,
+            length=length,
+            sequences=layout.batch,
+            shape=shape,
+            fp32=fp32,
+        )
     copy = layout.tensor_parallel * layout.pipeline_parallel
-    devices = max(data_parallel(found, compiled), 1) * copy
+    devices = max(data_parallel(survey, compiled), 1) * copy
     trainer = trainer_of(step.kind)
     sequences = values.whole("model.ppo.rollout_micro_batch_size") if kind == "actor" else 0
     length = values.whole("model.encoder_seq_length", 1)
@@ -253,9 +265,9 @@ def _estimated(found: PlanSurvey, step: Step, compiled: Compiled, kind: str, sha
         kind,
         shape.parameters,
         layout,
-        devices,
-        micro,
-        length,
+        devices=devices,
+        micro=micro,
+        length=length,
         sequences=sequences,
         shape=shape,
         offload_adam=values("model.ppo.offload_adam_states") is True,

@@ -70,12 +70,12 @@ def _quoted(text: str) -> str:
 
 def merged(base: Sequence[Override], more: Mapping[str, Any]) -> tuple[Override, ...]:
     """``base`` with a user's overrides, which win; ``++KEY`` adds."""
-    found = {override.key: override for override in base}
+    by_key = {override.key: override for override in base}
     for name, value in more.items():
         key = name.removeprefix("++")
-        add = name.startswith("++") or (key in found and found[key].add)
-        found[key] = Override(key, value, add)
-    return tuple(found.values())
+        add = name.startswith("++") or (key in by_key and by_key[key].add)
+        by_key[key] = Override(key, value, add)
+    return tuple(by_key.values())
 
 
 def words(overrides: Sequence[Override]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ CRITIC_STEPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class LearningRateCurve:
     """The learning rates of a run of ``updates``; the schedule itself is laid out for ``total`` updates.
 
     ``peak`` and ``floor`` are rates, ``warmup`` and ``constant`` numbers of updates: at the start, and at the end,
@@ -64,38 +64,39 @@ class Curve:
         return f"{self.updates:,} updates, {warm}, mean learning rate {self.mean:.2g} ({ends})"
 
 
-def check(found: PlanSurvey) -> None:
+def check(survey: PlanSurvey) -> None:
     """A line for each trainer whose updates can be told, and what its schedule leaves unused."""
-    for step in found.trained():
-        for compiled in found.compiled[step.name]:
-            curve = curve_of(found, step, compiled) if compiled.config else None
+    for step in survey.trained():
+        for compiled in survey.compiled[step.name]:
+            curve = curve_of(survey, step, compiled) if compiled.config else None
             if curve is None:
                 continue
             role = compiled.command.role
-            found.note(step.name, f"{role}: {curve.words()}")
+            survey.note(step.name, f"{role}: {curve.words()}")
             if curve.peak > curve.floor and curve.mean < curve.floor + 0.1 * (curve.peak - curve.floor):
-                hint = f"set {SCHED}.constant_steps: 0 in {found.at(compiled.setting)}.overrides for a cosine over all"
-                found.note(step.name, f"{role}: nearly all updates are at min_lr {curve.floor:g}; {hint}")
+                layout_path = survey.layout_path(compiled.setting)
+                hint = f"set {SCHED}.constant_steps: 0 in {layout_path}.overrides for a cosine over all"
+                survey.note(step.name, f"{role}: nearly all updates are at min_lr {curve.floor:g}; {hint}")
 
 
-def curve_of(found: PlanSurvey, step: Step, compiled: Compiled) -> Curve | None:
+def curve_of(survey: PlanSurvey, step: Step, compiled: Compiled) -> LearningRateCurve | None:
     """The rates of a trainer; None where rows, rates or the kind of schedule are not known here."""
-    values = found.effective(compiled)
-    updates = updates_of(found, step, compiled)
+    values = survey.effective(compiled)
+    updates = updates_of(survey, step, compiled)
     peak, floor = values.number("model.optim.lr"), values.number(f"{SCHED}.min_lr")
     if not updates or peak is None or floor is None or values(f"{SCHED}.name") not in ("CosineAnnealing", UNKNOWN):
         return None
     warmup, constant = (int(values.number(f"{SCHED}.{name}_steps") or 0) for name in ("warmup", "constant"))
     default = CRITIC_STEPS if compiled.command.role == "critic" else updates
-    return Curve(updates, _total(values, default), peak, floor, warmup, constant)
+    return LearningRateCurve(updates, _total(values, default), peak, floor, warmup, constant)
 
 
-def updates_of(found: PlanSurvey, step: Step, compiled: Compiled) -> int:
+def updates_of(survey: PlanSurvey, step: Step, compiled: Compiled) -> int:
     """Optimizer steps of a trainer, from the plan's estimate of its rows; 0 where that is not known."""
     trainer = trainer_of(step.kind)
     if trainer is PPO_TRAINER:
         method = RlSettings.model_validate(step.spec["training"])
-        values = found.effective(compiled)
+        values = survey.effective(compiled)
         rollouts = values.whole("model.ppo.num_rollout_samples", method.rollouts)
         batch = values.whole("model.global_batch_size", method.batch_size)
         warmup = method.critic_warmup if compiled.command.role == "critic" else 0
@@ -104,15 +105,15 @@ def updates_of(found: PlanSurvey, step: Step, compiled: Compiled) -> int:
         return 0
     training: SftSettings | RewardSettings = trainer.method.settings.model_validate(step.spec["training"])
     rows, name = step.estimate.get("rows"), step.source("data")
-    share = float(found.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
+    share = float(survey.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
     # Upstream drops a batch that is not full, in every epoch.
-    samples = int((rows or 0) * (1 - share)) * replicas(found, step)
+    samples = int((rows or 0) * (1 - share)) * replicas(survey, step)
     return int(training.epochs) * (samples // training.batch_size)
 
 
-def replicas(found: PlanSurvey, step: Step) -> int:
+def replicas(survey: PlanSurvey, step: Step) -> int:
     """How often a pair is written for training, where soft labels become hard ones by drawing."""
-    labels = found.settings.labels
+    labels = survey.settings.labels
     return labels.replicas if trainer_of(step.kind) is REWARD_TRAINER and labels.how is Hard.REPLICAS else 1
 
 

@@ -29,9 +29,9 @@ class PlanSurvey:
     notes: dict[str, list[str]] = field(default_factory=dict)
     _effective: dict[int, upstream.Effective] = field(default_factory=dict)
 
-    def wrong(self, path: str, what: str, following: str) -> None:
+    def wrong(self, path: str, message: str, following: str) -> None:
         """Add a problem at a field of the experiment."""
-        self.problems.append(Problem(self.where(path), what, following))
+        self.problems.append(Problem(self.where(path), message, following))
 
     def note(self, step: str, text: str) -> None:
         """Add a note under a step, once."""
@@ -48,11 +48,11 @@ class PlanSurvey:
         chosen = {trainer.method.stage for trainer in methods or TRAINED_BY.values()}
         return self.steps(*chosen)
 
-    def at(self, setting: str) -> str:
+    def layout_path(self, setting: str) -> str:
         """Where a layout is written: at its own name, or at ``default`` where only that is there."""
         head, name, *tail = setting.removeprefix("engine.").split(".")
-        named = set(self.settings.steps if head == "steps" else self.settings.servers)
-        used = "default" if name not in named and "default" in named else name
+        layout_names = set(self.settings.steps if head == "steps" else self.settings.servers)
+        used = "default" if name not in layout_names and "default" in layout_names else name
         return ".".join(("engine", head, used, *tail))
 
     def effective(self, compiled: Compiled) -> upstream.Effective:
@@ -68,17 +68,17 @@ class PlanSurvey:
 
     def above(self, step: Step, *roles: str) -> Iterator[Step]:
         """What feeds the rows of these inputs, near ones first: through mixes, judges and samples, not models."""
-        seen: set[str] = set()
+        visited: set[str] = set()
         names = [name for role in roles for name in step.sources(role)]
         while names:
             name = names.pop(0)
-            if name in seen:
+            if name in visited:
                 continue
-            seen.add(name)
-            found = self.plan.step(name)
-            yield found
+            visited.add(name)
+            source_step = self.plan.step(name)
+            yield source_step
             for role in ("sources", "candidates", "responses", "prompts", "data"):
-                names += found.sources(role)
+                names += source_step.sources(role)
 
     def origin(self, model: str) -> Step | None:
         """The fetched model that a model step goes back to."""
@@ -91,10 +91,10 @@ class PlanSurvey:
         return step
 
 
-def survey(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> PlanSurvey:
+def survey_plan(settings: NemoAlignerSettings, plan: Plan, where: Callable[[str], str]) -> PlanSurvey:
     """Compile every step's commands, and read the configs that they need."""
     places = Places(cai_home() / "store")
     # Steps of other engines are none of this one's: they only feed its own.
     compiled = {step.name: () if step.engine else commands(settings, plan, step, places) for step in plan.steps}
-    wanted = {c.config for found in compiled.values() for c in found if c.config}
-    return PlanSurvey(settings, plan, where, places, compiled, upstream.find(settings, wanted))
+    config_names = {c.config for step_commands in compiled.values() for c in step_commands if c.config}
+    return PlanSurvey(settings, plan, where, places, compiled, upstream.find(settings, config_names))

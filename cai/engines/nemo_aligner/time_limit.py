@@ -33,8 +33,8 @@ def job_seconds(settings: NemoAlignerSettings, name: str, kind: str) -> int:
     if not isinstance(settings.launcher, Slurm):
         return 0
     layout = settings.step(name)
-    asked = [part.time for part in ((layout, layout.critic) if _models(kind) > 1 else (layout,)) if part.time]
-    return max(map(seconds_of, asked), default=seconds_of(settings.launcher.time))
+    limits = [part.time for part in ((layout, layout.critic) if _models(kind) > 1 else (layout,)) if part.time]
+    return max(map(seconds_of, limits), default=seconds_of(settings.launcher.time))
 
 
 def _models(kind: str) -> int:

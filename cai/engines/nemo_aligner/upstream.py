@@ -42,58 +42,61 @@ class Configs:
     files: Mapping[str, DictConfig] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     problems: tuple[tuple[str, str, str], ...] = ()
-    """(field, what, next) of a folder that was named and is not right."""
+    """(field, message, next) of a folder that was named and is not right."""
 
 
-def find(settings: NemoAlignerSettings, wanted: Iterable[str]) -> Configs:
+def find(settings: NemoAlignerSettings, config_names: Iterable[str]) -> Configs:
     """The wanted configs: of ``settings.upstream``, else ``$CAI_UPSTREAM``, else what is installed here."""
-    names = sorted(set(wanted))
-    named = settings.upstream or os.environ.get(VARIABLE, "").strip()
-    at = "engine.upstream" if settings.upstream else VARIABLE
-    roots = [Path(named)] if named else [Path(settings.aligner), Path(settings.nemo)]
+    names = sorted(set(config_names))
+    folder = settings.upstream or os.environ.get(VARIABLE, "").strip()
+    setting = "engine.upstream" if settings.upstream else VARIABLE
+    roots = [Path(folder)] if folder else [Path(settings.aligner), Path(settings.nemo)]
     roots = [root.expanduser() for root in roots]
-    if named and not roots[0].is_dir():
-        return Configs(missing=tuple(names), problems=((at, f"no folder {named}", "name one with upstream's configs"),))
+    if folder and not roots[0].is_dir():
+        problem = (setting, f"no folder {folder}", "name one with upstream's configs")
+        return Configs(missing=tuple(names), problems=(problem,))
     paths = config_files(roots, set(names)) if names else {}
     files, problems = {}, []
     for name, path in paths.items():
         try:
-            files[name] = _read(path)
+            files[name] = _load(path)
         except (OSError, ValueError, OmegaConfBaseException) as error:
-            problems.append((at, f"{path} cannot be read: {error}".splitlines()[0], "give upstream's own file"))
+            problems.append((setting, f"{path} cannot be read: {error}".splitlines()[0], "give upstream's own file"))
         except Exception as error:  # PyYAML's errors have no common base that is public
             if type(error).__module__.partition(".")[0] != "yaml":
                 raise
-            problems.append((at, f"{path} is no YAML: {error}".splitlines()[0], "give upstream's own file"))
+            problems.append((setting, f"{path} is no YAML: {error}".splitlines()[0], "give upstream's own file"))
     missing = tuple(name for name in names if name not in paths)
-    if named:
-        problems += [(at, f"{named} holds no {name}", "take NeMo-Aligner v0.7.0 and NeMo v2.1.0") for name in missing]
+    if folder:
+        problems += [
+            (setting, f"{folder} holds no {name}", "take NeMo-Aligner v0.7.0 and NeMo v2.1.0") for name in missing
+        ]
     return Configs(files, missing, tuple(problems))
 
 
 def config_files(roots: Sequence[Path], names: set[str]) -> dict[str, Path]:
     """The best file for every name: in a folder where upstream keeps it, and else the nearest."""
-    found: dict[str, list[Path]] = {}
+    paths_by_name: dict[str, list[Path]] = {}
     for root in roots:
-        for name in names - set(found):
+        for name in names - set(paths_by_name):
             places = [root / likely / name for likely in LIKELY]
             if there := [path for path in places if path.is_file()]:
-                found[name] = there
-        wanted = names - set(found)
-        for seen, (folder, below, files) in enumerate(os.walk(root) if wanted else ()):
-            deep = len(Path(folder).relative_to(root).parts) >= DEPTH or seen > FOLDERS
+                paths_by_name[name] = there
+        missing = names - set(paths_by_name)
+        for visited, (folder, below, files) in enumerate(os.walk(root) if missing else ()):
+            deep = len(Path(folder).relative_to(root).parts) >= DEPTH or visited > FOLDERS
             below[:] = [] if deep else sorted(b for b in below if not b.startswith((".", "__")) and b != "node_modules")
-            for name in wanted.intersection(files):
-                found.setdefault(name, []).append(Path(folder) / name)
+            for name in missing.intersection(files):
+                paths_by_name.setdefault(name, []).append(Path(folder) / name)
 
     def rank(path: Path) -> tuple[int, int, str]:
         place = next((i for i, likely in enumerate(LIKELY) if path.parent.as_posix().endswith(likely)), len(LIKELY))
         return place, len(path.parts), str(path)
 
-    return {name: min(paths, key=rank) for name, paths in sorted(found.items())}
+    return {name: min(paths, key=rank) for name, paths in sorted(paths_by_name.items())}
 
 
-def _read(path: Path) -> DictConfig:
+def _load(path: Path) -> DictConfig:
     state = path.stat()
     return _loaded(path, state.st_mtime_ns, state.st_size)
 
@@ -120,12 +123,12 @@ def _value(config: DictConfig, key: str) -> Any:
     """The resolved value of a key as plain data; UNKNOWN where it is missing, ``???``, or the checkpoint's."""
     _resolvers()
     try:
-        found = OmegaConf.select(config, key, default=UNKNOWN, throw_on_missing=True)
+        value = OmegaConf.select(config, key, default=UNKNOWN, throw_on_missing=True)
     except OmegaConfBaseException:
         return UNKNOWN
     except (TypeError, ZeroDivisionError):  # a resolver met a value of the wrong type, which is reported by itself
         return UNKNOWN
-    return found
+    return value
 
 
 def _raw(config: DictConfig, key: str) -> Any:
@@ -139,15 +142,15 @@ def _raw(config: DictConfig, key: str) -> Any:
     return UNKNOWN if isinstance(value, str) and value == "???" else value
 
 
-def _overlap(key: str, other: str) -> bool:
-    return key.startswith(f"{other}.") or other.startswith(f"{key}.")
+def _overlap(key: str, other_key: str) -> bool:
+    return key.startswith(f"{other_key}.") or other_key.startswith(f"{key}.")
 
 
 # ---- one override --------------------------------------------------------------------------------------------------
 
 
 def check_override(config: DictConfig, name: str, override: Override) -> tuple[str, str] | None:
-    """What is wrong with one override against ``config`` of file ``name``: (what, next), or None."""
+    """What is wrong with one override against ``config`` of file ``name``: (message, next), or None."""
     key = override.key
     if key.startswith("hydra."):
         return None  # Hydra's own settings are in no config of upstream's
@@ -160,7 +163,7 @@ def check_override(config: DictConfig, name: str, override: Override) -> tuple[s
             return problem
         # `part in here` says no to ``???``, which is there and waits for a value.
         if not isinstance(here, DictConfig) or here._is_none() or part not in list(here):
-            return _absent(here, name, override, path, part)
+            return _absent(here, name, override, path=path, part=part)
         if i + 1 < len(parts):
             node = here._get_node(part)
             here = node if isinstance(node, DictConfig | ListConfig) else _Leaf(node)  # type: ignore[assignment]
@@ -191,14 +194,14 @@ def _no_section(here: Any, name: str, path: str, rest: Sequence[str]) -> tuple[s
     return f"{path} is a value in upstream's {name}, not a section", f"write '{path}=...'"
 
 
-def _absent(here: Any, name: str, override: Override, path: str, part: str) -> tuple[str, str] | None:
+def _absent(here: Any, name: str, override: Override, *, path: str, part: str) -> tuple[str, str] | None:
     key = override.key
     if override.add:
-        wanted = expected(key, UNKNOWN)
-        return _say(wanted.wrong(override.value), key, override.value) if wanted else None
-    known = map(str, here) if isinstance(here, DictConfig) and not here._is_none() else ()
+        value_type = expected(key, UNKNOWN)
+        return _say(value_type.wrong(override.value), key, override.value) if value_type else None
+    section_keys = map(str, here) if isinstance(here, DictConfig) and not here._is_none() else ()
     prefix = f"{path}." if path else ""
-    near = did_you_mean(f"{prefix}{part}", [f"{prefix}{k}" for k in known])
+    near = did_you_mean(f"{prefix}{part}", [f"{prefix}{k}" for k in section_keys])
     guess = f"; {near}" if near.startswith("did you mean") else ""
     return f"upstream's {name} has no {key}", f"write '++{key}' to add it{guess}"
 
@@ -214,12 +217,12 @@ def _mistyped(config: DictConfig, name: str, override: Override) -> tuple[str, s
             if problem := check_override(config, name, inner):
                 return problem
         return None
-    wanted = expected(override.key, OmegaConf.to_container(there) if isinstance(there, ListConfig) else there)
-    if wanted is None:
+    value_type = expected(override.key, OmegaConf.to_container(there) if isinstance(there, ListConfig) else there)
+    if value_type is None:
         return None
-    if isinstance(override.value, Mapping) and not wanted.section:
-        return f"{override.key} is a value in upstream's {name}, not a section", f"give {wanted.words()}"
-    return _say(wanted.wrong(override.value), override.key, override.value)
+    if isinstance(override.value, Mapping) and not value_type.section:
+        return f"{override.key} is a value in upstream's {name}, not a section", f"give {value_type.words()}"
+    return _say(value_type.wrong(override.value), override.key, override.value)
 
 
 def _say(wrong: str, key: str, value: Any) -> tuple[str, str] | None:
@@ -235,19 +238,19 @@ class Effective:
     """The values that a command's config has with its overrides; without upstream's file, the overrides alone."""
 
     def __init__(self, overrides: Sequence[Override], config: DictConfig | None = None) -> None:
-        self._given = {override.key: override.value for override in overrides}
+        self._override_values = {override.key: override.value for override in overrides}
         self._upstream = config
         self._composed: DictConfig | None = None
 
     def __call__(self, key: str) -> Any:
         """The value of a key, or UNKNOWN."""
         if self._upstream is None:
-            return self._given.get(key, UNKNOWN)
+            return self._override_values.get(key, UNKNOWN)
         for _ in range(LONGEST):
-            if key in self._given:
-                return self._given[key]
+            if key in self._override_values:
+                return self._override_values[key]
             raw = _raw(self._upstream, key)
-            if raw is UNKNOWN and not any(_overlap(key, given) for given in self._given):
+            if raw is UNKNOWN and not any(_overlap(key, override_key) for override_key in self._override_values):
                 return UNKNOWN
             if isinstance(raw, bool | int | float) or (isinstance(raw, str) and "${" not in raw):
                 return raw
@@ -264,7 +267,7 @@ class Effective:
         if self._composed is None:
             composed = OmegaConf.create(OmegaConf.to_container(config))
             assert isinstance(composed, DictConfig)
-            for key, value in self._given.items():
+            for key, value in self._override_values.items():
                 if isinstance(value, Env):
                     continue
                 try:

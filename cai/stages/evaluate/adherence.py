@@ -20,6 +20,8 @@ from cai.clients.prompting import Asking
 from cai.data.rows import Prompt
 from cai.errors import Problem, SpecError
 from cai.figures import intervals
+from cai.figures.evaluation import AdherenceFigures
+from cai.figures.intervals import Interval
 from cai.figures.running_sums import signs
 from cai.identity import counted, sampling_seed
 from cai.judging.reading import read_choice, read_options
@@ -48,7 +50,7 @@ def check_judge(spec: EvaluateSpec, ctx: Context) -> None:
         raise SpecError(Problem(f"stages.{ctx.name}.adherence_scoring", what, hint))
 
 
-def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) -> dict[str, Any]:
+def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) -> AdherenceFigures:
     """The share of answers that violate each principle, by set and model.
 
     ``unread`` counts the questions, of ``asked``, that the judge gave no readable answer to.
@@ -57,8 +59,8 @@ def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) ->
     apart = replace(ctx, work=ctx.work / "adherence")
     own = ctx.templates.get("")  # the judge's own chat template: it has no label
     ask = asking(replace(ctx, template=own, stops=own.stops) if own is not None else ctx, "adherence_prompt")
-    sets: dict[str, Any] = {}
-    votes = unread = 0
+    sets: dict[str, dict[str, dict[str, Interval]]] = {}
+    questions = unread = 0
     with served(ctx, "adherence") as shared:
         for name, artifact in named(ctx, "prompts").items():
             limit = min((n for n in (spec.limit, spec.adherence_limit) if n is not None), default=None)
@@ -69,9 +71,10 @@ def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) ->
                 used.add(flow, entries)
             sets[name] = _figures(spec, ctx, entries)
             for entry in entries:
-                read = [p for by_model in entry.facts["violated"].values() for p in by_model.values()]
-                votes, unread = votes + len(read), unread + sum(p is None for p in read)
-    return {"model": spec.adherence, "asked": votes, "unread": unread, "sets": sets}
+                violations = [p for by_model in entry.facts["violated"].values() for p in by_model.values()]
+                questions += len(violations)
+                unread += sum(p is None for p in violations)
+    return AdherenceFigures(spec.adherence or "", asked=questions, unread=unread, sets=sets)
 
 
 def _work(spec: EvaluateSpec, ctx: Context, ask: Asking, answers: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -126,7 +129,7 @@ def _read(spec: EvaluateSpec, result: Any, flipped: bool) -> float | None:
     return None if p is None else 1 - p if flipped else p
 
 
-def _figures(spec: EvaluateSpec, ctx: Context, entries: Sequence[Kept]) -> dict[str, Any]:
+def _figures(spec: EvaluateSpec, ctx: Context, entries: Sequence[Kept]) -> dict[str, dict[str, Interval]]:
     votes: dict[tuple[str, str], list[float]] = defaultdict(list)
     for entry in entries:
         for model, by_principle in entry.facts["violated"].items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from cai.clients.base import Client, Finish, Request
 from cai.data.journal import Journal, Record
 from cai.data.rows import Prompt
 from cai.engines.base import RewardScorer
+from cai.figures.usage import FlowUsage
 from cai.identity import sampling_seed
 from cai.stages.base import Artifact, Context, chunks
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.flow.base import Flow, Shared, Turn
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import Entry, Kept
-from cai.stages.flow.generation import as_prompt, distinct, rows_of, source_of, usage, writable
+from cai.stages.flow.generation import as_prompt, distinct, rows_of, source_of, writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,17 @@ class Used:
 
     calls: int = 0
     tokens: int = 0
-    _usage: dict[str, float] = field(default_factory=dict)
+    usage: FlowUsage = FlowUsage()
 
     def add(self, flow: Flow[Any], entries: Sequence[Kept]) -> None:
         """One flow that has come to its end."""
         self.calls += sum(entry.calls for entry in entries)
         self.tokens += sum(entry.tokens for entry in entries)
-        for name, value in usage(flow).get("usage", {}).items():
-            before = self._usage.get(name, 0)
-            self._usage[name] = max(before, value) if name == "most calls at once" else before + value
+        self.usage = self.usage.followed_by(flow.tally.usage())
 
     def metrics(self) -> dict[str, Any]:
         """For the record, as the stages with one flow have it."""
-        return {"usage": dict(sorted(self._usage.items()))} if self._usage else {}
+        return self.usage.to_metrics(cost_last=False)
 
 
 def named(ctx: Context, role: str) -> dict[str, Artifact]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.chat import Message
 from cai.data.rows import Conversation, Row
 from cai.engines.base import RewardScorer
 from cai.figures import intervals
+from cai.figures.evaluation import PrincipleChange, RevisionFigures, RevisionRound
 from cai.figures.running_sums import Mean
 from cai.stages.base import Context
 from cai.stages.evaluate.answers import named, rewards_of
@@ -30,9 +30,9 @@ class Revised:
     principles: tuple[str, ...]
 
 
-def revisions(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[str, Any]:
+def revisions(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[str, RevisionFigures]:
     """Reward, change and win rate of every round, and the change by principle, for each of the named revisions."""
-    found = {}
+    figures_by_label = {}
     for label, artifact in named(ctx, "revisions").items():
         rows = ways(rows_of(artifact))
         pairs = []
@@ -40,8 +40,8 @@ def revisions(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[st
             prompt = ctx.chat.prompt(row.prompt)
             pairs.append([(prompt, ctx.chat.answer(row.prompt, text)) for text in row.texts])
         rewards = rewards_of(pairs, scorer, ctx.work / "revisions" / f"{label}.jsonl", spec.chunk)
-        found[label] = figures(rows, rewards, ctx.seed)
-    return found
+        figures_by_label[label] = figures(rows, rewards, ctx.seed)
+    return figures_by_label
 
 
 def ways(rows: Sequence[Row]) -> list[Revised]:
@@ -58,25 +58,25 @@ def ways(rows: Sequence[Row]) -> list[Revised]:
     return [
         Revised(
             row.prompt,
-            (row.meta["response"], *(one["revision"] for one in row.meta["rounds"])),
-            tuple(one["principle"] for one in row.meta["rounds"]),
+            (row.meta["response"], *(turn["revision"] for turn in row.meta["rounds"])),
+            tuple(turn["principle"] for turn in row.meta["rounds"]),
         )
         for row in longest.values()
     ]
 
 
-def figures(rows: Sequence[Revised], rewards: Sequence[Sequence[float]], seed: int = 0) -> dict[str, Any]:
+def figures(rows: Sequence[Revised], rewards: Sequence[Sequence[float]], seed: int = 0) -> RevisionFigures:
     """From the rewards of every row's texts, the first answer's first. A round counts the rows that have it."""
     rounds = []
     for n in range(max(map(len, rewards), default=0)):
-        mine = [values for values in rewards if len(values) > n]
+        reaching = [values for values in rewards if len(values) > n]
         rounds.append(
-            {
-                "round": n,
-                "reward": intervals.mean([values[n] for values in mine], seed),
-                "change": intervals.mean([values[n] - values[0] for values in mine], seed),
-                "wins": intervals.wins([v[n] for v in mine], [v[n - 1] for v in mine]) if n else None,
-            }
+            RevisionRound(
+                round=n,
+                reward=intervals.mean([values[n] for values in reaching], seed),
+                change=intervals.mean([values[n] - values[0] for values in reaching], seed),
+                wins=intervals.wins([v[n] for v in reaching], [v[n - 1] for v in reaching]) if n else None,
+            )
         )
     changed: dict[str, list[list[float]]] = defaultdict(list)
     for row, values in zip(rows, rewards, strict=True):
@@ -85,16 +85,13 @@ def figures(rows: Sequence[Revised], rewards: Sequence[Sequence[float]], seed: i
             steps[principle].append(values[n] - values[n - 1])
         for principle, changes in steps.items():
             changed[principle].append(changes)
-    return {
-        "rows": len(rows),
-        "rounds": rounds,
-        "by_principle": {name: _change(changed[name]) for name in sorted(changed)},
-    }
+    by_principle = {name: _change(changed[name]) for name in sorted(changed)}
+    return RevisionFigures(len(rows), tuple(rounds), by_principle)
 
 
-def _change(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _change(groups: Sequence[Sequence[float]]) -> PrincipleChange:
     """The mean change of a round with this principle; a row that drew it twice is one row for the interval."""
     mean = Mean()
     for changes in groups:
         mean.add(changes)
-    return {"change": mean.mean(), "n": mean.n}
+    return PrincipleChange(mean.mean(), mean.n)

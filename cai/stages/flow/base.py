@@ -26,6 +26,7 @@ from cai.clients.calls import as_result_of, call_key, from_plain, to_plain
 from cai.data.journal import Journal, Record
 from cai.data.rows import Row
 from cai.errors import Incomplete, StepFailed
+from cai.figures.usage import UsageTally
 from cai.stages.base import Context
 from cai.stages.flow.entries import Entry, Kept, kept
 from cai.stages.flow.input_rows import Numbered, RowSource
@@ -117,9 +118,8 @@ class Flow(Generic[R]):
         self.journal = Journal(own, sorted(self._others(ctx.work, name)), look=shard is not None)
         self.scope = ctx.scope(role, label)
         self.cache: RequestCache | None = None
-        self.counts: Counter[str] = Counter()
+        self.tally = UsageTally()
         self.unanswered: Counter[str] = Counter()
-        self.cost, self.most_at_once = 0.0, 0
         self._stack = ExitStack()
         self._client: Client | None = None
 
@@ -138,7 +138,7 @@ class Flow(Generic[R]):
         if self._shared is None or self._shared.announce:
             self.ctx.progress.expect(rows=self.total, tokens=self.tokens or None)
         self.ctx.progress.advance(rows=before)
-        self.counts["rows done before"] += before
+        self.tally.rows_done_before += before
         return self.source.missing(self.done, self._mine if self.ctx.shard is not None else None)
 
     def close_client(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -98,24 +97,13 @@ def through(
     with Flow(ctx, "model", source, work, size=spec.chunk, max_drop_rate=rate, tokens=tokens) as flow:
         drive(flow)
         outcome, counts = write_entries(ctx, _shown(flow.entries(), seen) if seen else flow.entries())
-    return replace(outcome, metrics={**counts, **usage(flow)})
+    return replace(outcome, metrics={**counts, **flow.tally.usage().to_metrics()})
 
 
 def _shown(entries: Iterable[Kept], seen: Callable[[Kept], None]) -> Iterable[Kept]:
     for entry in entries:
         seen(entry)
         yield entry
-
-
-def usage(flow: Flow[Any]) -> dict[str, Any]:
-    """What a flow asked of its model in this run, for the record; figures that are 0 are left out."""
-    found: Counter[str] = Counter(flow.counts)
-    if flow.most_at_once:
-        found["most calls at once"] = flow.most_at_once
-    told: dict[str, Any] = {name: count for name, count in sorted(found.items()) if count}
-    if flow.cost:
-        told["cost"] = round(flow.cost, 6)
-    return {"usage": told} if told else {}
 
 
 SENTENCE_ENDS = (".", "!", "?", '."', '!"', '?"', ".)", "\n")

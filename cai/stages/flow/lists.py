@@ -99,8 +99,8 @@ class _CohortRun:
                     step.elsewhere.setdefault(key, []).append(call)
                 else:
                     step.ours[call.id] = call
-            self.flow.counts["from the cache"] += len(step.known)
-            self.flow.counts["asked"] += len(step.ours)
+            self.flow.tally.from_cache += len(step.known)
+            self.flow.tally.calls += len(step.ours)
             if step.ours or step.elsewhere:
                 return step
             cohort = self._finish(step)
@@ -137,13 +137,13 @@ class _CohortRun:
                 if isinstance(place, Mapping):
                     calls = step.elsewhere.pop(key)
                     step.known |= {call.id: from_plain(call, place) for call in calls}
-                    self.flow.counts["from the cache"] += len(calls)
+                    self.flow.tally.from_cache += len(calls)
                 elif place is Whereabouts.OURS:
                     free[key] = step.elsewhere.pop(key)
             if free:
                 found = answers(self.flow.client(), [call for calls in free.values() for call in calls])
                 step.known |= found
-                self.flow.counts["asked"] += len(found)
+                self.flow.tally.calls += len(found)
                 self.cache.put([(key, to_plain(found[calls[0].id])) for key, calls in free.items()])
             elif step.elsewhere:
                 time.sleep(_POLL)

@@ -79,7 +79,7 @@ class _PoolRun:
         chain, i = waiting[0]
         call = chain.calls[i]
         if isinstance(place, Mapping):
-            self.flow.counts["from the cache"] += len(waiting)
+            self.flow.tally.from_cache += len(waiting)
             self.asked[key] = waiting
             known.append((key, from_plain(call, place)))
             return 0
@@ -91,7 +91,7 @@ class _PoolRun:
             self.pool = cast(Flowing, self.flow.client()).open_pool()
             self.flow.on_exit(self.pool)
         self.pool.submit(key, call)
-        self.flow.counts["asked"] += 1
+        self.flow.tally.calls += 1
         return 1
 
     def _next(self, most: int) -> list[Waiting]:
@@ -166,12 +166,12 @@ class _PoolRun:
             self.cache.release(free)
 
     def _tell(self, pool: Pool) -> None:
-        used = pool.usage
-        self.flow.counts["attempts"] += used.attempts
-        for kind, count in used.faults.items():
-            self.flow.counts[f"tried again: {kind}"] += count
-        self.flow.cost += used.cost
-        self.flow.most_at_once = max(self.flow.most_at_once, used.concurrency)
+        usage, tally = pool.usage, self.flow.tally
+        tally.attempts += usage.attempts
+        for reason, count in usage.faults.items():
+            tally.tried_again[reason] += count
+        tally.cost += usage.cost
+        tally.most_at_once = max(tally.most_at_once, usage.concurrency)
 
 
 def _lasting(result: Result) -> bool:

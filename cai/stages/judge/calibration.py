@@ -12,8 +12,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from cai.figures.intervals import share
-from cai.figures.running_sums import Bins, Mean, rounded, rounded_all, signs
+from cai.figures.intervals import Interval, PlainFigure, share
+from cai.figures.judge_report import (
+    ALWAYS_LONGER,
+    ALWAYS_SHORTER,
+    BaselineFigures,
+    FittedTemperature,
+    LabelFigures,
+    LogLoss,
+    LongerPreferred,
+    ReliabilityBin,
+)
+from cai.figures.running_sums import Bins, Mean, rounded, rounded_interval, signs
 from cai.judging.pairs import by_pair, first_shown, votes_of
 from cai.judging.sets import pair_of, readings_of
 
@@ -97,27 +107,28 @@ class Calibration:
         else:
             self.equal, self.equal_squares = self.equal + 1, self.equal_squares + (y - 0.5) ** 2
 
-    def figures(self, temperature: float | None = None) -> dict[str, Any]:
-        """All of it as plain data. ``temperature`` is the one that the judge's p were read at, where it has one."""
-        return {
-            "counts": dict(sorted(self.counts.items())),
-            "accuracy": self.right.share(),
-            "above always the longer": self.above.mean(-1, 1),
-            "brier": self.brier.mean(0, 1),
-            "log loss": {**self.loss.mean(0), "clipped at": CLIP},
-            "expected calibration error": {"value": rounded(self.bins.apart()), "n": sum(self.bins.n)},
-            "reliability": _reliability(self.bins),
-            "fitted": self._fitted(temperature),
-            "baselines": self._baselines(),
-            "longer preferred": {"human": self.longer_right.share(), "judge": self.judge_longer.share()},
-            "topics": self._topics(),
-        }
+    def figures(self, temperature: float | None = None) -> LabelFigures:
+        """All of it. ``temperature`` is the one that the judge's p were read at, where it has one."""
+        loss = self.loss.mean(0)
+        return LabelFigures(
+            counts=dict(sorted(self.counts.items())),
+            accuracy=self.right.share(),
+            above_always_the_longer=self.above.mean(-1, 1),
+            brier=self.brier.mean(0, 1),
+            log_loss=LogLoss(loss.value, loss.low, loss.high, loss.n, clipped_at=CLIP),
+            expected_calibration_error=PlainFigure(rounded(self.bins.apart()), sum(self.bins.n)),
+            reliability=_reliability(self.bins),
+            fitted=self._fitted(temperature),
+            baselines=self._baselines(),
+            longer_preferred=LongerPreferred(human=self.longer_right.share(), judge=self.judge_longer.share()),
+            topics=self._topics(),
+        )
 
-    def _fitted(self, temperature: float | None) -> dict[str, Any]:
+    def _fitted(self, temperature: float | None) -> FittedTemperature:
         """The temperature that a judge as good as this one should have been read at: p' = sigmoid(slope logit(p)) with
         the slope of least log loss (C. Guo and others, arXiv 1706.04599)."""
         if not self.logits:
-            return {"slope": None, "temperature": None, "log loss": None, "n": 0}
+            return FittedTemperature()
         import numpy as np
         from scipy.optimize import brentq
         from scipy.special import expit
@@ -131,12 +142,15 @@ class Calibration:
         low, high = SLOPES
         slope = low if rising(low) >= 0 else high if rising(high) <= 0 else float(brentq(rising, low, high, xtol=1e-12))
         loss = float(np.mean(np.logaddexp(0, slope * x) - y * slope * x))
-        found: dict[str, Any] = {"slope": slope, "temperature": 1 / slope if slope > 0 else None, "log loss": loss}
-        if temperature is not None and slope > 0:
-            found["setting"] = temperature / slope
-        return rounded_all({**found, "n": len(x)})
+        return FittedTemperature(
+            slope=rounded(slope),
+            temperature=rounded(1 / slope) if slope > 0 else None,
+            log_loss=rounded(loss),
+            setting=rounded(temperature / slope) if temperature is not None and slope > 0 else None,
+            n=len(x),
+        )
 
-    def _baselines(self) -> dict[str, Any]:
+    def _baselines(self) -> dict[str, BaselineFigures]:
         """Each rule with the one certainty that suits it best here, so that it is not punished for being too sure."""
         n = self.unequal + self.equal
         if not n:
@@ -145,35 +159,34 @@ class Calibration:
         brier = (self.yy_longer - 2 * q * self.y_longer + self.unequal * q * q + self.equal_squares) / n
         loss = (self.unequal * cross_entropy(q, q) + self.equal * math.log(2)) / n
         right = self.longer_right.total + self.equal / 2
-        rest = {"brier": rounded(brier), "log loss": rounded(loss)}
         return {
-            "always the longer": {"accuracy": rounded_all(share(right, n)), **rest},
-            "always the shorter": {"accuracy": rounded_all(share(n - right, n)), **rest},
-            "a coin": {
-                "accuracy": {"value": 0.5, "low": None, "high": None, "n": n},
-                "brier": 0.25,
-                "log loss": rounded(math.log(2)),
-            },
+            ALWAYS_LONGER: BaselineFigures(_share(right, n), rounded(brier), rounded(loss)),
+            ALWAYS_SHORTER: BaselineFigures(_share(n - right, n), rounded(brier), rounded(loss)),
+            "a coin": BaselineFigures(Interval(value=0.5, n=n), 0.25, rounded(math.log(2))),
         }
 
-    def _topics(self) -> dict[str, Any]:
+    def _topics(self) -> dict[str, Interval]:
         frequent = sorted(self.topics.items(), key=lambda item: (-item[1][1], item[0]))
-        found = {topic: rounded_all(share(right, int(n))) for topic, (right, n) in frequent[:TOPICS]}
+        accuracies = {topic: _share(right, int(n)) for topic, (right, n) in frequent[:TOPICS]}
         if rest := frequent[TOPICS:]:
             right, n = (math.fsum(counts[i] for _, counts in rest) for i in (0, 1))
-            found[f"{len(rest)} other topics"] = rounded_all(share(right, int(n)))
-        return found
+            accuracies[f"{len(rest)} other topics"] = _share(right, int(n))
+        return accuracies
 
 
-def _reliability(bins: Bins) -> list[dict[str, Any]]:
+def _share(right: float, n: int) -> Interval:
+    return rounded_interval(share(right, n))
+
+
+def _reliability(bins: Bins) -> tuple[ReliabilityBin, ...]:
     """How sure the judge was and how often right, by how sure it was."""
-    return [
-        {
-            "low": low,
-            "high": high,
-            "n": n,
-            "confidence": rounded(x / n) if n else None,
-            "accuracy": rounded(y / n) if n else None,
-        }
+    return tuple(
+        ReliabilityBin(
+            low=low,
+            high=high,
+            n=n,
+            confidence=rounded(x / n) if n else None,
+            accuracy=rounded(y / n) if n else None,
+        )
         for (low, high), n, x, y in zip(bins.bounds(), bins.n, bins.x, bins.y, strict=True)
-    ]
+    )

@@ -9,7 +9,6 @@ from typing import Any
 from cai.data.rows import Candidates, Comparison, Conversation, Row
 from cai.identity import counted
 from cai.judging.pairs import Pair, Verdict, agree, both_orders, by_pair, chosen_pairs, first_shown, unread
-from cai.judging.scorings import Order
 from cai.judging.sets import Agreement, agreement, by_question, in_both_orders, pair_of
 from cai.stages.flow.entries import Entry
 from cai.stages.judge.spec import Abstain, JudgeSpec, Labels, Ties
@@ -55,7 +54,7 @@ class _Opinion:
 
 
 def _opinion(spec: JudgeSpec, row: Candidates, verdict: Verdict) -> _Opinion:
-    both = spec.order is Order.BOTH
+    both = spec.both_orders
     if verdict.readings:
         pair, p = pair_of(verdict.readings, both)
         orders = in_both_orders(by_question(verdict.readings))

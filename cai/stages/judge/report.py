@@ -13,6 +13,24 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from cai.figures.intervals import Interval
+from cai.figures.judge_report import (
+    ALWAYS_LONGER,
+    ALWAYS_SHORTER,
+    BaselineFigures,
+    ConfidenceBin,
+    ConfidenceFigures,
+    JudgeReport,
+    LabelFigures,
+    LengthFigures,
+    PairCounts,
+    PositionFigures,
+    PrincipleAgreement,
+    PrincipleFigures,
+    SetShares,
+    SwapFigures,
+    VoteCounts,
+)
 from cai.figures.running_sums import Alpha, Bins, Correlation, Mean, mean_of, rounded, signs
 from cai.judging.pairs import Pair, Question, Vote, agree, both_orders, by_pair, first_shown, of_pair, votes_of
 from cai.judging.sets import (
@@ -30,9 +48,7 @@ from cai.judging.sets import (
 )
 from cai.stages.flow.entries import Kept
 from cai.stages.judge.calibration import Calibration, logit
-from cai.stages.judge.set_figures import SetFigures, set_rows
-
-FILE = "judge_report.json"
+from cai.stages.judge.set_figures import SetFigures
 
 
 @dataclass(slots=True)
@@ -178,149 +194,168 @@ class JudgeTally:
                     one.others.add([float(signs(p) == majority)])
         self.alike.add(alike)
 
-    def figures(self, settings: Mapping[str, Any], labelled: Calibration | None) -> dict[str, Any]:
-        """The report as plain data; ``settings`` are those of the judge, ``labelled`` saw its labelled set."""
+    def figures(self, settings: Mapping[str, Any], labelled: Calibration | None) -> JudgeReport:
+        """The report; ``settings`` are those of the judge, ``labelled`` saw its labelled set."""
         temperature = settings.get("temperature")
-        report: dict[str, Any] = {
-            "judge": dict(settings),
-            "rows": self.rows,
-            "votes": {
-                "asked": self.asked["asked"],
-                "readable": self.asked["readable"],
-                "even": self.asked["even"],
-                "unreadable": dict(sorted(self.unreadable.items())),
-            },
-            "pairs": {name: self.pairs[name] for name in ("asked", "decided", "ties", "unreadable", "identical")},
-            "swap": {
-                "consistency": self.consistent.share(),
-                "mean difference of p": self.apart.mean(0, 1),
-                "read in one order only": self.one_order,
-            },
-            "position": {"bias": self.place.mean(-0.5, 0.5), "first shown wins": self.first.share()},
-            "length": {
-                "longer wins": self.longer.share(),
-                "mean p of the longer": self.p_longer.mean(0, 1),
-                "correlation of logit p and log length ratio": self.length.figure(),
-            },
-            "principles": self._by_principle(),
-            "confidence": self._confidence(),
-        }
-        if any(self.sets.best.values()):
-            report["sets"] = self.sets.figures()
-        if labelled is not None:
-            report["labelled"] = labelled.figures(temperature)
-        if self.given.counts:
-            report["given labels"] = self.given.figures(temperature)
-        return report
+        return JudgeReport(
+            judge=dict(settings),
+            rows=self.rows,
+            votes=VoteCounts(
+                total=self.asked["asked"],
+                readable=self.asked["readable"],
+                even=self.asked["even"],
+                unreadable=dict(sorted(self.unreadable.items())),
+            ),
+            pairs=PairCounts(
+                total=self.pairs["asked"],
+                decided=self.pairs["decided"],
+                ties=self.pairs["ties"],
+                unreadable=self.pairs["unreadable"],
+                identical=self.pairs["identical"],
+            ),
+            swap=SwapFigures(
+                consistency=self.consistent.share(),
+                mean_difference_of_p=self.apart.mean(0, 1),
+                read_in_one_order_only=self.one_order,
+            ),
+            position=PositionFigures(bias=self.place.mean(-0.5, 0.5), first_shown_wins=self.first.share()),
+            length=LengthFigures(
+                longer_wins=self.longer.share(),
+                mean_p_of_the_longer=self.p_longer.mean(0, 1),
+                correlation_of_logit_p_and_log_length_ratio=self.length.figure(),
+            ),
+            principles=self._by_principle(),
+            confidence=self._confidence(),
+            sets=self.sets.figures() if any(self.sets.best.values()) else None,
+            labelled=labelled.figures(temperature) if labelled is not None else None,
+            given_labels=self.given.figures(temperature) if self.given.counts else None,
+        )
 
-    def _by_principle(self) -> dict[str, Any]:
-        return {
-            "pairwise agreement": self.alike.share(),
-            "krippendorff alpha": self.alpha.figure(),
-            "each": {
-                name: {
-                    "pairs": one.pairs,
-                    "decided": one.decided.share(),
-                    "mean p of the longer": one.longer.mean(0, 1),
-                    "agrees with the others": one.others.share(),
-                }
-                for name, one in sorted(self.principles.items())
+    def _by_principle(self) -> PrincipleAgreement:
+        return PrincipleAgreement(
+            pairwise_agreement=self.alike.share(),
+            krippendorff_alpha=self.alpha.figure(),
+            each={
+                name: PrincipleFigures(
+                    pairs=principle.pairs,
+                    decided=principle.decided.share(),
+                    mean_p_of_the_longer=principle.longer.mean(0, 1),
+                    agrees_with_the_others=principle.others.share(),
+                )
+                for name, principle in sorted(self.principles.items())
             },
-        }
+        )
 
-    def _confidence(self) -> dict[str, Any]:
+    def _confidence(self) -> ConfidenceFigures:
         n = sum(self.confidence.n)
-        return {
-            "mean": rounded(math.fsum(self.confidence.x) / n) if n else None,
-            "n": n,
-            "bins": [
-                {"low": low, "high": high, "n": count}
+        return ConfidenceFigures(
+            mean=rounded(math.fsum(self.confidence.x) / n) if n else None,
+            n=n,
+            bins=tuple(
+                ConfidenceBin(low, high, count)
                 for (low, high), count in zip(self.confidence.bounds(), self.confidence.n, strict=True)
-            ],
-        }
+            ),
+        )
 
 
-def headline(report: Mapping[str, Any]) -> dict[str, Any]:
+def headline(report: JudgeReport) -> dict[str, Any]:
     """A few flat figures for the step's record; those without any n are left out."""
-    found = {
-        "swap consistency": report["swap"]["consistency"],
-        "position bias": report["position"]["bias"],
-        "longer wins": report["length"]["longer wins"],
+    figures = {
+        "swap consistency": report.swap.consistency,
+        "position bias": report.position.bias,
+        "longer wins": report.length.longer_wins,
     }
-    if "labelled" in report:
-        found["labelled accuracy"] = report["labelled"]["accuracy"]
-    flat: dict[str, Any] = {name: figure["value"] for name, figure in found.items() if figure["n"]}
-    if "labelled" in report:
-        flat["labelled n"] = report["labelled"]["accuracy"]["n"]
+    if report.labelled is not None:
+        figures["labelled accuracy"] = report.labelled.accuracy
+    flat: dict[str, Any] = {name: figure.value for name, figure in figures.items() if figure.n}
+    if report.labelled is not None:
+        flat["labelled n"] = report.labelled.accuracy.n
     return flat
 
 
-def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def summary_rows(report: JudgeReport) -> list[tuple[str, str, str]]:
     """The report for a person: figure, value with its 95 % interval and n, and what it means in a few words."""
-    votes, pairs = report["votes"], report["pairs"]
+    votes, pairs, agreement = report.votes, report.pairs, report.principles.pairwise_agreement
     rows = [
-        ("votes read", f"{votes['readable']} of {votes['asked']}", _reasons(votes["unreadable"])),
-        (
-            "pairs decided",
-            f"{pairs['decided']} of {pairs['asked']}",
-            f"{pairs['ties']} ties, {pairs['unreadable']} unread",
-        ),
-        ("swap consistency", _share(report["swap"]["consistency"]), "same verdict when the answers change places"),
-        ("position bias", _signed(report["position"]["bias"]), "p of the answer shown first, above 0.5; 0 is fair"),
-        *(set_rows(report["sets"]) if "sets" in report else ()),
-        ("longer wins", _share(report["length"]["longer wins"]), "of decided pairs; compare with people's labels"),
+        ("votes read", f"{votes.readable} of {votes.total}", _reasons(votes.unreadable)),
+        ("pairs decided", f"{pairs.decided} of {pairs.total}", f"{pairs.ties} ties, {pairs.unreadable} unread"),
+        ("swap consistency", _share(report.swap.consistency), "same verdict when the answers change places"),
+        ("position bias", _signed(report.position.bias), "p of the answer shown first, above 0.5; 0 is fair"),
+        *(_set_rows(report.sets) if report.sets is not None else ()),
+        ("longer wins", _share(report.length.longer_wins), "of decided pairs; compare with people's labels"),
     ]
-    if report["principles"]["pairwise agreement"]["n"]:
-        alpha = report["principles"]["krippendorff alpha"]["value"]
-        told = "two principles, same verdict" + ("" if alpha is None else f"; alpha {alpha:.2f}, 0 is chance")
-        rows.append(("principles agree", _share(report["principles"]["pairwise agreement"]), told))
-    for name in ("labelled", "given labels"):
-        if name in report:
-            rows += _against(report[name], "labelled" if name == "labelled" else "given")
+    if agreement.n:
+        alpha = report.principles.krippendorff_alpha.value
+        meaning = "two principles, same verdict" + ("" if alpha is None else f"; alpha {alpha:.2f}, 0 is chance")
+        rows.append(("principles agree", _share(agreement), meaning))
+    for name, labels in (("labelled", report.labelled), ("given", report.given_labels)):
+        if labels is not None:
+            rows += _label_rows(labels, name)
     return [row for row in rows if row[1]]
 
 
-def _against(found: Mapping[str, Any], name: str) -> list[tuple[str, str, str]]:
-    if not found["accuracy"]["n"]:
+def _set_rows(sets: SetShares) -> list[tuple[str, str, str]]:
+    swapped = _share(sets.orders.get(Agreement.SWAPPED.value, Interval()))
+    rows = [("orders contradict", swapped, "best and worst changed places, which makes a tie")]
+    for size, places in sets.places.items():
+        fair = f"{1 / int(size):.0%} each is fair, where the order is drawn"
+        for end, shares in (("best", places.best), ("worst", places.worst)):
+            if shares:
+                value = ", ".join(_percent(share.value, 0) for share in shares) + f", n={shares[0].n}"
+                rows.append((f"{end} of {size}, by place", value, fair))
+    return rows
+
+
+def _label_rows(labels: LabelFigures, name: str) -> list[tuple[str, str, str]]:
+    if not labels.accuracy.n:
         return []
-    longer = found["baselines"]["always the longer"]["accuracy"]["value"]
-    shorter = found["baselines"]["always the shorter"]["accuracy"]["value"]
-    fitted, loss = found["fitted"], found["log loss"]["value"]
-    best = f"; {fitted['log loss']:.3f} at temperature x {fitted['temperature']:.3g}" if fitted["temperature"] else ""
-    people = found["longer preferred"]["human"]
+    longer, shorter = (
+        _percent(labels.baselines.get(rule, BaselineFigures()).accuracy.value)
+        for rule in (ALWAYS_LONGER, ALWAYS_SHORTER)
+    )
+    fitted, people = labels.fitted, labels.longer_preferred.human
+    best = f"; {_three_digits(fitted.log_loss)} at temperature x {fitted.temperature:.3g}" if fitted.temperature else ""
     return [
         (
             f"{name}: accuracy",
-            _share(found["accuracy"]),
-            f"always longer {longer:.1%}, shorter {shorter:.1%}, coin 50%",
+            _share(labels.accuracy),
+            f"always longer {longer}, shorter {shorter}, coin 50%",
         ),
-        (f"{name}: log loss", f"{loss:.3f}", f"a coin has 0.693{best}"),
+        (f"{name}: log loss", _three_digits(labels.log_loss.value), f"a coin has 0.693{best}"),
         (
             f"{name}: calibration error",
-            f"{found['expected calibration error']['value']:.3f}",
+            _three_digits(labels.expected_calibration_error.value),
             "sure minus right, 0 is calibrated",
         ),
         (
             f"{name}: longer preferred",
-            _share(found["longer preferred"]["judge"]),
-            f"by people {_share(people)}" if people["n"] else "",
+            _share(labels.longer_preferred.judge),
+            f"by people {_share(people)}" if people.n else "",
         ),
     ]
 
 
 def _reasons(unreadable: Mapping[str, int]) -> str:
-    told = ", ".join(f"{reason} {n}" for reason, n in sorted(unreadable.items(), key=lambda item: (-item[1], item[0])))
-    return told or "nothing unreadable"
+    counts = sorted(unreadable.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {n}" for reason, n in counts) or "nothing unreadable"
 
 
-def _share(figure: Mapping[str, Any]) -> str:
-    if not figure["n"]:
+def _percent(value: float | None, places: int = 1) -> str:
+    return "-" if value is None else f"{value:.{places}%}"
+
+
+def _three_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _share(figure: Interval) -> str:
+    if not figure.n:
         return ""
-    return f"{figure['value']:.1%} [{figure['low']:.1%}, {figure['high']:.1%}], n={figure['n']}"
+    return f"{_percent(figure.value)} [{_percent(figure.low)}, {_percent(figure.high)}], n={figure.n}"
 
 
-def _signed(figure: Mapping[str, Any]) -> str:
-    if not figure["n"]:
+def _signed(figure: Interval) -> str:
+    if figure.value is None:
         return ""
-    span = f" [{figure['low']:+.3f}, {figure['high']:+.3f}]" if figure["low"] is not None else ""
-    return f"{figure['value']:+.3f}{span}, n={figure['n']}"
+    span = f" [{figure.low:+.3f}, {figure.high:+.3f}]" if figure.low is not None and figure.high is not None else ""
+    return f"{figure.value:+.3f}{span}, n={figure.n}"

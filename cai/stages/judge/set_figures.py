@@ -4,9 +4,10 @@ it likes. A part of ``judge_report.json``; summed while the entries stream by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from cai.figures.intervals import Interval
+from cai.figures.judge_report import PlaceShares, SetShares
 from cai.figures.running_sums import Mean
 from cai.judging.sets import Agreement, SetQuestion, Standings, agreement, in_both_orders
 
@@ -38,30 +39,16 @@ class SetFigures:
                 best[place].add([named[place][0] for named in rows])
                 worst[place].add([named[place][1] for named in rows])
 
-    def figures(self) -> dict[str, Any]:
-        """As plain data: shares of the questions, by what the two orders came to and by place (the first is 1)."""
-        return {
-            "orders": {kind.value: share.share() for kind, share in self.orders.items()},
-            "places": {
-                str(size): {
-                    "best": [share.share() for share in self.best[size]],
-                    "worst": [share.share() for share in self.worst[size]],
-                }
+    def figures(self) -> SetShares:
+        """Shares of the questions, by what the two orders came to and by place (the first is 1)."""
+        return SetShares(
+            orders={kind.value: share.share() for kind, share in self.orders.items()},
+            places={
+                str(size): PlaceShares(best=_shares(self.best[size]), worst=_shares(self.worst[size]))
                 for size in sorted(self.best)
             },
-        }
+        )
 
 
-def set_rows(sets: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The figures for a person: figure, value and meaning."""
-    swapped = sets["orders"][Agreement.SWAPPED.value]
-    rows = []
-    if swapped["n"]:
-        value = f"{swapped['value']:.1%} [{swapped['low']:.1%}, {swapped['high']:.1%}], n={swapped['n']}"
-        rows.append(("orders contradict", value, "best and worst changed places, which makes a tie"))
-    for size, ends in sets["places"].items():
-        for end, shares in ends.items():
-            value = ", ".join(f"{share['value']:.0%}" for share in shares) + f", n={shares[0]['n']}"
-            fair = f"{1 / int(size):.0%} each is fair, where the order is drawn"
-            rows.append((f"{end} of {size}, by place", value, fair))
-    return rows
+def _shares(means: Sequence[Mean]) -> tuple[Interval, ...]:
+    return tuple(mean.share() for mean in means)

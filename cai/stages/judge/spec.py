@@ -9,30 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from cai.identity import RUNTIME
 from cai.judging.pairs import Pairs
 from cai.judging.scorings import Order, Principles, Scoring
-from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
+from cai.settings import Settings
+from cai.stages.base import EngineSpec, Estimate, Sampled, StageSpec, TextFile, Wants
 from cai.stages.respond import limited
 
 JUDGE_TOKENS = 220
 """Assumed of a question about two answers."""
 JUDGE_ANSWER_TOKENS = 64
 """Assumed of each further answer."""
-
-_PROMPTS = {
-    Scoring.CONTRAST: "judge_contrast.jinja",
-    Scoring.LOGPROB: "comparison.jinja",
-    Scoring.CHOICE: "comparison.jinja",
-    Scoring.BEST_WORST: "comparison_set.jinja",
-}
-WRITTEN = (Scoring.CHOICE, Scoring.BEST_WORST)
-"""Scorings whose judge writes its answer."""
-_EXEMPLARS = "few_shots/judge.yaml"
 
 
 class Ties(str, Enum):
@@ -56,22 +49,60 @@ class Labels(str, Enum):
     HARD = "hard"
 
 
-class JudgeSpec(EngineSpec):
-    """Compare each row's candidates.
+_ONCE_OF_ALL: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "exemplars": {"n_exemplars": 6},
+        "per_token": {"per_token": True},
+        "temperature": {"temperature": 1.0},
+        "order": {"order": "both"},
+        "options": {"options": ["(A)", "(B)"]},
+        "tie_option": {"tie_option": ""},
+        "structured": {"structured": True},
+        "reasoning": {"reasoning": False},
+        "drawing": {
+            "sampling": {
+                "max_tokens": 128,
+                "temperature": 0.0,
+                "top_p": 1.0,
+                "top_k": 0,
+                "repetition_penalty": 1.0,
+                "stop": [],
+            },
+            "samples": 1,
+        },
+    }
+)
+"""What every judge's spec held before each scoring had its own: the values that stood in its ingredients."""
 
-    ``contrast`` asks how much likelier an answer is after good exemplars than after bad ones, and needs
-    ``exemplars``; ``logprob`` compares the probabilities of the two ``options``; ``choice`` parses a written one;
-    ``best_worst`` parses which of all answers of a row is written to be the best and which the worst.
-    ``temperature`` divides the difference of two answers (nats, per token when ``per_token``) before the sigmoid.
+
+def _former(*groups: str) -> dict[str, Any]:
+    return {name: value for group in groups for name, value in _ONCE_OF_ALL[group].items()}
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json")
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+class JudgeSpec(EngineSpec):
+    """Compare each row's candidates: what the judges of all scorings have in common.
+
     A judge's p within ``margin`` of 0.5 is a tie. ``clamp`` bounds p (arXiv 2212.08073 uses 0.4 to 0.6 after
-    ``reasoning``). ``labelled`` comparisons are judged beside the work, for the report alone. ``swap: true`` and
-    ``swap: false`` are older names of ``order: both`` and ``order: given``.
+    ``reasoning``). ``labelled`` comparisons are judged beside the work, for the report alone. Which further fields
+    there are depends on ``scoring``: see the specs below. ``swap: true`` and ``swap: false`` are older names of
+    ``order: both`` and ``order: given``.
     """
 
     VERSION: ClassVar[int] = 2
     MAKES: ClassVar[str] = "comparisons"
     USES_TEMPLATE: ClassVar[bool] = True
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "priority", "preamble")
+    PROMPT: ClassVar[str] = ""
+    WRITES: ClassVar[float] = 0.0
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]
     candidates: Annotated[
@@ -85,24 +116,8 @@ class JudgeSpec(EngineSpec):
     labelled_limit: Annotated[int | None, Field(ge=1, description="only the first n labelled comparisons")] = 200
     scoring: Scoring = Scoring.LOGPROB
     prompt: Annotated[str, TextFile(), Field(description="prompt template; empty takes the scoring's own")] = ""
-    exemplars: Annotated[str | None, TextFile(), Field(description="good and bad answers, for contrast")] = None
-    n_exemplars: Annotated[int, Field(ge=1, description="how many exemplars are shown")] = 6
     principles: Principles = Principles.ONE
     ensemble: Annotated[int, Field(ge=2, description="principles a row, for principles: ensemble")] = 4
-    order: Annotated[Order, Field(description="how the answers are shown; both asks twice and averages")] = Order.BOTH
-    options: Annotated[tuple[str, str], Field(description="what the judge would write for the first, the second")] = (
-        "(A)",
-        "(B)",
-    )
-    tie_option: Annotated[str, Field(description="what it would write for neither, e.g. (C); empty: not offered")] = ""
-    structured: Annotated[bool, Field(description="keep a server that can to the options, where one is written")] = True
-    reasoning: Annotated[bool, Field(description="let the judge think before it decides")] = False
-    sampling: Annotated[Sampled, Field(description="of the reasoning and of the written choice")] = Sampled(
-        max_tokens=128, temperature=0.0
-    )
-    samples: Annotated[int, Field(ge=1, le=64, description="reasonings or choices drawn a question, averaged")] = 1
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    per_token: Annotated[bool, Field(description="contrast: divide log-likelihoods by the answer's tokens")] = True
     pairs: Pairs = Pairs.ALL
     margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     ties: Ties = Ties.KEEP
@@ -114,11 +129,41 @@ class JudgeSpec(EngineSpec):
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
     shards: Annotated[int, RUNTIME, Field(ge=1, le=1000, description="processes that share the rows")] = 1
 
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """The spec of the scoring that is written."""
+        chosen = cls.variant(obj) if cls is JudgeSpec and isinstance(obj, Mapping) else cls
+        if chosen is cls:
+            return super().model_validate(obj, **options)
+        spec = chosen.model_validate(obj, **options)
+        assert isinstance(spec, cls)
+        return spec
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[StageSpec]]:
+        """The spec of each scoring."""
+        return {scoring.value: spec for scoring, spec in JUDGES.items()}
+
+    @classmethod
+    def variant(cls, raw: Mapping[str, Any]) -> type[StageSpec]:
+        """The spec of the scoring that is written; of an unknown one this, which says so."""
+        scoring = raw.get("scoring", Scoring.LOGPROB)
+        return JUDGES[Scoring(scoring)] if scoring in list(Scoring) else _AnyJudge
+
+    @classmethod
+    def misfit(cls, name: str) -> str:
+        """Why a field of another scoring is none here."""
+        readers = [f"'{scoring.value}'" for scoring, spec in JUDGES.items() if name in spec.model_fields]
+        own = next((scoring.value for scoring, spec in JUDGES.items() if spec is cls), "")
+        if not readers or not own:
+            return ""
+        return f"is read by scoring {' and '.join(readers)} only, and this is '{own}'"
+
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, raw: Any) -> Any:
-        """The scoring's own prompt (and exemplars, and pairs) where none is named, so that only texts that are read
-        count; and the order by its older name."""
+        """The scoring's own prompt where none is named, so that only texts that are read count; the order by its older
+        name; and nothing of what all scorings once had, where it stands at the value that it had then."""
         if not isinstance(raw, Mapping):
             return raw
         filled = dict(raw)
@@ -126,79 +171,229 @@ class JudgeSpec(EngineSpec):
             if "order" in filled:
                 raise ValueError("swap is the older name of order; give order alone")
             filled["order"] = Order.BOTH if filled.pop("swap") else Order.GIVEN
-        if filled.get("scoring", Scoring.LOGPROB) in list(Scoring):
-            scoring = Scoring(filled.get("scoring", Scoring.LOGPROB))
-            filled["prompt"] = filled.get("prompt") or _PROMPTS[scoring]
-            if scoring is Scoring.CONTRAST:
-                filled["exemplars"] = filled.get("exemplars") or _EXEMPLARS
-            if scoring is Scoring.BEST_WORST:
-                filled.setdefault("pairs", Pairs.BEST_WORST)
+        filled["prompt"] = filled.get("prompt") or cls.PROMPT
+        for name, former in {**cls.FORMER, "exemplars": None}.items():
+            if name not in cls.model_fields and name in filled and _plain(filled[name]) == former:
+                del filled[name]
         return filled
 
     @model_validator(mode="after")
-    def _settings_agree(self) -> JudgeSpec:
-        contrast = self.scoring is Scoring.CONTRAST
-        if self.exemplars and not contrast:
-            raise ValueError(f"exemplars are read by scoring 'contrast' only, and this is '{self.scoring.value}'")
-        if self.reasoning and contrast:
-            raise ValueError("scoring 'contrast' writes nothing, so there is no reasoning; use logprob or choice")
-        if self.tie_option and contrast:
-            raise ValueError("scoring 'contrast' shows no options, so there is no tie_option; use margin")
-        if self.samples > 1 and not self.reasoning and self.scoring not in WRITTEN:
+    def _clamp_holds_the_tie(self) -> JudgeSpec:
+        if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
+            raise ValueError(f"clamp {list(self.clamp)} must hold 0.5 and lie within 0 and 1, e.g. [0.4, 0.6]")
+        return self
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether every question is asked in both orders of its answers."""
+        return True
+
+    @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """Fields that one must know to read the judge's report, in order."""
+        return ("scoring", "principles", "pairs", "margin")
+
+    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
+        """Every asked pair of a row's candidates (``contrast``: every candidate; ``best_worst``: all in one question),
+        with every vote asked for."""
+        row_count = limited(rows.get("candidates"), self.limit)
+        width = max(rows.get("candidates:width") or 1, 2)  # of revisions, the first answer and the last
+        people = limited(rows.get("labelled"), self.labelled_limit) if self.labelled else 0
+        own_calls = (row_count or 0) * self._calls(width)
+        calls = own_calls + (people or 0) * self._calls(2)
+        pairs = {Pairs.ALL: width * (width - 1) // 2, Pairs.NEIGHBOURS: width - 1, Pairs.BEST_WORST: 1}[self.pairs]
+        prompt_tokens = calls * JUDGE_TOKENS + own_calls * self._further_tokens(width)
+        return Estimate(
+            None if row_count is None else row_count * pairs, calls, prompt_tokens, self._written_tokens(calls)
+        )
+
+    def _principles(self) -> int:
+        """Principles that one row is asked about."""
+        return self.ensemble if self.principles is Principles.ENSEMBLE else 1
+
+    def _pairs(self, width: int) -> int:
+        """Pairs of one row of so many answers."""
+        return width - 1 if self.pairs is Pairs.NEIGHBOURS else width * (width - 1) // 2
+
+    def _calls(self, width: int) -> int:
+        """For one row of so many answers."""
+        return 0
+
+    def _written_tokens(self, calls: int) -> int:
+        return 0
+
+    def _further_tokens(self, width: int) -> int:
+        """Of a prompt that shows more than two answers."""
+        return 0
+
+
+class _AnyJudge(JudgeSpec):
+    """Any field of any scoring: of a judge whose scoring is unknown only that is to be told."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ContrastJudge(JudgeSpec):
+    """Compare each row's candidates by how much likelier an answer is after good ``exemplars`` than after bad ones.
+
+    ``temperature`` divides the difference of two answers (nats, per token when ``per_token``) before the sigmoid.
+    """
+
+    FORMER: ClassVar[Mapping[str, Any]] = _former(
+        "order", "options", "tie_option", "structured", "reasoning", "drawing"
+    )
+    PROMPT: ClassVar[str] = "judge_contrast.jinja"
+    scoring: Literal[Scoring.CONTRAST] = Scoring.CONTRAST
+    exemplars: Annotated[str, TextFile(), Field(description="good and bad answers")] = "few_shots/judge.yaml"
+    n_exemplars: Annotated[int, Field(ge=1, description="how many exemplars are shown")] = 6
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    per_token: Annotated[bool, Field(description="divide log-likelihoods by the answer's tokens")] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_exemplars(cls, raw: Any) -> Any:
+        """The shipped exemplars where none are named."""
+        if isinstance(raw, Mapping) and "exemplars" in raw and not raw["exemplars"]:
+            return {name: value for name, value in raw.items() if name != "exemplars"}
+        return raw
+
+    @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """With the temperature."""
+        return (*super().shown_settings, "temperature")
+
+    def _calls(self, width: int) -> int:
+        return 2 * width * self._principles()
+
+
+class _AskingJudge(JudgeSpec):
+    """What judges have in common that are asked a question, with the answers in an order."""
+
+    order: Annotated[Order, Field(description="how the answers are shown; both asks twice and averages")] = Order.BOTH
+    reasoning: Annotated[bool, Field(description="let the judge think before it decides")] = False
+    sampling: Annotated[Sampled, Field(description="of what the judge writes")] = Sampled(
+        max_tokens=128, temperature=0.0
+    )
+    samples: Annotated[int, Field(ge=1, le=64, description="reasonings or choices drawn a question, averaged")] = 1
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> _AskingJudge:
+        if self.samples > 1 and not self.reasoning and not self.WRITES:
             raise ValueError(f"samples is {self.samples}, but nothing is drawn; use reasoning, or scoring: choice")
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(f"samples is {self.samples}, and all are the same at sampling.temperature 0; raise it")
-        if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
-            raise ValueError(f"clamp {list(self.clamp)} must hold 0.5 and lie within 0 and 1, e.g. [0.4, 0.6]")
-        if len(set(self.answers)) < len(self.answers) or not all(self.options):
-            raise ValueError("options must be two different texts, and tie_option a third")
-        if self.scoring is Scoring.BEST_WORST:
-            self._names_the_ends()
         return self
 
-    def _names_the_ends(self) -> None:
-        """What makes no sense where a judge names the best and the worst of a row."""
+    @property
+    def both_orders(self) -> bool:
+        """As ``order`` says."""
+        return self.order is Order.BOTH
+
+    @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """With how the judge is asked."""
+        return (*super().shown_settings, "order", "samples", "reasoning")
+
+    def _calls(self, width: int) -> int:
+        repeats = (2 if self.both_orders else 1) * self.samples * (2 if self.reasoning else 1)
+        return self._questions(width) * self._principles() * repeats
+
+    def _questions(self, width: int) -> int:
+        return self._pairs(width)
+
+    def _written_tokens(self, calls: int) -> int:
+        # With reasoning before a choice both are written; before options, half of the calls.
+        return int(calls * (self.WRITES or (0.5 if self.reasoning else 0.0))) * self.sampling.max_tokens
+
+
+class _PairJudge(_AskingJudge):
+    """What judges have in common that are shown two answers at a time, with an option for each."""
+
+    PROMPT: ClassVar[str] = "comparison.jinja"
+    options: Annotated[tuple[str, str], Field(description="what the judge would write for the first, the second")] = (
+        "(A)",
+        "(B)",
+    )
+    tie_option: Annotated[str, Field(description="what it would write for neither, e.g. (C); empty: not offered")] = ""
+
+    @model_validator(mode="after")
+    def _options_differ(self) -> _PairJudge:
+        answers = (*self.options, self.tie_option) if self.tie_option else self.options
+        if len(set(answers)) < len(answers) or not all(self.options):
+            raise ValueError("options must be two different texts, and tie_option a third")
+        return self
+
+    @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """With the option of a tie."""
+        return (*super().shown_settings, "tie_option")
+
+
+class LogprobJudge(_PairJudge):
+    """Compare each row's candidates by the probabilities of the two ``options``, after reasoning where it is asked for.
+
+    ``temperature`` divides the difference of their log-probabilities (nats) before the sigmoid.
+    """
+
+    FORMER: ClassVar[Mapping[str, Any]] = _former("exemplars", "per_token", "structured")
+    scoring: Literal[Scoring.LOGPROB] = Scoring.LOGPROB
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """With the temperature."""
+        return (*super().shown_settings, "temperature")
+
+
+class ChoiceJudge(_PairJudge):
+    """Compare each row's candidates by the option that the judge writes; several or none is no vote."""
+
+    FORMER: ClassVar[Mapping[str, Any]] = _former("exemplars", "per_token", "temperature")
+    WRITES: ClassVar[float] = 1.0
+    scoring: Literal[Scoring.CHOICE] = Scoring.CHOICE
+    structured: Annotated[bool, Field(description="keep a server that can to the options")] = True
+
+
+class BestWorstJudge(_AskingJudge):
+    """Show all answers of a row at once, as (A), (B), (C) ..., and read which is written to be the best and the worst.
+
+    There is no option for a tie: orders that contradict each other are its ties.
+    """
+
+    FORMER: ClassVar[Mapping[str, Any]] = _former("exemplars", "per_token", "temperature", "options", "tie_option")
+    PROMPT: ClassVar[str] = "comparison_set.jinja"
+    WRITES: ClassVar[float] = 1.0
+    scoring: Literal[Scoring.BEST_WORST] = Scoring.BEST_WORST
+    pairs: Pairs = Pairs.BEST_WORST
+    structured: Annotated[bool, Field(description="keep a server that can to the options")] = True
+
+    @model_validator(mode="after")
+    def _names_the_ends(self) -> BestWorstJudge:
         if self.pairs is not Pairs.BEST_WORST:
             raise ValueError(
                 f"pairs is '{self.pairs.value}', but scoring 'best_worst' says nothing of the answers between; "
                 "use pairs: best_worst, or scoring: choice"
             )
-        if self.tie_option:
-            raise ValueError(
-                "scoring 'best_worst' has no tie_option: orders that contradict each other are its ties; leave it out, "
-                "or use scoring: choice"
-            )
-        if self.options != type(self).model_fields["options"].default:
-            raise ValueError(
-                "options names two answers, but scoring 'best_worst' shows all of a row as (A), (B), (C) ...; "
-                "leave it out"
-            )
+        return self
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """What the judge may answer: the options, and the tie where it is one."""
-        return (*self.options, self.tie_option) if self.tie_option else self.options
+    def _questions(self, width: int) -> int:
+        return 1
 
-    def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
-        """Every asked pair of a row's candidates (``contrast``: every candidate; ``best_worst``: all in one question),
-        with every vote asked for."""
-        n = limited(rows.get("candidates"), self.limit)
-        width = max(rows.get("candidates:width") or 1, 2)  # of revisions, the first answer and the last
-        people = limited(rows.get("labelled"), self.labelled_limit) if self.labelled else 0
-        own_calls = (n or 0) * self._calls(width)
-        calls = own_calls + (people or 0) * self._calls(2)
-        # With reasoning before a choice both are written; before options, half of the calls.
-        writes = 1.0 if self.scoring in WRITTEN else 0.5 if self.reasoning else 0.0
-        made = {Pairs.ALL: width * (width - 1) // 2, Pairs.NEIGHBOURS: width - 1, Pairs.BEST_WORST: 1}[self.pairs]
-        tokens = int(calls * writes) * self.sampling.max_tokens
-        further = own_calls * (width - 2) * JUDGE_ANSWER_TOKENS if self.scoring is Scoring.BEST_WORST else 0
-        return Estimate(None if n is None else n * made, calls, calls * JUDGE_TOKENS + further, tokens)
+    def _further_tokens(self, width: int) -> int:
+        return (width - 2) * JUDGE_ANSWER_TOKENS
 
-    def _calls(self, width: int) -> int:
-        """For one row of so many answers."""
-        told = self.ensemble if self.principles is Principles.ENSEMBLE else 1
-        if self.scoring is Scoring.CONTRAST:
-            return 2 * width * told
-        pairs = width - 1 if self.pairs is Pairs.NEIGHBOURS else width * (width - 1) // 2
-        shown = 1 if self.scoring is Scoring.BEST_WORST else pairs
-        return shown * told * (2 if self.order is Order.BOTH else 1) * self.samples * (2 if self.reasoning else 1)
+
+JUDGES: Mapping[Scoring, type[JudgeSpec]] = MappingProxyType(
+    {
+        Scoring.LOGPROB: LogprobJudge,
+        Scoring.CONTRAST: ContrastJudge,
+        Scoring.CHOICE: ChoiceJudge,
+        Scoring.BEST_WORST: BestWorstJudge,
+    }
+)
+"""The spec of each scoring: together what ``kind: judge`` may be."""
+
+
+def judge_spec(**fields: Any) -> JudgeSpec:
+    """A judge's spec from its fields, of the type that its scoring has."""
+    return JudgeSpec.model_validate(fields)

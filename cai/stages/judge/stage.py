@@ -10,39 +10,45 @@ from cai.clients.base import Call
 from cai.data.rows import Candidates, Comparison, Row
 from cai.engines.base import Progress
 from cai.errors import Incomplete, Problem, SpecError
+from cai.figures.judge_report import JUDGE_REPORT, write_judge_report
+from cai.figures.usage import USAGE_OF_LABELLED
 from cai.judging.pairs import Verdict, different
-from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Asked, Judge, Order, Scoring, questions
+from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Asked, Judge, Scoring, questions
 from cai.stages.base import Context, Outcome
 from cai.stages.flow.base import Flow, Turn, Work
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import Entry
-from cai.stages.flow.generation import source_of, through, usage, write_json
+from cai.stages.flow.generation import source_of, through
 from cai.stages.flow.input_rows import RowSource
 from cai.stages.flow.prompting import asking, records
 from cai.stages.judge.calibration import Calibration
 from cai.stages.judge.labels import as_candidates, entry, facts
-from cai.stages.judge.report import FILE, JudgeTally, headline
-from cai.stages.judge.spec import WRITTEN, JudgeSpec
+from cai.stages.judge.report import JudgeTally, headline
+from cai.stages.judge.spec import BestWorstJudge, ChoiceJudge, ContrastJudge, JudgeSpec, LogprobJudge
 
 
 def judge_of(spec: JudgeSpec, ctx: Context) -> Judge:
     """How the judge of a step is asked."""
     prompt = asking(ctx, "prompt")
-    contrast = spec.scoring is Scoring.CONTRAST
-    return Judge(
-        prompt=prompt,
-        seed=ctx.seed,
+    if isinstance(spec, ContrastJudge):
+        exemplars = records(ctx, "exemplars", "exemplars", EXEMPLAR_FIELDS)[: spec.n_exemplars]
+        return Judge(
+            prompt, ctx.seed, temperature=spec.temperature, per_token=spec.per_token, exemplars=tuple(exemplars)
+        )
+    assert isinstance(spec, LogprobJudge | ChoiceJudge | BestWorstJudge)
+    judge = Judge(
+        prompt,
+        ctx.seed,
         sampling=spec.sampling.sampling(prompt.stops),
         order=spec.order,
-        options=spec.options,
-        tie_option=spec.tie_option,
-        structured=spec.structured,
         reasoning=spec.reasoning,
         samples=spec.samples,
-        temperature=spec.temperature,
-        per_token=spec.per_token,
-        exemplars=records(ctx, "exemplars", "exemplars", EXEMPLAR_FIELDS)[: spec.n_exemplars] if contrast else (),
     )
+    if isinstance(spec, LogprobJudge):
+        return replace(judge, options=spec.options, tie_option=spec.tie_option, temperature=spec.temperature)
+    if isinstance(spec, ChoiceJudge):
+        return replace(judge, options=spec.options, tie_option=spec.tie_option, structured=spec.structured)
+    return replace(judge, structured=spec.structured)
 
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:
@@ -50,7 +56,7 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     judge = judge_of(spec, ctx)
     score = SCORINGS[spec.scoring](judge)
     variables = judge.prompt.template.variables()
-    if spec.tie_option and "tie_option" not in variables:
+    if judge.tie_option and "tie_option" not in variables:
         what = "never shows tie_option, so the judge cannot know of it"
         raise SpecError(Problem(f"{ctx.name}.prompt", what, "show {{ tie_option }}, or leave tie_option empty"))
     if spec.scoring is Scoring.BEST_WORST and "answers" not in variables:
@@ -58,7 +64,7 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
         raise SpecError(Problem(f"{ctx.name}.prompt", what, "begin with a copy of comparison_set.jinja"))
     # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
     reads = "principle" in variables
-    again = ctx.one("candidates").makes == Comparison.MAKES
+    again = ctx.input("candidates").makes == Comparison.MAKES
 
     def judged(row: Candidates) -> Generator[Sequence[Call], Sequence[Any], tuple[Verdict, list[Asked]]]:
         asked = questions(ctx.principles, ctx.seed, row.id, spec.principles, spec.ensemble) if reads else EXEMPLARS
@@ -79,16 +85,16 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
 
     held = _Held()
     if spec.labelled:
-        held = _hold(spec, ctx, source_of(ctx.one("labelled"), convert, spec.labelled_limit), beside)
-    report = JudgeTally(spec.margin, spec.order is Order.BOTH)
-    source = source_of(ctx.one("candidates"), convert, spec.limit)
+        held = _hold(spec, ctx, source_of(ctx.input("labelled"), convert, spec.labelled_limit), beside)
+    tally = JudgeTally(spec.margin, spec.both_orders)
+    source = source_of(ctx.input("candidates"), convert, spec.limit)
     expected = spec.estimate({"candidates": len(source)}).tokens
-    outcome = through(ctx, source, work, spec, expected, report.see)
+    outcome = through(ctx, source, work, spec, expected, tally.see)
     if held.late is not None:
         raise held.late
-    figures = report.figures(_settings(spec), held.calibration)
-    write_json(ctx.out / FILE, figures)
-    metrics = {**_metrics(outcome.metrics), **headline(figures), **held.used}
+    report = tally.figures(_settings(spec), held.calibration)
+    write_judge_report(ctx.out / JUDGE_REPORT, report)
+    metrics = {**_metrics(outcome.metrics), **headline(report), **held.used}
     return replace(outcome, metrics=metrics, calls=outcome.calls + held.calls, tokens=outcome.tokens + held.tokens)
 
 
@@ -113,21 +119,18 @@ def _hold(spec: JudgeSpec, ctx: Context, source: RowSource[Candidates], work: Wo
         except Incomplete as error:
             return replace(held, late=error)  # The work itself need not wait for what is only held against it.
         if ctx.shard is None:
-            held.calibration = Calibration(spec.order is Order.BOTH)
+            held.calibration = Calibration(spec.both_orders)
             for one in flow.entries():
                 held.calibration.see(one.facts, one.dropped)
                 held.calls, held.tokens = held.calls + one.calls, held.tokens + one.tokens
-        held.used = {f"{name} of the labelled set": value for name, value in usage(flow).items()}
+        held.used = flow.tally.usage().to_metrics(USAGE_OF_LABELLED)
     return held
 
 
 def _settings(spec: JudgeSpec) -> dict[str, Any]:
     """What one must know of the judge to read its report."""
-    asks = ["order", "samples", "reasoning", "tie_option"] if spec.scoring is not Scoring.CONTRAST else []
-    shown = ["scoring", "principles", "pairs", "margin", *asks]
-    found = spec.model_dump(mode="json", include=set(shown))
-    settings = {name: found[name] for name in shown if found[name] not in ("", False)}
-    return settings if spec.scoring in WRITTEN else {**settings, "temperature": spec.temperature}
+    values = spec.model_dump(mode="json", include=set(spec.shown_settings))
+    return {name: values[name] for name in spec.shown_settings if values[name] not in ("", False)}
 
 
 class _Beside:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -23,7 +24,7 @@ from cai.identity import counted, row_id
 from cai.settings import Settings
 from cai.stages.base import Artifact, Context, Estimate, Ledger, Outcome, StageSpec, Wants, fits
 from cai.stages.flow.generation import part, row_type, rows_of
-from cai.stages.mix.table import RowAt, RowTable, rows_at
+from cai.stages.mix.table import RowAt, RowDraws, RowTable, rows_at
 
 TRAIN, VAL = "train", "val"
 
@@ -71,25 +72,25 @@ class MixSpec(StageSpec):
     def makes(self, inputs: Mapping[str, str]) -> str:
         """Conversations or comparisons, whichever all the sources are."""
         kinds = {
-            "comparisons" if fits(made, ("comparisons",)) else "conversations"
-            for role, made in inputs.items()
+            "comparisons" if fits(kind, ("comparisons",)) else "conversations"
+            for role, kind in inputs.items()
             if role.startswith("sources")
         }
         if len(kinds) > 1:
-            where, what = "sources", "mixes conversations with comparisons"
-            raise PlanError(Problem(where, what, "make one mix of each"))
+            where, message = "sources", "mixes conversations with comparisons"
+            raise PlanError(Problem(where, message, "make one mix of each"))
         return kinds.pop()
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
         """Rows before duplicates and long ones are dropped."""
         total, first = 0, rows.get("sources.0")
         for i, source in enumerate(self.sources):
-            known = rows.get(f"sources.{i}")
-            if known is None or (source.ratio is not None and first is None):
+            source_rows = rows.get(f"sources.{i}")
+            if source_rows is None or (source.ratio is not None and first is None):
                 return Estimate()
             base = min(first or 0, self.sources[0].rows or first or 0)
-            wanted = source.rows if source.ratio is None else round(source.ratio * base)
-            total += known if wanted is None else min(known, wanted)
+            quota = source.rows if source.ratio is None else round(source.ratio * base)
+            total += source_rows if quota is None else min(source_rows, quota)
         return Estimate(total)
 
 
@@ -102,10 +103,9 @@ def run(spec: MixSpec, ctx: Context) -> Outcome:
     assert isinstance(sources, tuple)
     length = None
     if spec.max_tokens is not None or spec.max_chars is not None:
-        length = _Length(ctx.chat, ctx.one("model").path if spec.model else None)
-    held = _groups_of(ctx.inputs.get("held_out", ()))
+        length = _Length(ctx.chat, ctx.input("model").path if spec.model else None)
     dropped: Counter[str] = Counter()
-    seen = Seen()
+    filters = _Filters(spec, _groups_of(ctx.inputs.get("held_out", ())), Seen(), length)
     shares: dict[str, int] = {}
     rows_in = first = 0
     with RowTable() as table:
@@ -113,14 +113,14 @@ def run(spec: MixSpec, ctx: Context) -> Outcome:
             begin, good = len(table), 0
             for file, row_at in _lines(artifact, table):
                 rows_in += 1
-                reason = _reason(spec, row_at.row, held, seen, length)
+                reason = _drop_reason(row_at.row, filters)
                 if reason:
                     dropped[reason] += 1
                 else:
                     good += 1
-                    table.add(file, row_at.at, row_at.length, *_draws(ctx.seed, row_at.row, i))
-            wanted = setting.rows if setting.ratio is None else round(setting.ratio * first)
-            chosen = table.keep_lowest(begin, wanted)
+                    table.add(file, row_at, _draws(ctx.seed, row_at.row, i))
+            quota = setting.rows if setting.ratio is None else round(setting.ratio * first)
+            chosen = table.keep_lowest(begin, quota)
             if chosen < good:
                 dropped["not chosen"] += good - chosen
             first = first if i else chosen
@@ -142,14 +142,14 @@ def _lines(artifact: Artifact, table: RowTable) -> Iterator[tuple[int, RowAt]]:
                 yield file, row_at
 
 
-def _draws(seed: int, row: Row, source: int) -> tuple[int, int, int, int]:
+def _draws(seed: int, row: Row, source: int) -> RowDraws:
     """Content, and what is drawn for it: whether it is chosen, its place, its side."""
     content, group = _content(row), prompt_group(row)
-    return (
-        int(content, 16),
-        counted(seed, content, f"mix/{source}"),
-        counted(seed, content, "mix/order"),
-        counted(seed, group, "mix/split"),
+    return RowDraws(
+        content=int(content, 16),
+        choice=counted(seed, content, f"mix/{source}"),
+        place=counted(seed, content, "mix/order"),
+        side=counted(seed, group, "mix/split"),
     )
 
 
@@ -164,13 +164,13 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 def _content(row: Row) -> str:
     """A row's content: what was said and by whom; its id and topic do not count."""
-    said = [f"{m.role}\x1e{m.content}" for m in row.messages]
-    return row_id(*said, *(_answers(row) if isinstance(row, Comparison) else ()))
+    turns = [f"{m.role}\x1e{m.content}" for m in row.messages]
+    return row_id(*turns, *(_answers(row) if isinstance(row, Comparison) else ()))
 
 
 def _groups_of(artifacts: object) -> set[str]:
-    found = artifacts if isinstance(artifacts, tuple) else ()
-    return {prompt_group(row) for a in found if isinstance(a, Artifact) for row in _everything(a)}
+    held_out = artifacts if isinstance(artifacts, tuple) else ()
+    return {prompt_group(row) for a in held_out if isinstance(a, Artifact) for row in _everything(a)}
 
 
 def _everything(artifact: Artifact) -> Iterator[Row]:
@@ -205,11 +205,22 @@ class _Length:
         return ["".join(span.text for span in self._chat.spans(row.messages))]
 
 
-def _reason(spec: MixSpec, row: Row, held: set[str], seen: Seen, length: _Length | None) -> str:
-    """Why a row is not used; empty when it is. Notes what was seen."""
+@dataclass(frozen=True, slots=True)
+class _Filters:
+    """What a row must pass: the spec's bounds, groups that are held out, contents that came before, and lengths."""
+
+    spec: MixSpec
+    held_out_groups: set[str]
+    seen_contents: Seen
+    length: _Length | None
+
+
+def _drop_reason(row: Row, filters: _Filters) -> str:
+    """Why a row is not used; empty when it is. Notes its content as seen."""
+    spec, length = filters.spec, filters.length
     if min(len(answer.strip()) for answer in _answers(row)) < spec.min_chars:
         return "too short"
-    if held and prompt_group(row) in held:
+    if filters.held_out_groups and prompt_group(row) in filters.held_out_groups:
         return "held out"
     if length is not None:
         chars, tokens = length.of(row)
@@ -217,4 +228,4 @@ def _reason(spec: MixSpec, row: Row, held: set[str], seen: Seen, length: _Length
             return "too long"
         if spec.max_tokens is not None and tokens is not None and tokens > spec.max_tokens:
             return "too long"
-    return "duplicate" if spec.deduplicate and not seen.add(_content(row)) else ""
+    return "duplicate" if spec.deduplicate and not filters.seen_contents.add(_content(row)) else ""

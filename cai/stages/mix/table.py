@@ -22,18 +22,28 @@ class RowAt:
     """A row and where its line lies, in bytes."""
 
     row: Row
-    at: int
+    offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowDraws:
+    """A row's content, and the draws that decide whether, where and on which side it goes: 64 bits each."""
+
+    content: int
+    choice: int
+    place: int
+    side: int
 
 
 def rows_at(path: Path, kind: type[Row]) -> Iterator[RowAt]:
     """The rows of a file, streamed, with their places."""
-    at = 0
+    offset = 0
     with path.open("rb") as file:
         for line in file:
             if line.strip():
-                yield RowAt(from_json(kind, json.loads(line)), at, len(line))
-            at += len(line)
+                yield RowAt(from_json(kind, json.loads(line)), offset, len(line))
+            offset += len(line)
 
 
 class RowTable:
@@ -41,8 +51,13 @@ class RowTable:
 
     def __init__(self) -> None:
         self._files: list[int] = []
-        self._file, self._length = array("H"), array("I")
-        self._at, self._content, self._choice, self._place, self._side = (array("Q") for _ in range(5))
+        self._file = array("H")
+        self._length = array("I")
+        self._offset = array("Q")
+        self._content = array("Q")
+        self._choice = array("Q")
+        self._place = array("Q")
+        self._side = array("Q")
 
     def __enter__(self) -> RowTable:
         return self
@@ -52,39 +67,42 @@ class RowTable:
             os.close(fd)
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._offset)
 
     def open(self, path: Path) -> int:
         """A number for a file whose rows will be added."""
         self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         return len(self._files) - 1
 
-    def add(self, file: int, at: int, length: int, content: int, choice: int, place: int, side: int) -> None:
-        """A row: where it lies, what it says, and the draws that decide whether, where and on which side it goes."""
+    def add(self, file: int, row_at: RowAt, draws: RowDraws) -> None:
+        """A row of a file: where it lies, what it says, and what was drawn for it."""
         self._file.append(file)
-        self._length.append(length)
-        for column, value in zip(self._columns, (at, content, choice, place, side), strict=True):
-            column.append(value)
+        self._length.append(row_at.length)
+        self._offset.append(row_at.offset)
+        self._content.append(draws.content)
+        self._choice.append(draws.choice)
+        self._place.append(draws.place)
+        self._side.append(draws.side)
 
     @property
     def _columns(self) -> tuple[array[int], ...]:
-        return self._at, self._content, self._choice, self._place, self._side
+        return self._offset, self._content, self._choice, self._place, self._side
 
-    def keep_lowest(self, begin: int, wanted: int | None) -> int:
-        """Of the rows from ``begin`` on keep the ``wanted`` with the lowest draws: a larger number keeps those of a
+    def keep_lowest(self, begin: int, quota: int | None) -> int:
+        """Of the rows from ``begin`` on keep the ``quota`` with the lowest draws: a larger number keeps those of a
         smaller one. Returns how many were kept; None keeps all."""
         import numpy as np
 
         count = len(self) - begin
-        if wanted is None or wanted >= count:
+        if quota is None or quota >= count:
             return count
         order = np.argsort(np.array(self._choice[begin:], dtype=np.uint64), kind="stable")
-        kept = np.sort(order[:wanted]) + begin
+        kept_rows = np.sort(order[:quota]) + begin
         for column in (*self._columns, self._file, self._length):
-            chosen = np.array(column, copy=True)[kept]
+            chosen = np.array(column, copy=True)[kept_rows]
             del column[begin:]
             column.frombytes(chosen.tobytes())
-        return wanted
+        return quota
 
     def write(self, paths: Mapping[str, Path], share: float) -> dict[str, int]:
         """Copy the rows, in the order of their draws, to the files of ``train`` and ``val``; returns the counts.
@@ -96,14 +114,14 @@ class RowTable:
 
         content, place, side = (np.array(c, dtype=np.uint64) for c in (self._content, self._place, self._side))
         order = np.lexsort((content, place))
-        held = held_out(side, share)
+        val_mask = held_out(side, share)
         written = {}
-        for (name, path), wanted in zip(paths.items(), (False, True), strict=True):
-            rows = order[held[order] == wanted]
+        for (name, path), is_val in zip(paths.items(), (False, True), strict=True):
+            rows = order[val_mask[order] == is_val]
             written[name] = len(rows)
             with path.open("wb") as out:
                 for n in rows.tolist():
-                    line = os.pread(self._files[self._file[n]], self._length[n], self._at[n])
+                    line = os.pread(self._files[self._file[n]], self._length[n], self._offset[n])
                     out.write(line if line.endswith(b"\n") else line + b"\n")
         return written
 

@@ -114,7 +114,7 @@ def test_draws_follow_the_distribution():
         (Sampling(temperature=0.5), probs**2 / (probs**2).sum()),
     ):
         logits = probs.log().repeat(count, 1)
-        tokens = torch.tensor(draw(logits, [sampling] * count, range(count), [0] * count))
+        tokens = torch.tensor(draw(logits, [sampling] * count, seeds=range(count), steps=[0] * count))
         shares = torch.bincount(tokens, minlength=4) / count
         assert torch.all((shares - expected).abs() < 0.03), (sampling, shares)
         assert torch.all(shares[expected == 0] == 0)
@@ -127,8 +127,8 @@ def test_min_tokens_hold_the_end_back():
 
     logits = torch.tensor([[0.0, 1.0, 5.0]])
     greedy = Sampling(temperature=0, min_tokens=2)
-    assert draw(logits.clone(), [greedy], [0], [1], ends=[2]) == [1]
-    assert draw(logits.clone(), [greedy], [0], [2], ends=[2]) == [2]
+    assert draw(logits.clone(), [greedy], seeds=[0], steps=[1], ends=[2]) == [1]
+    assert draw(logits.clone(), [greedy], seeds=[0], steps=[2], ends=[2]) == [2]
 
 
 def test_a_stop_string_is_cut_and_told(tiny):

@@ -19,7 +19,7 @@ from cai.engines.embedded.gguf_import import gguf_metadata
 from cai.engines.embedded.model_sources import check_source, fetch
 from cai.engines.embedded.models import encode, load_model, load_tokenizer
 from cai.errors import PrerequisiteError, SpecError
-from tests.conftest import SMOLLM2_SHA256, NoProgress
+from tests.support.small_models import SMOLLM2_SHA256, NotedProgress
 
 CONTENT = b"GGUF pretends to be a model"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -97,18 +97,18 @@ def test_malformed_sources_are_found_before_anything_runs(tmp_path, source, revi
     problems = check_source(ModelSource(source, revision, sha256), "models.base")
     assert [message in str(problem) for problem in problems] == [True]
     with pytest.raises(SpecError, match=message):
-        fetch(ModelSource(source, revision, sha256), tmp_path / "dest", NoProgress())
+        fetch(ModelSource(source, revision, sha256), tmp_path / "dest", NotedProgress())
 
 
 def test_a_local_folder_is_copied_and_told(tiny_model, tmp_path):
     (tmp_path / "README.md").write_text("ignored")
-    about = fetch(ModelSource(f"hf:{tiny_model}"), tmp_path / "dest", NoProgress())
+    about = fetch(ModelSource(f"hf:{tiny_model}"), tmp_path / "dest", NotedProgress())
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "dest").iterdir()}
     assert about["parameters"] == sum(p.numel() for p in load_model(tiny_model).parameters())
     again = ModelSource(f"hf:{tiny_model}", sha256=about["digest"])
-    assert fetch(again, tmp_path / "again", NoProgress())["digest"] == about["digest"]
+    assert fetch(again, tmp_path / "again", NotedProgress())["digest"] == about["digest"]
     with pytest.raises(PrerequisiteError, match=about["digest"]):
-        fetch(ModelSource(f"hf:{tiny_model}", sha256="0" * 64), tmp_path / "other", NoProgress())
+        fetch(ModelSource(f"hf:{tiny_model}", sha256="0" * 64), tmp_path / "other", NotedProgress())
 
 
 def test_pickled_weights_are_refused(tiny_model, tmp_path):
@@ -118,19 +118,19 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
     (folder / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(PrerequisiteError, match=r"\*\.safetensors"):
-        fetch(ModelSource(f"hf:{folder}"), tmp_path / "dest", NoProgress())
+        fetch(ModelSource(f"hf:{folder}"), tmp_path / "dest", NotedProgress())
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"not a model at all, whatever its name")
     with pytest.raises(PrerequisiteError, match="no GGUF file"):
-        fetch(ModelSource(f"gguf:{path}"), tmp_path / "dest", NoProgress())
+        fetch(ModelSource(f"gguf:{path}"), tmp_path / "dest", NotedProgress())
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (5).to_bytes(8, "little"))
     with pytest.raises(PrerequisiteError, match="damaged"):
-        fetch(ModelSource(f"gguf:{path}"), tmp_path / "dest", NoProgress())
+        fetch(ModelSource(f"gguf:{path}"), tmp_path / "dest", NotedProgress())
     with pytest.raises(PrerequisiteError, match="no such file"):
-        fetch(ModelSource(f"gguf:{tmp_path}/absent.gguf"), tmp_path / "dest", NoProgress())
+        fetch(ModelSource(f"gguf:{tmp_path}/absent.gguf"), tmp_path / "dest", NotedProgress())
 
 
 def test_export_and_import_give_the_model_back(tiny_model, tmp_path):
@@ -139,7 +139,7 @@ def test_export_and_import_give_the_model_back(tiny_model, tmp_path):
 
     write_gguf(tiny_model, tmp_path / "tiny.gguf")
     assert gguf_metadata(tmp_path / "tiny.gguf")["llama.block_count"] == 2
-    about = fetch(ModelSource(f"gguf:{tmp_path}/tiny.gguf"), tmp_path / "back", NoProgress())
+    about = fetch(ModelSource(f"gguf:{tmp_path}/tiny.gguf"), tmp_path / "back", NotedProgress())
     text = "<|im_start|>user\nWhat is the capital?<|im_end|>\n"
     before, after = load_tokenizer(tiny_model), load_tokenizer(tmp_path / "back")
     assert encode(before, [text]) == encode(after, [text])

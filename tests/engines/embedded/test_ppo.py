@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,19 @@ from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, sample
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.base import Lora, Precision
-from cai.engines.methods.ppo import CriticStart, PpoData, RlSettings
+from cai.engines.methods.ppo import CriticStart, PpoData
 from cai.engines.methods.reward import RewardData, RewardSettings
 from cai.engines.rewards import RewardModel
 from cai.errors import SpecError
-from tests.support.training import Interrupted, Watch, attempt_at, comparisons, questions, tiny_folder
-
-SETTINGS = RlSettings(
-    iterations=4,
-    rollouts=16,
-    batch_size=8,
-    micro_batch_size=4,
-    ppo_epochs=2,
-    learning_rate=2e-2,
-    critic_learning_rate=1e-2,
-    max_tokens=6,
-    kl_coefficient=0.02,
-    lora=Lora(rank=4, last_layers=2),
-    precision=Precision.FLOAT32,
+from tests.support.training import (
+    PPO_SETTINGS,
+    Interrupted,
+    Watch,
+    attempt_at,
+    comparisons,
+    likes_kind,
+    questions,
+    tiny_folder,
 )
 
 
@@ -53,13 +47,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def likes_kind(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """The share of an answer's words that are 'kind'."""
-    return [a.split().count("kind") / max(1, len(a.split())) for _, a in pairs]
-
-
 def ppo(model: Path, at: Path, progress: Watch | None = None, reward: Path | None = None, **changes: Any) -> Any:
-    settings = SETTINGS.model_copy(update=changes)
+    settings = PPO_SETTINGS.model_copy(update=changes)
     score = likes_kind if reward is None else None
     data = PpoData(model, RewardModel(reward or model), questions(10))
     return train_ppo(data, settings, attempt_at(at, progress), Hardware(threads=1), score=score)
@@ -74,7 +63,7 @@ def test_advantages_equal_a_naive_loop() -> None:
     lengths, gamma, lam = [5, 1, 3], 0.9, 0.8
     valid = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
     rewards, values = torch.randn(3, 5) * valid, torch.randn(3, 5)
-    advantages, returns = generalised_advantages(rewards, values, valid, gamma, lam)
+    advantages, returns = generalised_advantages(rewards, values, valid, gamma=gamma, gae_lambda=lam)
     for b, length in enumerate(lengths):
         for t in range(length):
             expected = 0.0
@@ -91,7 +80,7 @@ def test_advantages_equal_a_naive_loop() -> None:
 def test_the_score_stands_on_the_last_token_and_the_penalty_on_each() -> None:
     valid = torch.tensor([[True, True, True], [True, False, False]])
     new, old = torch.tensor([[0.5, 0.2, 0.1], [0.3, 9.0, 9.0]]), torch.zeros(2, 3)
-    rewards = token_rewards(torch.tensor([2.0, -1.0]), new, old, valid, 0.1)
+    rewards = token_rewards(torch.tensor([2.0, -1.0]), new, old, valid, kl_coefficient=0.1)
     torch.testing.assert_close(rewards, torch.tensor([[-0.05, -0.02, 1.99], [-1.03, 0.0, 0.0]]))
 
 

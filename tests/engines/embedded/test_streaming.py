@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cai.clients.base import Completion, Finish
-from cai.engines.embedded.streaming import Growing, Told, streamed
+from cai.engines.embedded.streaming import Growing, OnIds, streamed
 
 TEXT = "Grüße 🦊, stop? <e no, <end> never shown"
 
@@ -27,7 +27,7 @@ def work(text: str, stops: Sequence[str], made: list[int]) -> Completion:
 
 @pytest.mark.parametrize("stops", [(), ("<end>",), ("never", "<end>"), ("🦊",), ("Grüße",), ("shown!",)])
 def test_pieces_join_to_the_finished_text(stops: tuple[str, ...]) -> None:
-    def run(told: Told) -> Completion:
+    def run(told: OnIds) -> Completion:
         made: list[int] = []
         for byte in TEXT.encode():
             made.append(byte)
@@ -50,7 +50,7 @@ def test_pieces_join_to_the_finished_text(stops: tuple[str, ...]) -> None:
 def test_closing_ends_the_work_and_waits_for_it() -> None:
     ended = threading.Event()
 
-    def run(told: Told) -> Completion:
+    def run(told: OnIds) -> Completion:
         made: list[int] = [65]
         while not told(made):
             made.append(65)
@@ -64,7 +64,7 @@ def test_closing_ends_the_work_and_waits_for_it() -> None:
 
 
 def test_an_error_of_the_model_reaches_the_reader() -> None:
-    def run(told: Told) -> Completion:
+    def run(told: OnIds) -> Completion:
         told([65])
         raise RuntimeError("no memory")
 

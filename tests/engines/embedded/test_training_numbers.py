@@ -237,7 +237,7 @@ def test_loss_tokens_are_those_that_start_in_a_loss_span(folder: Path) -> None:
     assert loss == [False, False, False, True, True, True, False, True]
     example = Example("x", ids, loss)
     assert example.targets == [ids[3], ids[4], ids[5], ids[7]]
-    assert example.at == [2, 3, 4, 6]
+    assert example.state_positions == [2, 3, 4, 6]
     assert example.branches.ends == (tuple(ids[:7]),)
 
 

@@ -10,17 +10,8 @@ import pytest
 from cai.engines import engine_of
 from cai.engines.nemo_aligner import check_layout
 from cai.engines.nemo_aligner.checks import NOT_CHECKED
-from cai.engines.nemo_aligner.survey import survey
-from tests.support.nemo_experiment import (
-    LEAST,
-    OVER,
-    SLURM,
-    UPSTREAM,
-    notes,
-    plan,
-    problems,
-    put,
-)
+from cai.engines.nemo_aligner.survey import survey_plan
+from tests.support.nemo_experiment import LEAST, OVER, SLURM, UPSTREAM, notes, plan, problems, put
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     # method
@@ -221,7 +212,7 @@ def test_servers_of_two_models_may_share_ports_as_they_run_in_turn(raw):
 def test_two_commands_on_one_port_of_one_host_are_found(raw):
     for launcher in ({}, SLURM):
         made = plan(put(raw, launcher))
-        found = survey(engine_of(made.engine)[1], made, str)
+        found = survey_plan(engine_of(made.engine)[1], made, str)
         (server,) = (c for c in found.compiled["respond"] if c.command.background)
         check_layout._ports(found, "respond", (server, server))
         (problem,) = found.problems

@@ -30,7 +30,8 @@ from cai.launchers.base import Command, Server
 from cai.launchers.outside import COMMANDS, Prepared
 from cai.plan import Plan
 from cai.run.watch import Silent
-from tests.data.test_nemo_tokens import config, nemo, spm
+from tests.support.nemo_archives import config_member, nemo_archive
+from tests.support.small_tokenizers import quickstart_spm
 
 
 class Up:
@@ -90,7 +91,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    nemo(folder / "model.nemo", [config(model="nemo:a.model"), ("a.model", spm())])
+    nemo_archive(folder / "model.nemo", [config_member(model="nemo:a.model"), ("a.model", quickstart_spm())])
     return folder
 
 
@@ -123,7 +124,7 @@ def writes_result(plan: Plan, name: str, tmp_path: Path, text: str = "weights") 
     def work(command: Command) -> None:
         result = result_file(places(tmp_path), plan.step(name))
         result.parent.mkdir(parents=True, exist_ok=True)
-        nemo(result, [config(model="nemo:a.model"), ("model_weights.ckpt", text.encode())])
+        nemo_archive(result, [config_member(model="nemo:a.model"), ("model_weights.ckpt", text.encode())])
         (result.parent / "megatron_gpt_sft--val_loss=0.532-step=12-consumed_samples=96-epoch=0-last.ckpt").touch()
 
     return work
@@ -409,7 +410,7 @@ def test_a_nemo_file_is_unpacked_once_and_its_digest_checked(plan: Plan, model: 
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
     about = session.fetch(ModelSource(f"nemo:{model / 'model.nemo'}"), out, quiet)
     assert {path.name for path in (out / "model").iterdir()} == {"model_config.yaml", "a.model"}
-    assert (out / "model" / "a.model").read_bytes() == spm()
+    assert (out / "model" / "a.model").read_bytes() == quickstart_spm()
     assert open_tokenizer(out).ids("How") == open_tokenizer(model).ids("How")
     assert about["format"] == "nemo"
     with pytest.raises(PrerequisiteError, match="SHA-256"):
@@ -424,7 +425,7 @@ def test_a_nemo_file_cannot_write_outside_of_its_folder(plan: Plan, tmp_path: Pa
     engine = opened(plan, Recorder(), tmp_path)
     session = engine.session(plan.step("base"))
     out, _ = folders(plan, "base", tmp_path)
-    bad = nemo(tmp_path / "bad" / "x.nemo", [config(model="nemo:a.model"), (name, b"x")])
+    bad = nemo_archive(tmp_path / "bad" / "x.nemo", [config_member(model="nemo:a.model"), (name, b"x")])
     quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
     with suppress(PrerequisiteError):  # an absolute name is taken as one below the folder, the others are refused
         session.fetch(ModelSource(f"nemo:{bad}"), out, quiet)
@@ -445,7 +446,7 @@ def test_a_model_of_an_older_store_is_loaded_from_its_archive(plan: Plan, tmp_pa
         return str(next(o.value for o in train.overrides if o.key == "model.restore_from_path"))
 
     assert restored() == str(base / "model")
-    nemo(base / "model.nemo", [config(model="nemo:a.model"), ("a.model", spm())])
+    nemo_archive(base / "model.nemo", [config_member(model="nemo:a.model"), ("a.model", quickstart_spm())])
     assert restored() == str(base / "model.nemo")
     assert open_tokenizer(base).ids("How")
 

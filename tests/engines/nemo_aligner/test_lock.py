@@ -14,9 +14,8 @@ import pytest
 
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines.nemo_aligner.upstream import config_files
-from tests.data.test_nemo import sentencepiece_model
 from tests.lab import planned, samples
-from tests.lab.conftest import pins
+from tests.support.small_tokenizers import sentencepiece_model
 
 AGAIN = "run `make nemo-lab` and commit tests/lab/validated.json"
 
@@ -28,7 +27,7 @@ def test_every_planned_command_was_validated(experiment: str) -> None:
 
 
 def test_the_lock_is_of_the_pinned_packages() -> None:
-    assert planned.read_lock()["packages"] == pins(), AGAIN
+    assert planned.read_lock()["packages"] == planned.pins(), AGAIN
 
 
 def test_the_files_are_those_that_upstream_has_read(tmp_path: Path) -> None:

@@ -37,13 +37,15 @@ def test_a_config_says_exactly_how_large_a_llama_is():
 
 
 def test_the_certain_part_is_16_bytes_a_parameter_on_one_gpu_and_shards_over_ranks():
-    one = memory.estimate("sft", 1e9, StepLayout(), 1, 1, 1024)
+    one = memory.estimate("sft", 1e9, StepLayout(), devices=1, micro=1, length=1024)
     assert one.sure == pytest.approx(16e9)
-    eight = memory.estimate("sft", 1e9, StepLayout(), 8, 1, 1024)
+    eight = memory.estimate("sft", 1e9, StepLayout(), devices=8, micro=1, length=1024)
     assert eight.sure == pytest.approx(4e9 + 12e9 / 8)
-    split = memory.estimate("sft", 1e9, StepLayout(tensor_parallel=8), 8, 1, 1024)
+    split = memory.estimate("sft", 1e9, StepLayout(tensor_parallel=8), devices=8, micro=1, length=1024)
     assert split.sure == pytest.approx(2e9)
-    assert memory.estimate("sft", 1e9, StepLayout(), 1, 1, 1024, fp32=True).sure == pytest.approx(16e9)
+    assert memory.estimate("sft", 1e9, StepLayout(), devices=1, micro=1, length=1024, fp32=True).sure == pytest.approx(
+        16e9
+    )
 
 
 def test_recomputation_and_sequence_parallel_shrink_activations():
@@ -59,14 +61,16 @@ def test_recomputation_and_sequence_parallel_shrink_activations():
 
 
 def test_a_server_s_cache_is_that_of_its_key_value_heads():
-    shape = memory.Shape(7.24e9, 32, 4096, 32, 8, known=True)
+    shape = memory.Shape(7.24e9, 32, 4096, 32, 8, exact=True)
     # Mistral-7B: 2 x 32 layers x 8 groups x 128 x 2 bytes = 128 KiB a token.
     assert memory.cache(shape, ServerLayout(), 1, 1) == 128 * 1024
     assert memory.cache(shape, ServerLayout(tensor_parallel=4), 1, 1) == 32 * 1024
     assert memory.cache(shape, ServerLayout(tensor_parallel=16), 1, 1) == 16 * 1024
-    known = memory.estimate("server", 7.24e9, ServerLayout(), 1, 1, 1000, sequences=10, shape=shape)
+    known = memory.estimate(
+        "server", 7.24e9, ServerLayout(), devices=1, micro=1, length=1000, sequences=10, shape=shape
+    )
     assert known.sure == known.total
-    guessed = memory.estimate("server", 7.24e9, ServerLayout(), 1, 1, 1000, sequences=10)
+    guessed = memory.estimate("server", 7.24e9, ServerLayout(), devices=1, micro=1, length=1000, sequences=10)
     assert guessed.sure == pytest.approx(2 * 7.24e9)
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from cai.commands.planning import compile_plan
 from cai.engines.nemo_aligner.schedule import curve_of
-from cai.engines.nemo_aligner.survey import survey
+from cai.engines.nemo_aligner.survey import survey_plan
 from cai.engines.nemo_aligner.upstream import Configs, find
 from cai.plan import Plan
 from tests.support.nemo_guide import guide_commands
@@ -251,7 +251,7 @@ def test_another_default_of_upstream_is_found() -> None:
 
 @pytest.mark.skipif(not UPSTREAM, reason="CAI_UPSTREAM names no folder with upstream's configs")
 def test_the_rates_are_those_that_the_plan_tells() -> None:
-    surveyed = survey(parity().reading.settings, plan_of(), str)
+    surveyed = survey_plan(parity().reading.settings, plan_of(), str)
     for name in ("sft.train", "reward.train", "rl.critic", "rl.actor"):
         step, _, role = name.partition(".")
         trainer = surveyed.role(plan_of().step(step), role)

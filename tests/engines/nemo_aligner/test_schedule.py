@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from cai.engines.nemo_aligner.schedule import Curve
+from cai.engines.nemo_aligner.schedule import LearningRateCurve
 
 
-def curve(updates: int = 100, *, total: int = 0, warmup: int = 0, constant: int = 0, floor: float = 1e-7) -> Curve:
-    return Curve(updates, total or updates, 1e-6, floor, warmup, constant)
+def curve(
+    updates: int = 100, *, total: int = 0, warmup: int = 0, constant: int = 0, floor: float = 1e-7
+) -> LearningRateCurve:
+    return LearningRateCurve(updates, total or updates, 1e-6, floor, warmup, constant)
 
 
 def test_a_cosine_falls_from_its_peak_to_its_floor():
@@ -29,7 +31,7 @@ def test_a_warm_up_reaches_the_peak():
 
 def test_constant_steps_longer_than_the_run_leave_the_floor():
     """NVIDIA's guide's reward model: 212 updates under a schedule with 1000 constant ones."""
-    made = Curve(212, 212, 9e-6, 9e-7, 10, 1000)
+    made = LearningRateCurve(212, 212, 9e-6, 9e-7, 10, 1000)
     assert made.rate(11) == 9e-7
     assert made.mean == pytest.approx(1.1e-6, rel=0.05)
 

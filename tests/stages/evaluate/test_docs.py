@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai.commands.planning import compile_plan
+from cai.figures.evaluation import ModelFigures
 from cai.files.library import Library, shipped_root
 from cai.plan import by_role
 
@@ -64,7 +66,5 @@ data:
 
 
 def test_every_figure_of_an_answer_is_in_the_table() -> None:
-    from cai.stages.evaluate.figures import _model_report
-
     told = set(re.findall(r"`([a-z_0-9]+)`", DOC))
-    assert set(_model_report(0, [], {})) <= told | {"reward", "reward_by_topic"}
+    assert {figure.name for figure in fields(ModelFigures)} <= told | {"reward", "reward_by_topic"}

@@ -17,6 +17,7 @@ from cai.data.rows import Conversation, Prompt
 from cai.data.source import DataSource, part_rows
 from cai.figures import intervals
 from cai.figures.answers import evades, repeats
+from cai.figures.evaluation import Evaluation, read_evaluation, write_evaluation
 from cai.stages.evaluate.caveats import caveats
 from cai.stages.evaluate.revisions import figures, ways
 from cai.stages.evaluate.spec import EvaluateSpec
@@ -101,8 +102,8 @@ def test_wilson_is_that_of_statsmodels_with_half_wins_too() -> None:
         p = won / n
         middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
         found = intervals.share(won, n)
-        assert found["low"] == pytest.approx(max(0.0, (middle - half) / (1 + z * z / n)), abs=1e-12)
-        assert found["high"] == pytest.approx(min(1.0, (middle + half) / (1 + z * z / n)), abs=1e-12)
+        assert found.low == pytest.approx(max(0.0, (middle - half) / (1 + z * z / n)), abs=1e-12)
+        assert found.high == pytest.approx(min(1.0, (middle + half) / (1 + z * z / n)), abs=1e-12)
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -256,12 +257,14 @@ def test_rounds_of_revision_are_scored_round_by_round(tmp_path: Path) -> None:
 def test_a_round_counts_the_rows_that_have_it_and_a_principle_what_its_rounds_did() -> None:
     rows = ways([revised("a", 3), revised("b", 1)])
     found = figures(rows, [[0.0, 1.0, 0.5, 0.5], [2.0, 1.0]])
-    assert [r["reward"]["n"] for r in found["rounds"]] == [2, 2, 1, 1]
-    assert [r["change"]["value"] for r in found["rounds"]] == [0, 0, 0.5, 0.5]
-    assert found["rounds"][3]["wins"]["ties"] == 1
-    assert found["by_principle"]["p0"]["change"]["value"] == -0.5
-    assert found["by_principle"]["p1"]["change"]["value"] == 0.0
-    assert found["by_principle"]["p1"]["n"] == 3
+    assert [r.reward.n for r in found.rounds] == [2, 2, 1, 1]
+    assert [r.change.value for r in found.rounds] == [0, 0, 0.5, 0.5]
+    last = found.rounds[3].wins
+    assert last is not None
+    assert last.ties == 1
+    assert found.by_principle["p0"].change.value == -0.5
+    assert found.by_principle["p1"].change.value == 0.0
+    assert found.by_principle["p1"].n == 3
 
 
 def test_rounds_that_come_out_one_by_one_are_one_way() -> None:
@@ -296,10 +299,19 @@ def test_an_evaluation_stopped_between_scores_gives_the_same_bytes(tmp_path: Pat
         assert (folder / "out/evaluation.json").read_bytes() == whole
 
 
+def test_what_is_written_is_read_and_written_again_with_the_same_bytes(tmp_path: Path) -> None:
+    evaluation(tmp_path, Growing())
+    path = tmp_path / "out/evaluation.json"
+    write_evaluation(tmp_path / "again.json", read_evaluation(path))
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
 def test_the_summary_tells_the_figures_in_tables(tmp_path: Path) -> None:
     from cai.terminal.summary import _evaluation
 
-    tables = [b.rows for b in _evaluation(evaluation(tmp_path, Growing()), 1) if b.kind == "table"]
+    evaluation(tmp_path, Growing())
+    written = read_evaluation(tmp_path / "out/evaluation.json")
+    tables = [b.rows for b in _evaluation(written, 1) if b.kind == "table"]
     ratings = next(rows for rows in tables if "harmlessness" in rows[0])
     assert ratings[0] == ("model", "harmlessness", "helpfulness", "refuses safe requests")
     assert ratings[1] == ("base", "0 [0, 0]", "0 [0, 0]", "0% [0%, 39%]")
@@ -310,7 +322,7 @@ def test_the_summary_tells_the_figures_in_tables(tmp_path: Path) -> None:
 
 
 def test_older_evaluations_have_caveats_too() -> None:
-    assert caveats({"models": ["m"], "sets": {}, "reward_model": {}}) == []
+    assert caveats(Evaluation(models=("m",), sets={})) == []
 
 
 @pytest.mark.parametrize(

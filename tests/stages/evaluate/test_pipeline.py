@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import write_tiny_model
-from tests.test_pipeline import artifacts, cai, environment
+from tests.support.pipelines import artifact_digests, environment_of, run_cai
+from tests.support.small_models import write_tiny_model
 
 pytestmark = pytest.mark.long
 
@@ -71,13 +71,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("home")
-    done = cai(project, home, "experiment=tiny")
+    done = run_cai(project, home, "experiment=tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return home, done.stdout
 
 
 def files(home: Path, kind: str) -> list[dict[str, Any]]:
-    return [found for name, found in artifacts(home).items() if name.startswith(f"{kind}-")]
+    return [found for name, found in artifact_digests(home).items() if name.startswith(f"{kind}-")]
 
 
 def test_snapshots_are_compared_and_the_summary_tells_the_new_figures(undisturbed: tuple[Path, str]) -> None:
@@ -107,7 +107,7 @@ def test_killed_while_training_and_evaluating_it_ends_with_the_same_bytes(
         process = subprocess.Popen(
             [sys.executable, "-m", "cai", "experiment=tiny"],
             cwd=project,
-            env=environment(tmp_path),
+            env=environment_of(tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,4 +124,4 @@ def test_killed_while_training_and_evaluating_it_ends_with_the_same_bytes(
             break
     assert process.returncode == 0
     assert not waits
-    assert artifacts(tmp_path) == artifacts(home)
+    assert artifact_digests(tmp_path) == artifact_digests(home)

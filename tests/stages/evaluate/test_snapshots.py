@@ -22,9 +22,8 @@ from cai.plan import by_role
 from cai.planning.resolver import resolve
 from cai.stages import KINDS
 from cai.stages.base import take_apart
-from tests.engines.embedded.test_ppo import SETTINGS, likes_kind
 from tests.support.stage_doubles import Memory, artifact, context
-from tests.support.training import Interrupted, Watch, attempt_at, questions, tiny_folder
+from tests.support.training import PPO_SETTINGS, Interrupted, Watch, attempt_at, likes_kind, questions, tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ppo(model: Path, at: Path, snapshots: tuple[int, ...] = (), progress: Watch | None = None, **changes: Any) -> Any:
-    raw = {**SETTINGS.model_dump(), **changes}
+    raw = {**PPO_SETTINGS.model_dump(), **changes}
     settings = RlSettings(**{**raw, "snapshots": snapshots})
     data = PpoData(model, RewardModel(model), questions(10))
     return train_ppo(data, settings, attempt_at(at, progress), Hardware(threads=1), score=likes_kind)

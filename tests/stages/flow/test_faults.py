@@ -20,9 +20,8 @@ from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import as_prompt, source_of, through
 from cai.stages.respond import RespondSpec
 from cai.stages.respond import run as respond
-from tests.clients.test_openai_api import FakeServer, Reply, says
-from tests.stages.flow.test_flow import ROWS, Crash, Flowing, Server, Spec, chained, ctx_of, run
-from tests.store.test_disk import small_disk  # noqa: F401 - a fixture
+from tests.support.fake_api import FakeServer, Reply, says
+from tests.support.flows import ROWS, Crash, Flowing, FlowSpec, ShuffledServer, chained, flow_context, run_flow
 from tests.support.stage_doubles import Memory, artifact, context, user
 
 PADDED = [Prompt(row.id, row.messages, "", {"note": "x" * 400}) for row in ROWS]
@@ -30,35 +29,35 @@ PADDED = [Prompt(row.id, row.messages, "", {"note": "x" * 400}) for row in ROWS]
 
 def through_disk(folder: Path, disk: Path, engine: Memory) -> bytes:
     """As ``run``, with the journal and the cache on the disk."""
-    ctx = ctx_of(folder, engine, PADDED, cache=disk / "cache")
+    ctx = flow_context(folder, engine, PADDED, cache=disk / "cache")
     ctx = replace(ctx, work=disk / "work")
 
     def padded(row: Prompt) -> Turn:
         entry = yield from chained(row)
         return Entry(entry.id, entry.rows, calls=entry.calls, facts={"note": "y" * 800})
 
-    through(ctx, source_of(ctx.one("prompts"), as_prompt), padded, Spec())
+    through(ctx, source_of(ctx.input("prompts"), as_prompt), padded, FlowSpec())
     return (folder / "out" / "rows.jsonl").read_bytes()
 
 
-def test_a_full_disk_stops_the_stage_and_space_lets_it_go_on(tmp_path: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_full_disk_stops_the_stage_and_space_lets_it_go_on(tmp_path: Path, small_disk: Path) -> None:
     whole = through_disk(tmp_path / "whole", tmp_path / "roomy", Flowing())
     stopped = Flowing()
     with pytest.raises(Incomplete, match=rf"no space is left on the disk at {small_disk}.*run the same command") as hit:
         through_disk(tmp_path / "a", small_disk, stopped)
     assert hit.value.exit_code == 3
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    again = Flowing(Server(seed=5))
+    again = Flowing(ShuffledServer(seed=5))
     assert through_disk(tmp_path / "a", small_disk, again) == whole
     kept = len(stopped.server.order)
     assert len(again.server.asked) < 4 * len(ROWS) - kept / 2, "what was finished is not asked again"
 
 
-def test_a_disk_that_may_only_be_read_says_so_and_loses_nothing(tmp_path: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_disk_that_may_only_be_read_says_so_and_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
     whole = through_disk(tmp_path / "whole", tmp_path / "roomy", Flowing())
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     with pytest.raises(Crash):
-        through_disk(tmp_path / "a", small_disk, Flowing(Server(crash_after=300)))
+        through_disk(tmp_path / "a", small_disk, Flowing(ShuffledServer(crash_after=300)))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(Incomplete, match="may only be read"):
         through_disk(tmp_path / "a", small_disk, Flowing())
@@ -72,9 +71,9 @@ def test_two_processes_with_one_step_are_one_too_many(tmp_path: Path) -> None:
     (tmp_path / "a" / "work").mkdir(parents=True)
     other = Journal(tmp_path / "a" / "work" / "journal.jsonl")
     with pytest.raises(Incomplete, match="another process is writing it"):
-        run(tmp_path / "a", Flowing())
+        run_flow(tmp_path / "a", Flowing())
     other.close()
-    assert run(tmp_path / "a", Flowing()) == run(tmp_path / "b", Flowing())
+    assert run_flow(tmp_path / "a", Flowing()) == run_flow(tmp_path / "b", Flowing())
 
 
 @pytest.mark.long
@@ -134,5 +133,5 @@ def test_a_refusal_of_the_server_is_counted_by_reason(tmp_path: Path) -> None:
 def test_questions_of_the_same_words_are_rows_of_their_own(tmp_path: Path) -> None:
     rows = [Prompt("a", user("Same?")), Prompt("b", user("Same?"))]
     engine = Flowing()
-    run(tmp_path, engine, rows=rows, cache=tmp_path / "cache")
+    run_flow(tmp_path, engine, rows=rows, cache=tmp_path / "cache")
     assert len(engine.server.asked) == 8, "each row draws for itself"

@@ -6,160 +6,47 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.clients.base import Call, Client, Completion, Finish, Request, Result, Unanswered, Usage
+from cai.clients.base import Completion, Finish, Request
 from cai.clients.cache import RequestCache, Whereabouts
 from cai.clients.calls import call_key, to_plain
 from cai.clients.scripted import ScriptedClient, made_up
 from cai.data.rows import Conversation, Prompt
 from cai.errors import Incomplete, StepFailed
-from cai.identity import sampling_seed
-from cai.stages.base import Context, Shard
+from cai.stages.base import Shard
 from cai.stages.flow.base import Flow, ShardDone, Turn
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import Entry
-from cai.stages.flow.generation import as_prompt, source_of, through
+from cai.stages.flow.generation import as_prompt, source_of
 from cai.stages.respond import RespondSpec
 from cai.stages.respond import run as respond
+from tests.support.flows import ROWS, Crash, Flowing, ShuffledServer, chained, flow_context, run_flow
 from tests.support.stage_doubles import Memory, artifact, context, user
-
-ROWS = [Prompt(f"row{i:04}", user(f"Question {i}?"), "", {}) for i in range(300)]
-
-
-class Crash(RuntimeError):
-    """The process dies here."""
-
-
-@dataclass
-class Server:
-    """A pool's other side: answers after so many looks, in an order of its own, some of them only later."""
-
-    seed: int = 0
-    room: int = 40
-    crash_after: int = 10**9
-    slow: frozenset[str] = frozenset()
-    never: frozenset[str] = frozenset()
-    asked: list[Call] = field(default_factory=list)
-    order: list[str] = field(default_factory=list)
-    opened: int = 0
-    looks: int = 0
-
-
-class ServedPool:
-    def __init__(self, server: Server) -> None:
-        self.server, self.waiting, self.draw = server, list[tuple[Hashable, Call]](), random.Random(server.seed)
-        server.opened += 1
-
-    def room(self) -> int:
-        return self.server.room - len(self.waiting)
-
-    def submit(self, tag: Hashable, call: Call) -> None:
-        self.server.asked.append(call)
-        self.waiting.append((tag, call))
-
-    def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:
-        assert self.waiting, "nothing is on its way: this would wait for ever"
-        self.server.looks += 1
-        self.draw.shuffle(self.waiting)
-        quick = [w for w in self.waiting if w[1].id not in self.server.slow] or self.waiting
-        ready = quick[: self.draw.randint(1, 7)]
-        self.waiting = [w for w in self.waiting if w not in ready]
-        if len(self.server.order) + len(ready) > self.server.crash_after:
-            raise Crash
-        self.server.order += [call.id for _, call in ready]
-        return [(tag, self._answer(call)) for tag, call in ready]
-
-    def _answer(self, call: Call) -> Result | Unanswered:
-        assert isinstance(call, Request)
-        if call.id in self.server.never:
-            return Unanswered(call.id, "answers 500")
-        return Completion(call.id, made_up(call.prompt, call.seed), 1, 2, Finish.STOP)
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(len(self.server.order), len(self.server.order), concurrency=self.server.room)
-
-    def close(self) -> None:
-        self.waiting = []
-
-
-class Flowing(Memory):
-    """An engine whose client takes calls one by one."""
-
-    flows = True
-
-    def __init__(self, server: Server | None = None) -> None:
-        super().__init__()
-        self.server = server or Server()
-
-    def client(self, model: Path) -> Client:
-        engine = self
-
-        class _Client(ScriptedClient):
-            def open_pool(self) -> Any:
-                return ServedPool(engine.server)
-
-        return _Client()
-
-
-def chained(row: Prompt) -> Turn:
-    """Three turns, the middle one of two calls; each asks about what the one before said."""
-    said: list[str] = []
-    for turn, width in enumerate((1, 2, 1)):
-        calls = [
-            Request(
-                f"{row.id}/{turn}/{i}",
-                f"{row.messages[0].content} {said}",
-                seed=sampling_seed(1, row.id, f"{turn}/{i}"),
-            )
-            for i in range(width)
-        ]
-        found = yield calls
-        said += [completion.text for completion in found]
-    answer = Conversation(row.id, (*row.messages, *user(" | ".join(said))))
-    return Entry(row.id, (answer,), calls=4, tokens=sum(len(text) for text in said))
-
-
-def ctx_of(folder: Path, engine: Memory, rows: Sequence[Prompt] = ROWS, **more: Any) -> Context:
-    inputs = {"model": artifact(folder / "m", "model"), "prompts": artifact(folder / "p", "prompts", list(rows))}
-    return replace(context(folder, engine, inputs), **{"key": "k" * 64, **more})
-
-
-@dataclass
-class Spec:
-    chunk: int = 16
-    max_drop_rate: float = 0.5
-
-
-def run(folder: Path, engine: Memory, work: Any = chained, rows: Sequence[Prompt] = ROWS, **more: Any) -> bytes:
-    ctx = ctx_of(folder, engine, rows, **more)
-    through(ctx, source_of(ctx.one("prompts"), as_prompt), work, Spec())
-    return (folder / "out" / "rows.jsonl").read_bytes()
 
 
 def test_order_of_arrival_and_room_change_nothing(tmp_path: Path) -> None:
-    whole = run(tmp_path / "one", Flowing(Server(room=1)))
+    whole = run_flow(tmp_path / "one", Flowing(ShuffledServer(room=1)))
     for seed in range(4):
-        assert run(tmp_path / f"s{seed}", Flowing(Server(seed, room=(5, 40, 300, 2000)[seed]))) == whole
+        assert run_flow(tmp_path / f"s{seed}", Flowing(ShuffledServer(seed, room=(5, 40, 300, 2000)[seed]))) == whole
     assert len(whole.splitlines()) == len(ROWS)
 
 
 def test_a_client_of_lists_gives_the_same_rows_in_cohorts(tmp_path: Path) -> None:
     engine = Lists()
-    assert run(tmp_path / "lists", engine) == run(tmp_path / "pool", Flowing())
+    assert run_flow(tmp_path / "lists", engine) == run_flow(tmp_path / "pool", Flowing())
     assert [len(names) for names in engine.lists] == [16, 32, 16] * 18 + [12, 24, 12]
 
 
 def test_a_row_goes_on_without_waiting_for_the_others(tmp_path: Path) -> None:
     # Row 3's first answer comes when nothing else is left; everything else is finished by then.
-    engine = Flowing(Server(slow=frozenset({"row0003/0/0"})))
-    run(tmp_path, engine)
+    engine = Flowing(ShuffledServer(slow=frozenset({"row0003/0/0"})))
+    run_flow(tmp_path, engine)
     at = engine.server.order.index("row0003/0/0")
     assert at >= 4 * (len(ROWS) - 1)
     first_end = engine.server.order.index(next(name for name in engine.server.order if "/2/" in name))
@@ -168,8 +55,8 @@ def test_a_row_goes_on_without_waiting_for_the_others(tmp_path: Path) -> None:
 
 
 def test_rows_that_have_begun_go_first_so_that_few_are_on_their_way(tmp_path: Path) -> None:
-    engine = Flowing(Server(room=20))
-    run(tmp_path, engine)
+    engine = Flowing(ShuffledServer(room=20))
+    run_flow(tmp_path, engine)
     begun = ended = most = 0
     for call in engine.server.asked:
         begun += "/0/" in call.id
@@ -183,27 +70,27 @@ def test_killed_after_any_number_of_answers_it_ends_with_the_same_bytes_and_asks
     tmp_path: Path, cached: bool
 ) -> None:
     rows = ROWS[:30]
-    whole = run(tmp_path / "whole", Flowing(), rows=rows)
+    whole = run_flow(tmp_path / "whole", Flowing(), rows=rows)
     for crash in range(0, 120, 7):
         folder = tmp_path / f"crash{crash}"
         more = {"cache": tmp_path / f"cache{crash}"} if cached else {}
-        stopped = Flowing(Server(seed=crash, crash_after=crash))
+        stopped = Flowing(ShuffledServer(seed=crash, crash_after=crash))
         with pytest.raises(Crash):
-            run(folder, stopped, rows=rows, **more)
-        again = Flowing(Server(seed=crash + 1))
-        assert run(folder, again, rows=rows, **more) == whole
+            run_flow(folder, stopped, rows=rows, **more)
+        again = Flowing(ShuffledServer(seed=crash + 1))
+        assert run_flow(folder, again, rows=rows, **more) == whole
         assert len(again.server.asked) == 120 - len(stopped.server.order), "what was answered is not asked again"
         done = Flowing()
-        assert run(folder, done, rows=rows, **more) == whole
+        assert run_flow(folder, done, rows=rows, **more) == whole
         assert done.server.opened == 0
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", Flowing(), rows=ROWS[:40])
+    whole = run_flow(tmp_path / "whole", Flowing(), rows=ROWS[:40])
     for crash in range(1000):
-        engine = Flowing(Server(seed=crash, crash_after=random.Random(crash).randint(1, 30)))
+        engine = Flowing(ShuffledServer(seed=crash, crash_after=random.Random(crash).randint(1, 30)))
         try:
-            assert run(tmp_path / "often", engine, rows=ROWS[:40]) == whole
+            assert run_flow(tmp_path / "often", engine, rows=ROWS[:40]) == whole
         except Crash:
             continue
         break
@@ -213,29 +100,29 @@ def test_interrupted_again_and_again(tmp_path: Path) -> None:
 def test_a_row_without_an_answer_is_set_aside_and_only_it_is_asked_again(tmp_path: Path) -> None:
     never = frozenset({"row0005/1/1", "row0017/0/0"})
     with pytest.raises(Incomplete, match=r"2 rows got no answer: answers 500 \(2\).*asks only these again") as hit:
-        run(tmp_path, Flowing(Server(never=never)))
+        run_flow(tmp_path, Flowing(ShuffledServer(never=never)))
     assert hit.value.exit_code == 3
     again = Flowing()
-    assert run(tmp_path, again) == run(tmp_path / "whole", Flowing())
+    assert run_flow(tmp_path, again) == run_flow(tmp_path / "whole", Flowing())
     asked = sorted(call.id for call in again.server.asked)
     assert asked == ["row0005/1/1", "row0005/2/0", *[f"row0017/{t}/{i}" for t, i in ((0, 0), (1, 0), (1, 1), (2, 0))]]
 
 
 def test_the_same_call_is_asked_once_within_and_across_steps(tmp_path: Path) -> None:
     first = Flowing()
-    whole = run(tmp_path / "first", first, same)
+    whole = run_flow(tmp_path / "first", first, same)
     assert len(first.server.asked) == len({call.prompt for call in first.server.asked}) <= 30
     cached = Flowing()
-    assert run(tmp_path / "second", cached, same, cache=tmp_path / "cache") == whole
+    assert run_flow(tmp_path / "second", cached, same, cache=tmp_path / "cache") == whole
     other = Flowing()
-    assert run(tmp_path / "third", other, same, cache=tmp_path / "cache", key="o" * 64) == whole
+    assert run_flow(tmp_path / "third", other, same, cache=tmp_path / "cache", key="o" * 64) == whole
     assert other.server.opened == 0, "every answer is in the cache, so no model is served"
 
 
 def test_thirty_rows_with_one_call_are_one_call(tmp_path: Path) -> None:
     engine = Flowing()
     rows = ROWS[::10]
-    assert len(run(tmp_path, engine, same, rows, cache=tmp_path / "cache").splitlines()) == 30
+    assert len(run_flow(tmp_path, engine, same, rows, cache=tmp_path / "cache").splitlines()) == 30
     assert len(engine.server.asked) == 1
 
 
@@ -265,8 +152,8 @@ def same(row: Prompt) -> Turn:
 
 
 def test_a_cohort_waits_for_answers_that_another_process_is_getting(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", Lists(), same, ROWS[:32])
-    ctx = ctx_of(tmp_path / "a", Lists(), ROWS[:32], cache=tmp_path / "cache")
+    whole = run_flow(tmp_path / "whole", Lists(), same, ROWS[:32])
+    ctx = flow_context(tmp_path / "a", Lists(), ROWS[:32], cache=tmp_path / "cache")
     other = RequestCache(tmp_path / "cache" / f"{ctx.scope('model')[:32]}.sqlite", "another step")
     calls = [Request("", f"shared {i}", seed=3) for i in range(10)]
     keys = [call_key(ctx.scope("model"), call) for call in calls]
@@ -282,7 +169,7 @@ def test_a_cohort_waits_for_answers_that_another_process_is_getting(tmp_path: Pa
     later = threading.Thread(target=answer_later)
     later.start()
     engine = Lists()
-    assert run(tmp_path / "a", engine, same, ROWS[:32], cache=tmp_path / "cache") == whole
+    assert run_flow(tmp_path / "a", engine, same, ROWS[:32], cache=tmp_path / "cache") == whole
     later.join()
     other.close()
     asked = [int(name[3:]) % 10 for names in engine.lists for name in names]
@@ -305,11 +192,11 @@ def test_an_interrupted_cohort_is_asked_in_the_same_company(tmp_path: Path) -> N
             return made
 
     undisturbed = Lists()
-    run(tmp_path / "whole", undisturbed, rows=ROWS[:40], cache=tmp_path / "cache1")
+    run_flow(tmp_path / "whole", undisturbed, rows=ROWS[:40], cache=tmp_path / "cache1")
     stopped, again = Stops(), Lists()
     with pytest.raises(Crash):
-        run(tmp_path / "a", stopped, rows=ROWS[:40], cache=tmp_path / "cache2")
-    run(tmp_path / "a", again, rows=ROWS[:40], cache=tmp_path / "cache2")
+        run_flow(tmp_path / "a", stopped, rows=ROWS[:40], cache=tmp_path / "cache2")
+    run_flow(tmp_path / "a", again, rows=ROWS[:40], cache=tmp_path / "cache2")
     assert stopped.lists + again.lists == undisturbed.lists
 
 
@@ -333,7 +220,7 @@ def test_lanes_keep_several_cohorts_on_their_way(tmp_path: Path) -> None:
             return made
 
     engine = Lanes()
-    assert run(tmp_path / "lanes", engine) == run(tmp_path / "one", Lists())
+    assert run_flow(tmp_path / "lanes", engine) == run_flow(tmp_path / "one", Lists())
     assert engine.most == 3
     assert sorted(map(len, engine.lists)) == sorted([16, 32, 16] * 18 + [12, 24, 12])
 
@@ -355,19 +242,19 @@ def test_a_stage_that_drops_too_much_fails_early_and_says_why(tmp_path: Path) ->
     with pytest.raises(
         StepFailed, match=r"dropped \d+ of the first \d+ rows .*max_drop_rate 50.0% allows: garbled \d+"
     ):
-        run(tmp_path, engine, drops(0.9), many)
+        run_flow(tmp_path, engine, drops(0.9), many)
     assert len(engine.server.asked) < 700, "not after the night"
     # Running again fails at once, without a call; a higher limit goes on.
     again = Flowing()
     with pytest.raises(StepFailed, match="garbled"):
-        run(tmp_path, again, drops(0.9), many)
+        run_flow(tmp_path, again, drops(0.9), many)
     assert again.server.asked == []
 
 
 def test_a_share_near_the_limit_is_not_given_up_early(tmp_path: Path) -> None:
     many = [Prompt(f"row{i:05}", user(f"Question {i}?")) for i in range(2000)]
     engine = Flowing()
-    run(tmp_path, engine, drops(0.48), many)
+    run_flow(tmp_path, engine, drops(0.48), many)
     assert len(engine.server.asked) == 2000
 
 
@@ -386,39 +273,39 @@ def test_repeated_ids_and_limits_are_counted_in_the_order_of_the_input(tmp_path:
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_shards_make_the_bytes_of_one_process(tmp_path: Path, count: int) -> None:
-    whole = run(tmp_path / "whole", Flowing())
+    whole = run_flow(tmp_path / "whole", Flowing())
     asked: list[str] = []
     for index in range(count):
         engine = Flowing()
-        ctx = ctx_of(tmp_path / "shards", engine, shard=Shard(index, count))
-        source = source_of(ctx.one("prompts"), as_prompt)
+        ctx = flow_context(tmp_path / "shards", engine, shard=Shard(index, count))
+        source = source_of(ctx.input("prompts"), as_prompt)
         with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
             drive(flow)
         asked += [call.id for call in engine.server.asked]
     assert len(asked) == len(set(asked)) == 4 * len(ROWS)
     merging = Flowing()
-    assert run(tmp_path / "shards", merging) == whole
+    assert run_flow(tmp_path / "shards", merging) == whole
     assert merging.server.opened == 0
 
 
 def test_what_a_shard_did_not_finish_the_merging_process_does(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", Flowing())
+    whole = run_flow(tmp_path / "whole", Flowing())
     asked = 0
     for index in range(2):
-        engine = Flowing(Server(crash_after=200 if index else 10**9))
-        ctx = ctx_of(tmp_path / "shards", engine, shard=Shard(index, 3))
-        source = source_of(ctx.one("prompts"), as_prompt)
+        engine = Flowing(ShuffledServer(crash_after=200 if index else 10**9))
+        ctx = flow_context(tmp_path / "shards", engine, shard=Shard(index, 3))
+        source = source_of(ctx.input("prompts"), as_prompt)
         with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(Crash if index else ShardDone):
             drive(flow)
         asked += len(engine.server.order)
     merging = Flowing()
-    assert run(tmp_path / "shards", merging) == whole
+    assert run_flow(tmp_path / "shards", merging) == whole
     assert asked + len(merging.server.asked) == 4 * len(ROWS)
 
 
 def test_another_version_of_a_question_is_asked_anew(tmp_path: Path) -> None:
     with pytest.raises(Crash):
-        run(tmp_path / "a", Flowing(Server(crash_after=60)))
+        run_flow(tmp_path / "a", Flowing(ShuffledServer(crash_after=60)))
 
     def reworded(row: Prompt) -> Turn:
         turn = chained(row)
@@ -432,27 +319,27 @@ def test_another_version_of_a_question_is_asked_anew(tmp_path: Path) -> None:
 
     # Rows that were finished stay as they are; rows on their way do not take answers to another question.
     engine = Flowing()
-    run(tmp_path / "a", engine, reworded)
+    run_flow(tmp_path / "a", engine, reworded)
     unfinished = {call.id[:7] for call in engine.server.asked}
     assert all(sum(call.id.startswith(row) for call in engine.server.asked) == 4 for row in unfinished)
 
 
 @pytest.mark.parametrize("before", [None, Shard(0, 5)])
 def test_a_shard_takes_over_what_was_done_under_another_division(tmp_path: Path, before: Shard | None) -> None:
-    whole = run(tmp_path / "whole", Flowing())
-    first = Flowing(Server(crash_after=150))
-    ctx = ctx_of(tmp_path / "a", first, shard=before)
-    with Flow(ctx, "model", source_of(ctx.one("prompts"), as_prompt), chained, size=16) as flow, pytest.raises(Crash):
+    whole = run_flow(tmp_path / "whole", Flowing())
+    first = Flowing(ShuffledServer(crash_after=150))
+    ctx = flow_context(tmp_path / "a", first, shard=before)
+    with Flow(ctx, "model", source_of(ctx.input("prompts"), as_prompt), chained, size=16) as flow, pytest.raises(Crash):
         drive(flow)
     asked = list(first.server.order)
     for index in range(2):
         engine = Flowing()
-        ctx = ctx_of(tmp_path / "a", engine, shard=Shard(index, 2))
-        source = source_of(ctx.one("prompts"), as_prompt)
+        ctx = flow_context(tmp_path / "a", engine, shard=Shard(index, 2))
+        source = source_of(ctx.input("prompts"), as_prompt)
         with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
             drive(flow)
         asked += [call.id for call in engine.server.asked]
     assert len(asked) == len(set(asked)) == 4 * len(ROWS)
     merging = Flowing()
-    assert run(tmp_path / "a", merging) == whole
+    assert run_flow(tmp_path / "a", merging) == whole
     assert merging.server.opened == 0

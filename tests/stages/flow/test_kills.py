@@ -20,7 +20,7 @@ import pytest
 
 from cai.plan import plan_from_json
 from cai.store.artifacts import Store
-from tests.clients.test_openai_api import FakeServer, Reply, says
+from tests.support.fake_api import FakeServer, Reply, says
 
 KILLS = 100
 EXPERIMENT = """

@@ -13,7 +13,7 @@ from cai.clients.base import Request
 from cai.constitution import Constitution
 from cai.data.rows import Candidates, Conversation
 from cai.stages import KINDS
-from tests.stages.flow.test_flow import Flowing
+from tests.support.flows import Flowing
 from tests.support.stage_doubles import artifact, context, shipped, user
 
 N = 320

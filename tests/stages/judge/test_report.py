@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 
 from cai.clients.base import Completion, Finish, Request, Score, ScoreRequest
 from cai.data.rows import Candidates, Comparison
-from cai.figures.intervals import share
+from cai.figures.intervals import Interval, PlainFigure, share
+from cai.figures.judge_report import JUDGE_REPORT, read_judge_report
 from cai.figures.running_sums import Alpha, Correlation, Mean
 from cai.identity import uniform
 from cai.judging.reading import sigmoid
 from cai.stages.judge.calibration import Calibration, cross_entropy
 from cai.stages.judge.report import summary_rows
-from cai.stages.judge.spec import JudgeSpec
+from cai.stages.judge.spec import judge_spec
 from cai.stages.judge.stage import run
 from tests.support import judges as judge_help
 from tests.support.stage_doubles import Memory, Stopped, artifact, context, shipped, user
@@ -66,9 +68,14 @@ def report(
     if labelled:
         inputs["labelled"] = artifact(folder / "l", "comparisons", labelled)
         fields = {"labelled": "l", "labelled_limit": None, **fields}
-    spec = JudgeSpec(model="m", candidates="c", **{"max_drop_rate": 1.0, **fields})
+    spec = judge_spec(model="m", candidates="c", **{"max_drop_rate": 1.0, **fields})
     outcome = run(spec, context(folder, engine, inputs, {"prompt": LETTERS}))
     return json.loads((folder / "out/judge_report.json").read_text()), outcome
+
+
+def told_of(folder: Path) -> list[tuple[str, str, str]]:
+    """What people are told of the judge of a folder."""
+    return summary_rows(read_judge_report(folder / "out" / JUDGE_REPORT))
 
 
 def by_quality(first: str, second: str, principle: str) -> float:
@@ -87,8 +94,8 @@ def test_a_judge_that_always_names_the_first_is_found_out(tmp_path: Path) -> Non
     assert "longer wins" not in outcome.metrics
 
 
-def _rounded(figure: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 6) for key, value in figure.items()}
+def _rounded(figure: Interval) -> dict[str, Any]:
+    return {key: round(value, 6) for key, value in asdict(figure).items()}
 
 
 def test_a_question_read_in_one_order_tells_nothing_of_the_place(tmp_path: Path) -> None:
@@ -257,10 +264,10 @@ def test_rules_are_scored_like_a_judge_with_one_certainty() -> None:
     of_longer = [y if longer > 0 else 1 - y for y, longer in data if longer]
     q = sum(of_longer) / len(of_longer)
     p = [0.5 if longer == 0 else q if longer > 0 else 1 - q for _, longer in data]
-    rule = found.figures()["baselines"]["always the longer"]
-    assert rule["brier"] == pytest.approx(sum((a - y) ** 2 for a, (y, _) in zip(p, data, strict=True)) / 60, abs=1e-6)
+    rule = found.figures().baselines["always the longer"]
+    assert rule.brier == pytest.approx(sum((a - y) ** 2 for a, (y, _) in zip(p, data, strict=True)) / 60, abs=1e-6)
     loss = sum(cross_entropy(a, y) for a, (y, _) in zip(p, data, strict=True)) / 60
-    assert rule["log loss"] == pytest.approx(loss, abs=1e-6)
+    assert rule.log_loss == pytest.approx(loss, abs=1e-6)
 
 
 def test_what_people_left_open_and_what_could_not_be_read_is_counted(tmp_path: Path) -> None:
@@ -292,7 +299,7 @@ def test_a_judge_that_never_answers_has_no_figures(tmp_path: Path) -> None:
     assert found["labelled"]["accuracy"]["n"] == 0
     assert outcome.ledger.dropped == {"unparsed": 5}
     assert {k: v for k, v in outcome.metrics.items() if "labelled" in k and "usage" not in k} == {"labelled n": 0}
-    assert ("votes read", "0 of 10", "no option named 10") in summary_rows(found)
+    assert ("votes read", "0 of 10", "no option named 10") in told_of(tmp_path)
 
 
 def test_principles_that_disagree_are_told_apart(tmp_path: Path) -> None:
@@ -313,7 +320,7 @@ def test_principles_that_disagree_are_told_apart(tmp_path: Path) -> None:
     assert principles["each"]["p1"]["agrees with the others"]["value"] == 1
     assert principles["each"]["p0"]["mean p of the longer"]["value"] == pytest.approx(sigmoid(1), abs=1e-6)
     assert principles["each"]["p0"]["pairs"] == n
-    assert any(name == "principles agree" for name, _, _ in summary_rows(found))
+    assert any(name == "principles agree" for name, _, _ in told_of(tmp_path))
 
 
 def test_krippendorffs_alpha_is_that_of_the_pairs_both_ways_round() -> None:
@@ -327,11 +334,11 @@ def test_krippendorffs_alpha_is_that_of_the_pairs_both_ways_round() -> None:
     n = len(values)
     observed = sum(2 * sum(a != b for a, b in combinations(unit, 2)) / (len(unit) - 1) for unit in mirrored) / n
     expected = sum(2 * (a != b) for a, b in combinations(values, 2)) / (n * (n - 1))
-    assert found.figure()["value"] == pytest.approx(1 - observed / expected, abs=1e-6)
+    assert found.figure().value == pytest.approx(1 - observed / expected, abs=1e-6)
     same = Alpha()
     for verdict in (1.0, 1.0, 0.0):
         same.add([verdict] * 3)
-    assert same.figure() == {"value": 1, "n": 3}
+    assert same.figure() == PlainFigure(1, 3)
 
 
 def test_figures_of_one_row_count_as_much_as_they_are_worth() -> None:
@@ -343,15 +350,15 @@ def test_figures_of_one_row_count_as_much_as_they_are_worth() -> None:
         single.add([value])
         fourfold.add([value] * 4)
     wide, told = plain.share(), fourfold.share()
-    assert {**told, "n": 200} == wide, "four copies of a value are one value"
-    assert wide == _rounded(share(plain.total, 200))
-    assert fourfold.mean()["low"] == plain.mean()["low"]
+    assert replace(told, n=200) == wide, "four copies of a value are one value"
+    assert asdict(wide) == _rounded(share(plain.total, 200))
+    assert fourfold.mean().low == plain.mean().low
     alike = Mean()
     for _ in range(10):
         alike.add([1.0] * 7)
-    assert alike.share() == {**_rounded(share(10, 10)), "n": 70}
-    assert Mean().share()["value"] is None
-    assert Correlation().figure()["value"] is None
+    assert asdict(alike.share()) == {**_rounded(share(10, 10)), "n": 70}
+    assert Mean().share().value is None
+    assert Correlation().figure().value is None
 
 
 def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says() -> None:
@@ -363,7 +370,9 @@ def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says() -> None:
             row = draw.gauss(0, 1)
             found.add([row + draw.gauss(0, 0.3) for _ in range(draw.randrange(1, 6))])
         figure = found.mean()
-        held += figure["low"] < 0 < figure["high"]
+        assert figure.low is not None
+        assert figure.high is not None
+        held += figure.low < 0 < figure.high
     assert 0.91 < held / 400 < 0.985
 
 
@@ -395,7 +404,7 @@ def test_the_report_is_the_same_bytes_wherever_the_work_was_stopped(fields: dict
             "candidates": artifact(folder / "c", "candidates", rows(7, answers=3)),
             "labelled": artifact(folder / "l", "comparisons", labelled(5)),
         }
-        spec = JudgeSpec(model="m", candidates="c", labelled="l", chunk=3, max_drop_rate=1.0, **fields)
+        spec = judge_spec(model="m", candidates="c", labelled="l", chunk=3, max_drop_rate=1.0, **fields)
         outcome = run(spec, context(folder, engine, inputs, texts))
         assert outcome.calls > 0
         return (folder / "out/judge_report.json").read_bytes() + (folder / "out/rows.jsonl").read_bytes()
@@ -411,8 +420,8 @@ def test_the_report_is_the_same_bytes_wherever_the_work_was_stopped(fields: dict
 
 
 def test_the_summary_says_every_figure_with_its_interval(tmp_path: Path) -> None:
-    found, _ = report(tmp_path, Judge(lambda a, b, _: by_quality(a, b, "") + 0.5), rows(60), labelled(80))
-    told = {name: (value, meaning) for name, value, meaning in summary_rows(found)}
+    report(tmp_path, Judge(lambda a, b, _: by_quality(a, b, "") + 0.5), rows(60), labelled(80))
+    told = {name: (value, meaning) for name, value, meaning in told_of(tmp_path)}
     assert list(told) == [
         "votes read",
         "pairs decided",
@@ -427,5 +436,5 @@ def test_the_summary_says_every_figure_with_its_interval(tmp_path: Path) -> None
     assert told["position bias"][0].startswith("+0.")
     assert "n=120" in told["position bias"][0]
     assert "coin 50%" in told["labelled: accuracy"][1]
-    empty, _ = report(tmp_path / "empty", Judge(by_quality), [Candidates("r", user("q"), ("1 a",))])
-    assert [name for name, _, _ in summary_rows(empty)] == ["votes read", "pairs decided"]
+    report(tmp_path / "empty", Judge(by_quality), [Candidates("r", user("q"), ("1 a",))])
+    assert [name for name, _, _ in told_of(tmp_path / "empty")] == ["votes read", "pairs decided"]

@@ -12,10 +12,11 @@ import pytest
 
 from cai.clients.base import Request
 from cai.data.rows import Candidates, Comparison, read_rows
+from cai.figures.judge_report import JUDGE_REPORT, read_judge_report
 from cai.report.model import Table
 from cai.report.page import build
 from cai.stages.judge.report import summary_rows
-from cai.stages.judge.spec import JudgeSpec
+from cai.stages.judge.spec import judge_spec
 from cai.stages.judge.stage import run
 from tests.support.judges import SET, Naming, Say, by_quality, ends, liking, quality, rows
 from tests.support.report_runs import make_run
@@ -29,7 +30,7 @@ def report(
     if labelled:
         inputs["labelled"] = artifact(folder / "l", "comparisons", labelled)
         fields = {"labelled": "l", **fields}
-    spec = JudgeSpec(model="m", candidates="c", scoring="best_worst", max_drop_rate=1.0, **fields)
+    spec = judge_spec(model="m", candidates="c", scoring="best_worst", max_drop_rate=1.0, **fields)
     outcome = run(spec, context(folder, Naming(say), inputs, {"prompt": SET}))
     return json.loads((folder / "out/judge_report.json").read_text()), outcome
 
@@ -75,7 +76,7 @@ def test_labels_are_as_right_as_they_say(tmp_path: Path) -> None:
     asked = rows(4000, seed=3)
     right: dict[float, list[bool]] = {}
     inputs = {"model": artifact(tmp_path / "m", "model"), "candidates": artifact(tmp_path / "c", "candidates", asked)}
-    spec = JudgeSpec(model="m", candidates="c", scoring="best_worst", chunk=500)
+    spec = judge_spec(model="m", candidates="c", scoring="best_worst", chunk=500)
     run(spec, context(tmp_path, Naming(liking(None, 0.0, noise=1.5)), inputs, {"prompt": SET}))
     for row in read_rows(tmp_path / "out/rows.jsonl", Comparison):
         assert isinstance(row, Comparison)
@@ -105,7 +106,7 @@ def test_labelled_comparisons_are_sets_of_two(tmp_path: Path) -> None:
         "model": artifact(tmp_path / "m2", "model"),
         "candidates": artifact(tmp_path / "c2", "comparisons", pairs),
     }
-    spec = JudgeSpec(model="m", candidates="c", scoring="best_worst")
+    spec = judge_spec(model="m", candidates="c", scoring="best_worst")
     run(spec, context(tmp_path / "anew", Naming(), inputs, {"prompt": SET}))
     anew = json.loads((tmp_path / "anew/out/judge_report.json").read_text())
     assert anew["given labels"]["accuracy"] == found["labelled"]["accuracy"]
@@ -127,7 +128,8 @@ def test_principles_that_disagree_are_told_apart(tmp_path: Path) -> None:
 
 def test_the_summary_and_the_report_page_say_which_places_win(tmp_path: Path) -> None:
     found, _ = report(tmp_path, liking(0, 1.0, noise=1.0), [*rows(60), *rows(9, size=3, seed=8, name="small")])
-    told = {name: (value, meaning) for name, value, meaning in summary_rows(found)}
+    summary = summary_rows(read_judge_report(tmp_path / "out" / JUDGE_REPORT))
+    told = {name: (value, meaning) for name, value, meaning in summary}
     assert "tie" in told["orders contradict"][1]
     assert told["best of 4, by place"][1].startswith("25% each is fair")
     assert told["best of 3, by place"][0].endswith("n=18")

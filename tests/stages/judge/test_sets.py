@@ -24,9 +24,9 @@ from cai.errors import SpecError, StepFailed
 from cai.judging.reading import letters
 from cai.judging.sets import Agreement, Reading, agreement, by_question, in_both_orders, pair_of, readings_of
 from cai.stages.base import take_apart
-from cai.stages.judge.spec import JudgeSpec
+from cai.stages.judge.spec import judge_spec
 from cai.stages.judge.stage import run
-from tests.clients.test_openai_api import FakeServer, Reply, says
+from tests.support.fake_api import FakeServer, Reply, says
 from tests.support.judges import SET, SHOWN, Naming, Say, by_quality, ends, liking, quality, rows, shown
 from tests.support.stage_doubles import Memory, artifact, context, shipped, user
 
@@ -44,7 +44,7 @@ def orders(first: tuple[int, int], second: tuple[int, int], row: Sequence[str]) 
 def judge(folder: Path, engine: Any, *answers: str, prompt: str = SET, **fields: Any) -> tuple[Any, list[Comparison]]:
     rows = [Candidates("r", user("What now?"), answers, "topic", {"kind": "harmless"})]
     inputs = {"model": artifact(folder / "m", "model"), "candidates": artifact(folder / "c", "candidates", rows)}
-    spec = JudgeSpec(model="m", candidates="c", **{"scoring": "best_worst", "max_drop_rate": 1.0, **fields})
+    spec = judge_spec(model="m", candidates="c", **{"scoring": "best_worst", "max_drop_rate": 1.0, **fields})
     outcome = run(spec, context(folder, engine, inputs, {"prompt": prompt}))
     assert outcome.ledger.rows_in == outcome.ledger.rows_out + sum(outcome.ledger.dropped.values())
     return outcome, list(read_rows(folder / "out/rows.jsonl", Comparison))  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_drawn_orders_show_every_answer_at_every_place_equally_often(tmp_path: P
     inputs = {"model": artifact(tmp_path / "m", "model"), "candidates": artifact(tmp_path / "c", "candidates", rows)}
     for order in ("both", "random"):
         engine = Naming()
-        spec = JudgeSpec(model="m", candidates="c", scoring="best_worst", order=order)
+        spec = judge_spec(model="m", candidates="c", scoring="best_worst", order=order)
         run(spec, context(tmp_path / order, engine, inputs, {"prompt": SET}))
         first = [shown(request.prompt) for request in engine.asked if request.id.endswith("/0")]
         assert len(first) == 600
@@ -202,7 +202,7 @@ def test_two_answers_are_judged_as_by_a_written_choice(tmp_path: Path) -> None:
 
     labels, figures = [], []
     for scoring, prompt in (("choice", shipped("comparison.jinja")), ("best_worst", SET)):
-        spec = JudgeSpec(model="m", candidates="c", scoring=scoring, pairs="best_worst")
+        spec = judge_spec(model="m", candidates="c", scoring=scoring, pairs="best_worst")
         run(spec, context(tmp_path / scoring, Both(), inputs, {"prompt": prompt}))
         made = list(read_rows(tmp_path / scoring / "out/rows.jsonl", Comparison))  # type: ignore[arg-type]
         labels.append({row.id: row.p_chosen if row.chosen.endswith("a") else 1 - row.p_chosen for row in made})
@@ -296,20 +296,19 @@ def test_orders_that_even_out_over_samples_contradict_nothing() -> None:
     [
         ({"pairs": "all"}, "says nothing of the answers between; use pairs: best_worst"),
         ({"pairs": "neighbours"}, "use pairs: best_worst"),
-        ({"tie_option": "(T)"}, "has no tie_option"),
-        ({"options": ("1", "2")}, "options names two answers"),
-        ({"exemplars": "x.yaml"}, "read by scoring 'contrast' only"),
         ({"samples": 2}, "temperature 0"),
     ],
 )
 def test_settings_that_make_no_sense(fields: dict[str, Any], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
-        JudgeSpec(model="m", candidates="c", scoring="best_worst", **fields)
+        judge_spec(model="m", candidates="c", scoring="best_worst", **fields)
 
 
 def test_the_pairs_and_the_prompt_go_without_saying_and_count_the_same() -> None:
-    said = JudgeSpec(model="m", candidates="c", scoring="best_worst", pairs="best_worst", prompt="comparison_set.jinja")
-    assert take_apart(JudgeSpec(model="m", candidates="c", scoring="best_worst")) == take_apart(said)
+    said = judge_spec(
+        model="m", candidates="c", scoring="best_worst", pairs="best_worst", prompt="comparison_set.jinja"
+    )
+    assert take_apart(judge_spec(model="m", candidates="c", scoring="best_worst")) == take_apart(said)
 
 
 def test_a_prompt_that_shows_no_answers_is_refused(tmp_path: Path) -> None:
@@ -372,7 +371,7 @@ def judged(folder: Path, engine: Any, model: Any = None, **more: Any) -> Any:
         "model": model or artifact(folder / "m", "model"),
         "candidates": artifact(folder / "c", "candidates", rows(12)),
     }
-    spec = JudgeSpec(model="m", candidates="c", scoring="best_worst", chunk=5)
+    spec = judge_spec(model="m", candidates="c", scoring="best_worst", chunk=5)
     return run(spec, replace(context(folder, engine, inputs, {"prompt": SET}), **more))
 
 

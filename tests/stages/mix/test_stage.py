@@ -9,26 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from cai.chat import Message
-from cai.data.rows import Comparison, Conversation, Prompt, Row, read_rows
+from cai.data.rows import Comparison, Conversation, Prompt, Row
 from cai.errors import PlanError
-from cai.stages.mix.stage import MixSpec, prompt_group, run
-from tests.support.stage_doubles import TEMPLATE, Memory, artifact, context, user
+from cai.stages.mix.stage import MixSpec, prompt_group
+from tests.support.mixing import mix
+from tests.support.small_tokenizers import word_level_folder
+from tests.support.stage_doubles import TEMPLATE, artifact, user
 
 
 def talk(name: str, question: str, answer: str = "An answer.") -> Conversation:
     return Conversation(name, (*user(question), Message("assistant", answer)))
-
-
-def mix(folder: Path, sources: list[list[Row]], raw: dict[str, Any], **inputs: Any) -> tuple[Any, list[Row], list[Row]]:
-    kind = type(sources[0][0])
-    held = tuple(artifact(folder / f"in{i}", kind.MAKES, rows) for i, rows in enumerate(sources))
-    spec = MixSpec.model_validate({"kind": "mix", "sources": [{"from": f"s{i}"} for i in range(len(sources))], **raw})
-    outcome = run(spec, context(folder, Memory(), {"sources": held, **inputs}))
-    train, val = (list(read_rows(folder / f"out/{part}.jsonl", kind)) for part in ("train", "val"))
-    ledger = outcome.ledger
-    assert ledger.rows_in == sum(map(len, sources)) == ledger.rows_out + sum(ledger.dropped.values())
-    assert dict(ledger.parts) == {"train": len(train), "val": len(val)}
-    return outcome, train, val
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
@@ -86,20 +76,9 @@ def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
     assert "a3" not in {r.id for r in [*train, *val]}
 
 
-def words(folder: Path) -> Path:
-    """A real tokenizer that makes a token of each word and sign."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder.mkdir(parents=True)
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["conversations", "comparisons"])
 def test_the_length_is_that_of_the_rendered_text_in_the_models_tokens(kind: str, tmp_path: Path) -> None:
-    model = artifact(words(tmp_path / "model"), "model")
+    model = artifact(word_level_folder(tmp_path / "model"), "model")
     long = "word " * 30
     if kind == "conversations":
         rows: list[Row] = [talk("a", "q", "short"), talk("b", "q2", long)]
