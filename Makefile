@@ -35,6 +35,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/words.py
 
 # NeMo's own classes against the shipped experiments' commands: CAI_UPSTREAM names a folder with upstream's configs.
 # Writes tests/lab/validated.json when all of it passes. LAB=--check only looks, and skips where it cannot run.

@@ -4,6 +4,9 @@ A server works on one call at a time and gives every prompt of a call as many to
 are few and large, prompts of like length go together, each server has one call in flight, and every completion is cut
 at its own budget here. What goes into a call follows from the list of requests, ``batch`` and the number of servers
 alone; which server answers it changes nothing.
+
+httpx and not aiohttp carries them: upstream wants PUT, which aiohttp repeats by itself when a connection breaks, and
+here every attempt is counted and goes to the server that is chosen for it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ One event loop in a daemon thread serves all pools of a client. In it each call 
 of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
 cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
 is not a run.
+
+aiohttp and not httpx carries these calls: with 64 in flight httpx 0.28 took 8.8 ms of CPU a call (its pool searches all
+connections), aiohttp 0.5 ms.
 """
 
 from __future__ import annotations

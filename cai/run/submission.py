@@ -4,6 +4,9 @@ The run's folder is all that is needed to come back: ``plan.json`` (what the job
 into which store), and for each job ``jobs/<step>.sbatch``, ``.json`` (its id), ``.out`` (what it printed) and
 ``.exit.json`` (how it ended). What has become of the jobs is looked up in cai.run.jobs. A step in shards is two
 jobs: an array that does its parts (cai.run.arrays), then the step's own, which puts them together.
+
+A record is written before ``sbatch`` is called, so that a submission that died in the middle is taken up without
+doubling a job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Hydra's multirun: a sweep's command line taken apart, and cells sent through whatever launcher was chosen."""
+"""Hydra's multirun: a sweep's command line taken apart, and cells sent through whatever launcher was chosen.
+
+Hydra's launcher is only told numbers, and each job runs the frozen plan of its number: what was shown is what runs.
+"""
 
 from __future__ import annotations
 

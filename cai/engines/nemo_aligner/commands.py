@@ -2,7 +2,8 @@
 
 Key names and defaults are those of NeMo-Aligner v0.7.0 (examples/nlp/gpt/conf) and NeMo v2.1.0
 (megatron_gpt_inference.yaml). ``++`` stands exactly before the keys that those configs lack: they come from the
-checkpoint's own config, so strict mode would refuse them.
+checkpoint's own config, so strict mode would refuse them. Off is written as off: upstream lays a checkpoint's config
+beneath each script's YAML, so what a command leaves unsaid goes on as the model was trained before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""From the engine's texts to upstream's files in a step's work folder; what is left out is told by reason."""
+"""From the engine's texts to upstream's files in a step's work folder; what is left out is told by reason.
+
+What upstream would do in silence is done here first, and counted: pairs and prompts that it would replace, masks that
+would cover everything, labels that it cannot take, a last batch that is not full.
+"""
 
 from __future__ import annotations
 
