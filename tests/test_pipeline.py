@@ -42,13 +42,14 @@ stages:
   judge: {model: base, candidates: sample, scoring: contrast, n_exemplars: 1, chunk: 3}
   rm_mix: {kind: mix, sources: [{from: judge}, {from: pairs}]}
   reward: {model: sft, data: rm_mix, training: {batch_size: 4, precision: float32, checkpoint_every: 1}}
+  dpo: {model: sft, data: rm_mix, training: {batch_size: 4, precision: float32, checkpoint_every: 1}}
   rl:
     model: sft
     reward: reward
     prompts: red_team.rl
     training: {iterations: 2, rollouts: 4, batch_size: 2, max_tokens: 6, precision: float32}
   evaluate:
-    models: {base: base, sl: sft, rl: rl}
+    models: {base: base, sl: sft, dpo: dpo, rl: rl}
     reward: reward
     prompts: {heldout: red_team.heldout}
     comparisons: {pairs: pairs}
@@ -83,12 +84,21 @@ def test_every_stage_runs_and_the_summary_says_what_changed(undisturbed, project
     home, shown = undisturbed
     kinds = {name.partition("-")[0] for name in artifact_digests(home)}
     assert kinds == {
-        "fetch", "read", "respond", "revise", "mix", "sft", "sample", "judge", "reward", "rl", "evaluate",
+        "fetch", "read", "respond", "revise", "mix", "sft", "sample", "judge", "reward", "dpo", "rl", "evaluate",
     }  # fmt: skip
     for words in ("What changed", "What the numbers do not show", "Where everything lies"):
         assert words in shown
     run = project / "runs" / "tiny" / "latest"
     assert {"plan.json", "events.jsonl", "record.json", "summary.md"} <= {p.name for p in run.iterdir()}
+
+
+def test_the_report_has_a_curve_of_every_training(undisturbed, project, tmp_path):
+    home, _ = undisturbed
+    done = run_cai(project, home, "report", "--out", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert [kind for kind in ("sft", "reward", "dpo", "rl") if f'id="{kind}"' not in page] == []
+    assert "Preference training" in page
 
 
 def test_a_second_run_reuses_every_step(undisturbed, project):
@@ -113,7 +123,14 @@ def test_a_reworded_comparison_reruns_from_the_judge_on(undisturbed, project):
     (project / "constitutions" / "mine.yaml").write_text(text.replace(old, "Which answer is the warmer one?"))
     shown = run_cai(project, home, "plan", "experiment=tiny", "constitution=mine", "--format", "json").stdout
     steps = {step["name"]: step for step in json.loads(shown)["steps"]}
-    assert {n for n, s in steps.items() if s["action"] == "run"} == {"judge", "rm_mix", "reward", "rl", "evaluate"}
+    assert {n for n, s in steps.items() if s["action"] == "run"} == {
+        "judge",
+        "rm_mix",
+        "reward",
+        "dpo",
+        "rl",
+        "evaluate",
+    }
     assert "(respect).comparison changed" in steps["judge"]["reason"]
 
 

@@ -8,14 +8,13 @@ only then.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.errors import Problem, SpecError
+from cai.figures.documents import check_version, load_document, typed, write_document
 from cai.figures.intervals import Interval, WinRate
 
 if TYPE_CHECKING:
@@ -197,11 +196,7 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         SpecError: when it cannot be read, or a newer program wrote it.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(str(path), str(error)) from error
-    return parse_evaluation(document, str(path))
+    return parse_evaluation(load_document(path), str(path))
 
 
 def parse_evaluation(document: Any, where: str = EVALUATION) -> Evaluation:
@@ -210,34 +205,16 @@ def parse_evaluation(document: Any, where: str = EVALUATION) -> Evaluation:
     Raises:
         SpecError: when it is no evaluation, or a newer program wrote it.
     """
-    if not isinstance(document, dict):
-        raise SpecError(Problem(where, "is no JSON object", _REPAIR))
-    version = document.get("version", VERSION)
-    if isinstance(version, int) and version > VERSION:
-        message = f"an evaluation of version {version}, and this program reads up to {VERSION}"
-        raise SpecError(Problem(where, message, "upgrade constitution-as-code"))
-    from pydantic import ValidationError
-
-    try:
-        # Where no judge was asked, the file has an empty object.
-        return _adapter().validate_python({**document, "adherence": document.get("adherence") or None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _unreadable(where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    checked = check_version(document, where, name="an evaluation", newest=VERSION)
+    # Where no judge was asked, the file has an empty object.
+    return typed(_adapter(), {**checked, "adherence": checked.get("adherence") or None}, where)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation; the same one gives the same bytes."""
     document = asdict(evaluation)
     document["adherence"] = document["adherence"] or {}
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-_REPAIR = "run `store verify`"
-
-
-def _unreadable(where: str, reason: str) -> SpecError:
-    return SpecError(Problem(where, f"cannot be read ({reason})", _REPAIR))
+    write_document(path, document)
 
 
 @cache

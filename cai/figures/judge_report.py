@@ -8,14 +8,13 @@ that is None. pydantic reads and writes, and is imported only then.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cai.errors import Problem, SpecError
+from cai.figures.documents import check_version, load_document, typed, write_document
 from cai.figures.intervals import Interval, PlainFigure
 
 if TYPE_CHECKING:
@@ -241,21 +240,8 @@ def read_judge_report(path: Path) -> JudgeReport:
     Raises:
         SpecError: when it cannot be read, or a newer program wrote it.
     """
-    from pydantic import ValidationError
-
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        version = document.get("version", 1) if isinstance(document, dict) else 1
-        if isinstance(version, int) and version > VERSION:
-            message = f"a judge's report of version {version}, and this program reads up to {VERSION}"
-            raise SpecError(Problem(str(path), message, "upgrade constitution-as-code"))
-        return _adapter().validate_python(document)
-    except (OSError, ValueError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise SpecError(Problem(str(path), f"cannot be read ({reason})", "run `store verify`")) from error
+    document = check_version(load_document(path), str(path), name="a judge's report", newest=VERSION)
+    return typed(_adapter(), document, str(path))
 
 
 def write_judge_report(path: Path, report: JudgeReport) -> None:
@@ -266,4 +252,4 @@ def write_judge_report(path: Path, report: JudgeReport) -> None:
     for labels in (document.get("labelled"), document.get("given labels")):
         if labels is not None and labels["fitted"]["setting"] is None:
             del labels["fitted"]["setting"]
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_document(path, document)

@@ -1,7 +1,7 @@
 """Locks between processes. The kernel holds them (flock), so that a process that dies lets go of its own.
 
-Not ``filelock``, which has no shared locks (a step's shards hold one together), does not say who holds one, and would go
-on with a lock whose file another process has removed in the meantime.
+Not ``filelock``, which has no shared locks (a step's shards hold one together), does not say who holds one, and would
+go on with a lock whose file another process has removed in the meantime.
 """
 
 from __future__ import annotations
