@@ -59,9 +59,7 @@ def test_a_class_name_stands_once_and_each_fault_says_where(tmp_path: Path, monk
     ]
 
 
-def test_a_few_empty_words_among_very_many_names_are_let_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_few_empty_words_among_very_many_names_are_let_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "ROOT", tmp_path)
     many = "".join(f"name_{i} = {i}\n" for i in range(400))
     assert words.faults([write(tmp_path, "cai/a.py", many + "found = 1\ntold = 2\n")]) == []

@@ -98,11 +98,11 @@ def different(pairs: Pairs, row: Candidates) -> list[Pair]:
 
 def first_shown(votes: Iterable[Vote]) -> dict[Question, float]:
     """p of the answer shown first by question, averaged over what was read of its samples, in the order asked."""
-    read: dict[Question, list[float]] = {}
+    p_of_samples: dict[Question, list[float]] = {}
     for vote in votes:
         if vote.p is not None:
-            read.setdefault((vote.i, vote.j, vote.k, vote.flipped), []).append(vote.p)
-    return {question: mean_of(values) for question, values in read.items()}
+            p_of_samples.setdefault((vote.i, vote.j, vote.k, vote.flipped), []).append(vote.p)
+    return {question: mean_of(values) for question, values in p_of_samples.items()}
 
 
 def of_pair(question: Question, p_first: float) -> float:
@@ -116,27 +116,27 @@ def by_pair(questions: Mapping[Question, float], both: bool) -> dict[Pair, float
     With ``both`` a question counts only where it was read in both orders: one alone would carry the judge's liking for
     a place into the label.
     """
-    found: dict[Pair, list[float]] = {}
+    p_of_questions: dict[Pair, list[float]] = {}
     for question, p in questions.items():
         i, j, k, flipped = question
         if both and flipped is not None and (i, j, k, not flipped) not in questions:
             continue
-        found.setdefault(question[:2], []).append(of_pair(question, p))
-    return {pair: mean_of(values) for pair, values in found.items()}
+        p_of_questions.setdefault(question[:2], []).append(of_pair(question, p))
+    return {pair: mean_of(values) for pair, values in p_of_questions.items()}
 
 
 def both_orders(questions: Mapping[Question, float]) -> list[tuple[float, float]]:
     """p of answer ``i`` as read in one order and in the other, for every question that was read in both."""
-    found = []
+    p_in_both = []
     for (i, j, k, flipped), p in questions.items():
         if flipped is False and (i, j, k, True) in questions:
-            found.append((p, 1 - questions[i, j, k, True]))
-    return found
+            p_in_both.append((p, 1 - questions[i, j, k, True]))
+    return p_in_both
 
 
-def agree(one: float, other: float) -> bool:
+def agree(p: float, p_swapped: float) -> bool:
     """Whether two readings of a pair come to the same verdict."""
-    return signs(one) == signs(other)
+    return signs(p) == signs(p_swapped)
 
 
 def unread(votes: Sequence[Vote | Reading]) -> str:
@@ -148,12 +148,12 @@ def unread(votes: Sequence[Vote | Reading]) -> str:
 
 def chosen_pairs(pairs: Pairs, row: Candidates, p: Mapping[Pair, float]) -> list[Pair]:
     """The pairs that come out. The best and the worst are those with the highest and lowest mean p over the others."""
-    asked = asked_pairs(pairs, row)
+    candidate_pairs = asked_pairs(pairs, row)
     n = len(row.answers)
     if pairs is not Pairs.BEST_WORST or n <= 2:
-        return asked
+        return candidate_pairs
     means = [0.0] * n
-    for i, j in asked:
+    for i, j in candidate_pairs:
         mine = p.get((i, j), 0.5)
         means[i] += mine
         means[j] += 1 - mine

@@ -54,10 +54,10 @@ _VALUES = (1.0, 0.0, 0.5)
 
 def read_choice(text: str, options: Sequence[str]) -> tuple[float | None, str]:
     """1 for the first option, 0 for the second, 0.5 for a third (the tie); or why it cannot be read."""
-    named = named_options(text, options)
-    if len(named) == 1:
-        return _VALUES[named[0]], ""
-    return None, SEVERAL if named else NO_OPTION
+    option_numbers = named_options(text, options)
+    if len(option_numbers) == 1:
+        return _VALUES[option_numbers[0]], ""
+    return None, SEVERAL if option_numbers else NO_OPTION
 
 
 def named_options(text: str, options: Sequence[str]) -> list[int]:
@@ -65,10 +65,10 @@ def named_options(text: str, options: Sequence[str]) -> list[int]:
 
     Where no option stands as it is written, one also counts without its brackets, as a word by itself: ``Option B.``
     """
-    said = _structured(text)
-    said = text if said is None else said
-    whole = [n for n, option in enumerate(options) if _stands(option, said)]
-    return whole or [n for n, option in enumerate(options) if _stands(option.strip("()[] .:"), said)]
+    choice = _structured(text)
+    choice = text if choice is None else choice
+    whole = [n for n, option in enumerate(options) if _stands(option, choice)]
+    return whole or [n for n, option in enumerate(options) if _stands(option.strip("()[] .:"), choice)]
 
 
 def _stands(option: str, text: str) -> bool:
@@ -81,10 +81,10 @@ def _stands(option: str, text: str) -> bool:
 
 def _structured(text: str) -> str | None:
     """What a JSON object in the text says under ``choice``; None where there is no such object."""
-    found = _object(text)
-    if found is None or "choice" not in found:
+    record = _object(text)
+    if record is None or "choice" not in record:
         return None
-    return found["choice"] if isinstance(found["choice"], str) else ""
+    return record["choice"] if isinstance(record["choice"], str) else ""
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -93,10 +93,10 @@ def _object(text: str) -> dict[str, Any] | None:
     if not 0 <= start < end:
         return None
     try:
-        found = json.loads(text[start : end + 1])
+        parsed = json.loads(text[start : end + 1])
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def read_ends(text: str, options: Sequence[str]) -> BestAndWorst:
     if "best" in by_key or "worst" in by_key:
         best, worst = (_named_in(by_key.get(end), options) for end in ("best", "worst"))
     else:
-        best, worst = (_patterns(tuple(options), end).named(text) for end in ("best", "worst"))
+        best, worst = (_patterns(tuple(options), end).option_numbers(text) for end in ("best", "worst"))
     if len(best) > 1 or len(worst) > 1:
         return BestAndWorst(why=SEVERAL)
     if not best or not worst:
@@ -165,7 +165,7 @@ class _Patterns:
     option_first: re.Pattern[str]
     more: re.Pattern[str]
 
-    def named(self, text: str) -> set[int]:
+    def option_numbers(self, text: str) -> set[int]:
         """The numbers of all options that are named."""
         numbers = set()
         for match in self.word_first.finditer(text):
@@ -202,5 +202,5 @@ def _patterns(options: tuple[str, ...], end: str) -> _Patterns:
     verb = r"(?:(?:\s+(?:is|was|as|being|seems)\b|\s*[:=])\s*(?:\w+ly\s+|by far\s+)?(?:the\s+)?|\s+the\s+)"
     option_first = rf"(?:{bracketed}|(?<!\w)((?-i:{anyone})))[*_`\"']*{verb}[*_`\"']*{end}\b"
     more = rf"\s*(?:,|/|&|\band\b|\bor\b)\s*{option}(?!\s*(?:is|was|as|being|seems|the|[:=]))"
-    made = (re.compile(pattern, re.IGNORECASE) for pattern in (word_first, option_first, more))
-    return _Patterns({name: n for n, name in enumerate(names)}, *made)
+    compiled = (re.compile(pattern, re.IGNORECASE) for pattern in (word_first, option_first, more))
+    return _Patterns({name: n for n, name in enumerate(names)}, *compiled)

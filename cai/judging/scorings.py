@@ -56,13 +56,15 @@ class Order(str, Enum):
     GIVEN = "given"
 
 
-Asked = tuple[str, str]
+PrincipleQuestion = tuple[str, str]
 """A principle's id and the comparison question."""
 
-EXEMPLARS: list[Asked] = [("exemplars", "")]
+EXEMPLARS: list[PrincipleQuestion] = [("exemplars", "")]
 """What a prompt asks that shows exemplars and no principle."""
 
-Scorer = Callable[[Candidates, Sequence[Pair], Sequence[Asked]], Generator[Sequence[Call], Sequence[Any], Verdict]]
+Scorer = Callable[
+    [Candidates, Sequence[Pair], Sequence[PrincipleQuestion]], Generator[Sequence[Call], Sequence[Any], Verdict]
+]
 
 
 GREEDY = Sampling()
@@ -96,11 +98,13 @@ class Judge:
         return (*self.options, self.tie_option) if self.tie_option else self.options
 
 
-def questions(constitution: Constitution, seed: int, row: str, principles: Principles, k: int) -> list[Asked]:
+def questions(
+    constitution: Constitution, seed: int, row: str, *, principles: Principles, ensemble: int
+) -> list[PrincipleQuestion]:
     """The questions of one row, by rendezvous: rewording a principle moves no row."""
     if principles is Principles.WHOLE:
         return [("whole", constitution.as_text())]
-    drawn = constitution.draw_many(seed, row, "judge", k if principles is Principles.ENSEMBLE else 1)
+    drawn = constitution.draw_many(seed, row, "judge", ensemble if principles is Principles.ENSEMBLE else 1)
     return [(principle.id, principle.comparison) for principle in drawn]
 
 
@@ -114,32 +118,34 @@ def contrast(judge: Judge) -> Scorer:
     sides = {side: [{"prompt": e["prompt"], "answer": e[side]} for e in judge.exemplars] for side in ("good", "bad")}
 
     def score(
-        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+        row: Candidates, pairs: Sequence[Pair], principle_questions: Sequence[PrincipleQuestion]
     ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
         if not pairs:
             return Verdict()
-        found: dict[str, Sequence[Score]] = {}
+        scores_by_side: dict[str, Sequence[Score]] = {}
         # One turn for each side: a client computes what all prompts of a list begin with once.
         for side, shots in sides.items():
             calls: list[Call] = []
-            for k, (_, question) in enumerate(asked):
+            for k, (_, question) in enumerate(principle_questions):
                 values = {"shots": shots, "side": side, "principle": question, "messages": transcript(row.messages)}
                 text = ask.text(**values)
                 calls += [
                     ScoreRequest(f"{row.id}/{k}/{side}/{i}", text, ask.continuation(text, answer))
                     for i, answer in enumerate(row.answers)
                 ]
-            found[side] = yield calls
+            scores_by_side[side] = yield calls
         n = len(row.answers)
-        ratios = [_ratio(judge, good, bad) for good, bad in zip(found["good"], found["bad"], strict=True)]
+        ratios = [
+            _ratio(judge, good, bad) for good, bad in zip(scores_by_side["good"], scores_by_side["bad"], strict=True)
+        ]
         votes = []
         for i, j in pairs:
-            for k in range(len(asked)):
+            for k in range(len(principle_questions)):
                 difference = ratios[k * n + i] - ratios[k * n + j]
-                read = math.isfinite(difference)
-                p = sigmoid(difference / judge.temperature) if read else None
-                votes.append(Vote(i, j, k, None, 0, p, "" if read else NO_NUMBER))
-        scores = [*found["good"], *found["bad"]]
+                readable = math.isfinite(difference)
+                p = sigmoid(difference / judge.temperature) if readable else None
+                votes.append(Vote(i, j, k, None, 0, p, "" if readable else NO_NUMBER))
+        scores = [*scores_by_side["good"], *scores_by_side["bad"]]
         return Verdict(votes, len(scores), sum(s.tokens for s in scores))
 
     return score
@@ -163,12 +169,14 @@ class _Question(Generic[V]):
         return replace(self.vote, why=why)
 
 
-def _ask(judge: Judge, row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]) -> list[_Question[Vote]]:
+def _ask(
+    judge: Judge, row: Candidates, pairs: Sequence[Pair], principle_questions: Sequence[PrincipleQuestion]
+) -> list[_Question[Vote]]:
     """Every question, once for each sample. The first sample has the question's own id, and so its seed."""
-    found = []
+    questions = []
     messages = transcript(row.messages)
     for i, j in pairs:
-        for k, (principle, question) in enumerate(asked):
+        for k, (principle, question) in enumerate(principle_questions):
             for flipped in _orders(judge, f"{row.id}/{i}-{j}", principle):
                 first, second = (j, i) if flipped else (i, j)
                 values = {
@@ -184,8 +192,8 @@ def _ask(judge: Judge, row: Candidates, pairs: Sequence[Pair], asked: Sequence[A
                 name = f"{row.id}/{i}-{j}/{k}/{int(flipped)}"
                 for sample in range(judge.samples):
                     vote = Vote(i, j, k, flipped, sample, None)
-                    found.append(_Question(f"{name}/s{sample}" if sample else name, vote, values))
-    return found
+                    questions.append(_Question(f"{name}/s{sample}" if sample else name, vote, values))
+    return questions
 
 
 def _orders(judge: Judge, pair: str, principle: str) -> tuple[bool, ...]:
@@ -195,7 +203,7 @@ def _orders(judge: Judge, pair: str, principle: str) -> tuple[bool, ...]:
 
 
 def _write(
-    judge: Judge, ask: Asking, questions: Sequence[_Question[V]], think: bool, choices: tuple[str, ...]
+    judge: Judge, ask: Asking, questions: Sequence[_Question[V]], *, think: bool, choices: tuple[str, ...] = ()
 ) -> list[Call]:
     sampling = judge.sampling
     purpose = "judge" if think or not judge.reasoning else "judge/choice"
@@ -216,7 +224,7 @@ def _think(
     """
     if not judge.reasoning or not questions:
         return questions
-    thoughts = yield _write(judge, ask, questions, True, ())
+    thoughts = yield _write(judge, ask, questions, think=True)
     _count(verdict, thoughts)
     going = []
     for question, thought in zip(questions, thoughts, strict=True):
@@ -237,18 +245,18 @@ def logprob(judge: Judge) -> Scorer:
     ask = judge.prompt
 
     def score(
-        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+        row: Candidates, pairs: Sequence[Pair], principle_questions: Sequence[PrincipleQuestion]
     ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
         verdict = Verdict()
-        going = yield from _think(judge, ask, _ask(judge, row, pairs, asked), verdict)
+        going = yield from _think(judge, ask, _ask(judge, row, pairs, principle_questions), verdict)
         calls: list[Call] = []
         for question in going:
             filled = ask.fill(**question.values)
             options = tuple(ask.continuation(filled.text, option) for option in judge.answers)
             calls.append(OptionsRequest(question.id, filled.text, options, filled.messages))
-        found: Sequence[OptionScores] = (yield calls) if calls else ()
-        verdict.calls += len(found)  # a judge that reads writes no tokens
-        for question, scores in zip(going, found, strict=True):
+        scores_of_options: Sequence[OptionScores] = (yield calls) if calls else ()
+        verdict.calls += len(scores_of_options)  # a judge that reads writes no tokens
+        for question, scores in zip(going, scores_of_options, strict=True):
             p, why = read_options(scores.logprobs, judge.temperature)
             verdict.add(replace(question.vote, p=p, why=why))
         return verdict
@@ -260,19 +268,20 @@ def _chosen(
     judge: Judge,
     ask: Asking,
     questions: list[_Question[V]],
+    *,
     choices: tuple[str, ...],
-    read: Callable[[V, str], V],
+    read_vote: Callable[[V, str], V],
 ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
-    """What the judge writes to every question, one of ``choices``, after its reasoning when it is asked for; ``read``
-    makes a vote of it."""
+    """What the judge writes to every question, one of ``choices``, after its reasoning when it is asked for;
+    ``read_vote`` makes a vote of it."""
     verdict = Verdict()
     going = yield from _think(judge, ask, questions, verdict)
     choices = choices if judge.structured and len(choices) <= MOST_CHOICES else ()
-    completions: Sequence[Completion] = (yield _write(judge, ask, going, False, choices)) if going else ()
+    completions: Sequence[Completion] = (yield _write(judge, ask, going, think=False, choices=choices)) if going else ()
     _count(verdict, completions)
     for question, completion in zip(going, completions, strict=True):
         refused = completion.finish is Finish.REFUSED
-        verdict.add(question.refused(completion) if refused else read(question.vote, completion.text))
+        verdict.add(question.refused(completion) if refused else read_vote(question.vote, completion.text))
     return verdict
 
 
@@ -280,14 +289,15 @@ def choice(judge: Judge) -> Scorer:
     """The option that the judge writes, after its reasoning when it is asked for; several or none is no vote."""
     ask = judge.prompt
 
-    def read(vote: Vote, text: str) -> Vote:
+    def read_vote(vote: Vote, text: str) -> Vote:
         p, why = read_choice(text, judge.answers)
         return replace(vote, p=p, why=why)
 
     def score(
-        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+        row: Candidates, pairs: Sequence[Pair], principle_questions: Sequence[PrincipleQuestion]
     ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
-        return (yield from _chosen(judge, ask, _ask(judge, row, pairs, asked), judge.answers, read))
+        questions = _ask(judge, row, pairs, principle_questions)
+        return (yield from _chosen(judge, ask, questions, choices=judge.answers, read_vote=read_vote))
 
     return score
 
@@ -297,44 +307,45 @@ def best_worst(judge: Judge) -> Scorer:
     ask = judge.prompt
 
     def score(
-        row: Candidates, pairs: Sequence[Pair], asked: Sequence[Asked]
+        row: Candidates, pairs: Sequence[Pair], principle_questions: Sequence[PrincipleQuestion]
     ) -> Generator[Sequence[Call], Sequence[Any], Verdict]:
         if not pairs:
             return Verdict()
         answers = distinct(row.answers)
         options = letters(len(answers))
 
-        def read(reading: Reading, text: str) -> Reading:
+        def read_vote(reading: Reading, text: str) -> Reading:
             ends = read_ends(text, options)
             if ends.best is None or ends.worst is None:
                 return replace(reading, why=ends.why)
-            return replace(reading, best=reading.shown[ends.best], worst=reading.shown[ends.worst])
+            return replace(reading, best=reading.shown_order[ends.best], worst=reading.shown_order[ends.worst])
 
         choices = tuple(both_ends(best, worst) for best, worst in permutations(options, 2))
-        return (yield from _chosen(judge, ask, _ask_sets(judge, row, answers, asked), choices, read))
+        questions = _ask_sets(judge, row, answers, principle_questions)
+        return (yield from _chosen(judge, ask, questions, choices=choices, read_vote=read_vote))
 
     return score
 
 
 def _ask_sets(
-    judge: Judge, row: Candidates, answers: Sequence[int], asked: Sequence[Asked]
+    judge: Judge, row: Candidates, answers: Sequence[int], principle_questions: Sequence[PrincipleQuestion]
 ) -> list[_Question[Reading]]:
     """Every question about the answers with these numbers, once for each sample."""
     questions = []
     messages = transcript(row.messages)
-    for k, (principle, question) in enumerate(asked):
-        for order, shown in enumerate(_places(judge, row.id, principle, answers)):
+    for k, (principle, question) in enumerate(principle_questions):
+        for order, shown_order in enumerate(_places(judge, row.id, principle, answers)):
             values = {
                 "principle": question,
                 "messages": messages,
-                "answers": [row.answers[i] for i in shown],
-                "options": letters(len(shown)),
+                "answers": [row.answers[i] for i in shown_order],
+                "options": letters(len(shown_order)),
                 "think": False,
                 "reasoning": "",
             }
             name = f"{row.id}/set/{k}/{order}"
             for sample in range(judge.samples):
-                reading = Reading(k, order, sample, shown)
+                reading = Reading(k, order, sample, shown_order)
                 questions.append(_Question(f"{name}/s{sample}" if sample else name, reading, values))
     return questions
 

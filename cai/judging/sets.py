@@ -21,8 +21,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a judge said of one set: ``best`` and ``worst`` are numbers of candidates, as are all in ``shown``, which
-    has them in the order in which they were shown. Without them ``why`` says in a few words why nothing could be read.
+    """What a judge said of one set: ``best`` and ``worst`` are numbers of candidates, as are all in ``shown_order``,
+    which has them in the order in which they were shown. Without the two ``why`` says in a few words why nothing could
+    be read.
 
     ``k`` is the number of the principle among those that the row was asked; ``order`` 1 is the reverse of order 0.
     """
@@ -30,23 +31,23 @@ class Reading:
     k: int
     order: int
     sample: int
-    shown: tuple[int, ...]
+    shown_order: tuple[int, ...]
     best: int | None = None
     worst: int | None = None
     why: str = ""
 
     def plain(self) -> list[Any]:
         """As an entry's facts keep it."""
-        return [self.k, self.order, self.sample, list(self.shown), self.why or [self.best, self.worst]]
+        return [self.k, self.order, self.sample, list(self.shown_order), self.why or [self.best, self.worst]]
 
 
 def readings_of(plain: Iterable[Sequence[Any]]) -> list[Reading]:
     """What ``Reading.plain`` wrote."""
     return [
-        Reading(k, order, sample, tuple(shown), why=said)
-        if isinstance(said, str)
-        else Reading(k, order, sample, tuple(shown), *said)
-        for k, order, sample, shown, said in plain
+        Reading(k, order, sample, tuple(shown_order), why=ends_or_why)
+        if isinstance(ends_or_why, str)
+        else Reading(k, order, sample, tuple(shown_order), *ends_or_why)
+        for k, order, sample, shown_order, ends_or_why in plain
     ]
 
 
@@ -89,12 +90,14 @@ def _mean(standings: Sequence[Standings]) -> dict[int, Standing]:
 
 def by_question(readings: Iterable[Reading]) -> dict[SetQuestion, Standings]:
     """Standings by question, averaged over what was read of its samples, in the order asked."""
-    read: dict[SetQuestion, list[Standings]] = {}
+    standings_of_samples: dict[SetQuestion, list[Standings]] = {}
     for reading in readings:
         if not reading.why:
-            named = {i: Standing(Fraction(i == reading.best), Fraction(i == reading.worst)) for i in reading.shown}
-            read.setdefault((reading.k, reading.order), []).append(named)
-    return {question: _mean(standings) for question, standings in read.items()}
+            standings = {
+                i: Standing(Fraction(i == reading.best), Fraction(i == reading.worst)) for i in reading.shown_order
+            }
+            standings_of_samples.setdefault((reading.k, reading.order), []).append(standings)
+    return {question: _mean(samples) for question, samples in standings_of_samples.items()}
 
 
 def overall(questions: Mapping[SetQuestion, Standings], both: bool, k: int | None = None) -> Standings | None:
@@ -124,16 +127,16 @@ def pair_of(readings: Sequence[Reading], both: bool) -> tuple[tuple[int, int], f
     then took both back these two are the tie. Of those still alike it is the one that was shown first: an order that
     was drawn.
     """
-    shown = readings[0].shown
+    shown_order = readings[0].shown_order
     standings = overall(by_question(readings), both)
     if standings is None:
-        return _ordered(shown[0], shown[-1]), None
+        return _ordered(shown_order[0], shown_order[-1]), None
 
-    def named(i: int) -> Fraction:
+    def share_named(i: int) -> Fraction:
         return standings[i].best + standings[i].worst
 
-    best = max(shown, key=lambda i: (standings[i].score, named(i)))
-    worst = min((i for i in shown if i != best), key=lambda i: (standings[i].score, -named(i)))
+    best = max(shown_order, key=lambda i: (standings[i].score, share_named(i)))
+    worst = min((i for i in shown_order if i != best), key=lambda i: (standings[i].score, -share_named(i)))
     i, j = _ordered(best, worst)
     return (i, j), p_between(standings, i, j)
 
@@ -162,16 +165,17 @@ def in_both_orders(questions: Mapping[SetQuestion, Standings]) -> list[tuple[Sta
     ]
 
 
-def agreement(one: Standings, other: Standings) -> Agreement:
+def agreement(standings: Standings, reversed_standings: Standings) -> Agreement:
     """How a question's two orders compare."""
-    (best, worst), (other_best, other_worst) = _ends(one), _ends(other)
-    if best & other_worst and worst & other_best:
+    best, worst = _ends(standings)
+    reversed_best, reversed_worst = _ends(reversed_standings)
+    if best & reversed_worst and worst & reversed_best:
         return Agreement.SWAPPED
-    if best & other_worst or worst & other_best:
+    if best & reversed_worst or worst & reversed_best:
         return Agreement.HALF
-    if best == other_best:
-        return Agreement.FULL if worst == other_worst else Agreement.BEST
-    return Agreement.WORST if worst == other_worst else Agreement.NEITHER
+    if best == reversed_best:
+        return Agreement.FULL if worst == reversed_worst else Agreement.BEST
+    return Agreement.WORST if worst == reversed_worst else Agreement.NEITHER
 
 
 def _ends(standings: Standings) -> tuple[frozenset[int], frozenset[int]]:
@@ -183,18 +187,18 @@ def _ends(standings: Standings) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(i for i in scores if scores[i] == high), frozenset(i for i in scores if scores[i] == low)
 
 
-def lean_to_the_front(standings: Standings, shown: Sequence[int]) -> float:
+def lean_to_the_front(standings: Standings, shown_order: Sequence[int]) -> float:
     """p of the answer shown first less 0.5, averaged over all pairs of a set: what ``position.bias`` is the mean of."""
-    places = len(shown)
-    ahead = sum(standings[i].score * (places - 1 - 2 * place) for place, i in enumerate(shown))
+    places = len(shown_order)
+    ahead = sum(standings[i].score * (places - 1 - 2 * place) for place, i in enumerate(shown_order))
     return float(ahead / (2 * places * (places - 1)))
 
 
-def apart(one: Standings, other: Standings) -> float:
+def apart(standings: Standings, reversed_standings: Standings) -> float:
     """How far p moves between two orders, on the pairs that these name: 0 where both name the same, 1 where best and
     worst change places."""
     moved = []
-    for mine, yours in ((one, other), (other, one)):
+    for mine, yours in ((standings, reversed_standings), (reversed_standings, standings)):
         best, worst = (max(mine, key=lambda i: sign * mine[i].score) for sign in (1, -1))
         moved.append(abs(p_between(mine, best, worst) - p_between(yours, best, worst)))
     return sum(moved) / 2

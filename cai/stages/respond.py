@@ -67,4 +67,4 @@ def run(spec: RespondSpec, ctx: Context) -> Outcome:
         return Entry(row.id, () if reason else (conversation,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
 
     source = source_of(ctx.input("prompts"), as_prompt, spec.limit)
-    return through(ctx, source, work, spec, len(source) * spec.sampling.max_tokens)
+    return through(ctx, source, work, spec, tokens=len(source) * spec.sampling.max_tokens)

@@ -171,7 +171,7 @@ def run(spec: ReviseSpec, ctx: Context) -> Outcome:
 
     round_tokens = spec.revision_sampling.max_tokens + (0 if spec.direct else spec.critique_sampling.max_tokens)
     source = source_of(ctx.input("responses"), as_conversation, spec.limit)
-    return through(ctx, source, work, spec, len(source) * spec.rounds * round_tokens)
+    return through(ctx, source, work, spec, tokens=len(source) * spec.rounds * round_tokens)
 
 
 def _prompt_of(part: str, ask: Asking, sampling: Sampled, shots: Sequence[Mapping[str, str]]) -> _RoundPrompt:

@@ -79,7 +79,7 @@ def run(spec: SampleSpec, ctx: Context) -> Outcome:
         return _entry(spec, row, completions)
 
     source = source_of(ctx.input("prompts"), as_prompt, spec.limit)
-    return through(ctx, source, work, spec, len(source) * spec.n * spec.sampling.max_tokens)
+    return through(ctx, source, work, spec, tokens=len(source) * spec.n * spec.sampling.max_tokens)
 
 
 def _entry(spec: SampleSpec, row: Prompt, completions: Sequence[Completion]) -> Entry:

@@ -2,7 +2,7 @@
 
 Written here because no library does it at this size without a second model: the reference is the policy's own trunk
 with its adapters off, the value function a head on the policy's trunk (or a critic that starts from the reward model),
-and rollouts come from the very layers that learn. One iteration: sample, score, believe, learn.
+and rollouts come from the very layers that learn. One iteration: sample, score, evaluate, learn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cai.engines.embedded.batches import epoch_order
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Optimizer
-from cai.engines.embedded.ppo_update import Critic, believe, learn, micros_of
+from cai.engines.embedded.ppo_update import Critic, cut_microbatches, evaluate_old_policy, learn
 from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
 from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, SampledAnswer, sample
 from cai.engines.embedded.settings import Hardware
@@ -41,7 +41,7 @@ from cai.engines.snapshots import put_file, snapshot_folder
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import file_digest
 
-_SHOWN = 4
+_SAMPLES_PER_ITERATION = 4
 
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
 
@@ -72,7 +72,7 @@ def train(
         scorer = EmbeddedRewardScorer(data.reward.path, hardware.device, hardware.threads, settings.precision)
         score = scorer.score
     try:
-        return _PpoRun(data, settings, attempt.seed, hardware.device, score).to_end(attempt)
+        return _PpoRun(data, settings, seed=attempt.seed, device=hardware.device, score=score).to_end(attempt)
     finally:
         if scorer is not None:
             scorer.close()
@@ -81,14 +81,17 @@ def train(
 class _PpoRun:
     """Everything that lives through the iterations."""
 
-    def __init__(self, data: PpoData, settings: RlSettings, seed: int, device: str, score: Score) -> None:
+    def __init__(self, data: PpoData, settings: RlSettings, *, seed: int, device: str, score: Score) -> None:
         policy, prompts = data.policy, data.prompts
-        self.settings, self.seed, self.device, self.score = settings, seed, device, score
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.score = score
         self.policy = _trainable(policy, settings, seed, device)
         self.reference = self.policy if settings.lora is not None else Trunk(policy, settings.precision, device)
         self.tokenizer = load_tokenizer(policy)
         self.ends = EndRules(self.tokenizer, end_tokens(policy, self.tokenizer), data.stops)
-        self.critic = _critic(data, settings, seed, device, self.policy.hidden)
+        self.critic = _critic(data, settings, seed=seed, device=device, hidden=self.policy.hidden)
         limit = min(settings.max_prompt_tokens, self.policy.longest - settings.max_tokens)
         ids = encode(self.tokenizer, [p.prompt for p in prompts])
         self.prompts = [(p, tuple(i)) for p, i in zip(prompts, ids, strict=True) if 0 < len(i) <= limit]
@@ -107,9 +110,9 @@ class _PpoRun:
         self.belongs = checkpoints.fingerprint(settings, seed, prompts, *data.stops, str(self.policy.dtype))
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
-        self.scale: tuple[float, float] | None = None
-        self.safe: dict[str, Tensor] = {}
-        self.stopped = False
+        self.scale: tuple[float, float] | None = None  # mean and spread of the start policy's rewards
+        self.last_good: dict[str, Tensor] = {}  # with a limit on the KL: the last weights that were within it
+        self.stopped = False  # by that limit
 
     def to_end(self, attempt: Attempt) -> Trained:
         """Run the iterations that are left, then write the result."""
@@ -130,11 +133,11 @@ class _PpoRun:
             if iteration < settings.iterations:
                 progress.advance(rows=settings.rollouts, tokens=self.rows[-1]["tokens"])
                 if iteration + 1 in self.snapshots and not self.stopped:
-                    self._keep(work, iteration + 1)  # before the checkpoint, which says that it is there
+                    self._save_snapshot(work, iteration + 1)  # before the checkpoint, which says that it is there
             if self.stopped or iteration + 1 == measured or (iteration + 1) % settings.checkpoint_every == 0:
                 checkpoints.save(path, self.belongs, self._state(iteration + 1))
-                self._tell(dest, work)
-        self._tell(dest, work)
+                self._write_metrics(dest, work)
+        self._write_metrics(dest, work)
         self.policy.save(dest)
         self._put_snapshots(dest, work)
         return Trained(self._metrics(), dict(self.dropped))
@@ -143,8 +146,11 @@ class _PpoRun:
         state = checkpoints.load(path, self.belongs)
         if state is not None:
             self.optimizer.restore(state["optimizer"])
-            self.rows, self.samples, self.scale = state["rows"], state["samples"], state["scale"]
-            self.safe, self.stopped = state["safe"], state["stopped"]
+            self.rows = state["rows"]
+            self.samples = state["samples"]
+            self.scale = state["scale"]
+            self.last_good = state["safe"]
+            self.stopped = state["stopped"]
         self._refresh()
         return 0 if state is None else int(state["iteration"])
 
@@ -155,7 +161,7 @@ class _PpoRun:
             "rows": self.rows,
             "samples": self.samples,
             "scale": self.scale,
-            "safe": self.safe,
+            "safe": self.last_good,
             "stopped": self.stopped,
         }
 
@@ -165,7 +171,7 @@ class _PpoRun:
         discarded = any(row.get("discarded") for row in self.rows)
         return sum(bool(row["training"]) for row in self.rows) - (1 if discarded else 0)
 
-    def _keep(self, work: Path, iteration: int) -> None:
+    def _save_snapshot(self, work: Path, iteration: int) -> None:
         """Save the policy as it is now. Renamed last, so that a folder in place is whole."""
         folder = snapshot_folder(work, iteration)
         partial = folder.with_name(f"{folder.name}.partial")
@@ -190,29 +196,35 @@ class _PpoRun:
         if self.critic.trunk is not None:
             self.critic.trunk.refresh()
 
-    def _tell(self, dest: Path, work: Path) -> None:
+    def _write_metrics(self, dest: Path, work: Path) -> None:
         checkpoints.write_metrics(dest, work, self.rows)
         checkpoints.write_rows(dest / "samples.jsonl", self.samples)
 
-    def _drawn(self, iteration: int) -> list[tuple[PromptText, RolloutPrompt]]:
+    def _draw_prompts(self, iteration: int) -> list[tuple[PromptText, RolloutPrompt]]:
         """The prompts of an iteration: without replacement, in each cycle through all of them in another order."""
-        found: list[tuple[PromptText, RolloutPrompt]] = []
+        drawn: list[tuple[PromptText, RolloutPrompt]] = []
         ids = [p.id for p, _ in self.prompts]
         orders: dict[int, list[int]] = {}
         for place in range(iteration * self.settings.rollouts, (iteration + 1) * self.settings.rollouts):
-            cycle, at = divmod(place, len(ids))
+            cycle, index = divmod(place, len(ids))
             order = orders.setdefault(cycle, epoch_order(ids, self.seed, f"cycle {cycle}"))
-            prompt, tokens = self.prompts[order[at]]
-            found.append((prompt, RolloutPrompt(f"{prompt.id} {cycle}", tokens)))
-        return found
+            prompt, tokens = self.prompts[order[index]]
+            drawn.append((prompt, RolloutPrompt(f"{prompt.id} {cycle}", tokens)))
+        return drawn
 
     def _iterate(self, iteration: int, training: bool) -> None:
         settings = self.settings
         began = time.perf_counter()
-        drawn = self._drawn(iteration)
-        asked = [a for _, a in drawn]
+        drawn = self._draw_prompts(iteration)
+        rollout_prompts = [prompt for _, prompt in drawn]
         answers = sample(
-            self.policy, asked, self.ends, settings.max_tokens, settings.temperature, self.seed, f"rollout {iteration}"
+            self.policy,
+            rollout_prompts,
+            self.ends,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            seed=self.seed,
+            purpose=f"rollout {iteration}",
         )
         sampled = time.perf_counter()
         texts = [self.tokenizer.decode(a.ids, skip_special_tokens=False) for a in answers]
@@ -220,9 +232,14 @@ class _PpoRun:
         scored = time.perf_counter()
         if self.scale is None:
             self._set_scale(scores)
-        micros = micros_of([a.ids for a in asked], [a.ids for a in answers], settings.micro_batch_size, self.device)
-        believed = believe(self.policy, self.reference, self.critic, micros, settings.temperature)
-        k1, k3 = kl_estimates(believed.logprobs, believed.reference, believed.valid)
+        microbatches = cut_microbatches(
+            [p.ids for p in rollout_prompts], [a.ids for a in answers], settings.micro_batch_size, self.device
+        )
+        old_policy = evaluate_old_policy(
+            self.policy, self.reference, self.critic, microbatches, temperature=settings.temperature
+        )
+        valid = old_policy.valid
+        k1, k3 = kl_estimates(old_policy.logprobs, old_policy.reference_logprobs, valid)
         objective = self._objective(scores, answers)
         row: dict[str, Any] = {
             "iteration": iteration,
@@ -234,46 +251,45 @@ class _PpoRun:
             "kl_k1": k1,
             "length": sum(len(a.ids) for a in answers) / len(answers),
             "ended": sum(a.ended for a in answers) / len(answers),
-            "entropy": float(believed.entropies[believed.valid].mean()),
+            "entropy": float(old_policy.entropies[valid].mean()),
             "distinct_2": distinct([a.ids for a in answers]),
             "tokens": sum(len(a.ids) for a in answers),
         }
         self.samples += [
             {"iteration": iteration, "id": p.id, "prompt": p.prompt, "answer": t, "reward": s}
-            for (p, _), t, s in list(zip(drawn, texts, scores.tolist(), strict=True))[:_SHOWN]
+            for (p, _), t, s in list(zip(drawn, texts, scores.tolist(), strict=True))[:_SAMPLES_PER_ITERATION]
         ]
         if settings.kl_limit is not None and k3 > settings.kl_limit:
             self._go_back()
             row |= {"training": False, "discarded": True}
         elif training:
-            self.safe = (
+            self.last_good = (
                 {n: t.detach().clone() for n, t in self.policy.parameters().items()} if settings.kl_limit else {}
             )
             rewards = token_rewards(
                 objective.to(self.device),
-                believed.logprobs,
-                believed.reference,
-                believed.valid,
+                old_policy.logprobs,
+                old_policy.reference_logprobs,
+                valid,
                 kl_coefficient=settings.kl_coefficient,
             )
             advantages, returns = generalised_advantages(
-                rewards, believed.values, believed.valid, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+                rewards, old_policy.values, valid, gamma=settings.gamma, gae_lambda=settings.gae_lambda
             )
-            known = believed.values[believed.valid], returns[believed.valid]
-            row["explained_variance"] = explained_variance(*known)
+            row["explained_variance"] = explained_variance(old_policy.values[valid], returns[valid])
             if settings.whiten_advantages:
-                advantages = whitened(advantages, believed.valid)
+                advantages = whitened(advantages, valid)
             row |= learn(
                 self.policy,
                 self.critic,
                 self.optimizer,
-                micros,
-                believed,
-                advantages,
-                returns,
-                settings,
-                self.seed,
-                iteration,
+                microbatches,
+                old_policy=old_policy,
+                advantages_BT=advantages,
+                returns_BT=returns,
+                settings=settings,
+                seed=self.seed,
+                iteration=iteration,
             )
         ended = time.perf_counter()
         row["seconds"] = {"rollout": sampled - began, "scoring": scored - sampled, "update": ended - scored}
@@ -298,24 +314,24 @@ class _PpoRun:
     def _go_back(self) -> None:
         """Put back the last iterate whose KL was within the limit, and train no more."""
         for name, tensor in self.policy.parameters().items():
-            if name in self.safe:
-                tensor.copy_(self.safe[name])
+            if name in self.last_good:
+                tensor.copy_(self.last_good[name])
         self.policy.refresh()
         self.stopped = True
 
     def _metrics(self) -> dict[str, Any]:
-        kept = [r for r in self.rows if not r.get("discarded")]
+        accepted_rows = [r for r in self.rows if not r.get("discarded")]
         seconds = {k: sum(r["seconds"][k] for r in self.rows) for k in ("rollout", "scoring", "update")}
         return {
             "iterations": sum(bool(r["training"]) for r in self.rows),
             "prompts": len(self.prompts),
             "tokens": sum(r["tokens"] for r in self.rows),
             "stopped_by_kl": self.stopped,
-            "reward_before": kept[0]["reward"],
-            "reward": kept[-1]["reward"],
-            "kl": kept[-1]["kl"],
-            "entropy": kept[-1]["entropy"],
-            "ended": kept[-1]["ended"],
+            "reward_before": accepted_rows[0]["reward"],
+            "reward": accepted_rows[-1]["reward"],
+            "kl": accepted_rows[-1]["kl"],
+            "entropy": accepted_rows[-1]["entropy"],
+            "ended": accepted_rows[-1]["ended"],
             **({"snapshots": {str(n): min(n, self._trained) for n in self.snapshots}} if self.snapshots else {}),
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
             "precision": str(self.policy.dtype).removeprefix("torch."),
@@ -331,7 +347,7 @@ def _trainable(folder: Path, settings: RlSettings, seed: int, device: str) -> Tr
     return trunk
 
 
-def _critic(data: PpoData, settings: RlSettings, seed: int, device: str, hidden: int) -> Critic:
+def _critic(data: PpoData, settings: RlSettings, *, seed: int, device: str, hidden: int) -> Critic:
     policy, reward = data.policy, data.reward.path
     bias = torch.zeros((), device=device, requires_grad=True)
     if settings.critic is CriticStart.POLICY:

@@ -42,16 +42,16 @@ class Critic:
 
 
 @dataclass
-class Micro:
+class MicroBatch:
     """A micro-batch of rollouts and what is remembered about it through the iteration.
 
-    ``rows`` are the rollouts; ``at``: where in the line stands the state that predicts each answer token, [S];
+    ``rows`` are the rollouts; ``state_index``: where in the line stands the state that predicts each answer token, [S];
     ``place``: the (row, token) of each in the [answers, tokens] arrays.
     """
 
     rows: list[int]
     batch: Packed
-    at: Tensor
+    state_index: Tensor
     targets: Tensor
     place: tuple[Tensor, Tensor]
     lower: Tensor | None = None
@@ -59,58 +59,65 @@ class Micro:
 
 
 @dataclass
-class Believed:
+class OldPolicyView:
     """The old policy's view, all [answers, tokens] float32: log-probabilities, the reference's, values, entropies."""
 
     logprobs: Tensor
-    reference: Tensor
+    reference_logprobs: Tensor
     values: Tensor
     entropies: Tensor
     valid: Tensor
 
 
-def micros_of(
+def cut_microbatches(
     prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]], size: int, device: str
-) -> list[Micro]:
+) -> list[MicroBatch]:
     """Cut the rollouts into micro-batches of similar length."""
-    found = []
+    microbatches = []
     for rows in by_length(range(len(prompts)), size, lambda i: len(prompts[i]) + len(answers[i])):
         # The last token of an answer is predicted, never read.
         batch = pack([Branches((), ((*prompts[i], *answers[i][:-1]),)) for i in rows], device)
         starts = batch.starts_B.tolist()
-        at = [s + len(prompts[i]) - 1 + t for s, i in zip(starts, rows, strict=True) for t in range(len(answers[i]))]
+        state_index = [
+            s + len(prompts[i]) - 1 + t for s, i in zip(starts, rows, strict=True) for t in range(len(answers[i]))
+        ]
         targets = [t for i in rows for t in answers[i]]
         row = [i for i in rows for _ in answers[i]]
         column = [t for i in rows for t in range(len(answers[i]))]
-        tensors = [torch.tensor(x, device=device) for x in (at, targets, row, column)]
-        found.append(Micro(rows, batch, tensors[0], tensors[1], (tensors[2], tensors[3])))
-    return found
+        tensors = [torch.tensor(x, device=device) for x in (state_index, targets, row, column)]
+        microbatches.append(MicroBatch(rows, batch, tensors[0], tensors[1], (tensors[2], tensors[3])))
+    return microbatches
 
 
 @without_gradient
-def believe(policy: Trunk, reference: Trunk, critic: Critic, micros: Sequence[Micro], temperature: float) -> Believed:
+def evaluate_old_policy(
+    policy: Trunk, reference: Trunk, critic: Critic, microbatches: Sequence[MicroBatch], *, temperature: float
+) -> OldPolicyView:
     """Run the old policy, the reference (the policy without adapters, or a frozen copy) and the critic."""
-    count = sum(len(m.rows) for m in micros)
-    width = max(int(m.place[1].max()) for m in micros) + 1
+    count = sum(len(m.rows) for m in microbatches)
+    width = max(int(m.place[1].max()) for m in microbatches) + 1
     arrays = [torch.zeros((count, width), device=policy.device) for _ in range(4)]
     valid = torch.zeros((count, width), dtype=torch.bool, device=policy.device)
-    for m in micros:
+    for m in microbatches:
         lower = policy.below(m.batch)
-        states = policy.above(lower, m.batch).index_select(0, m.at)
+        states = policy.above(lower, m.batch).index_select(0, m.state_index)
         logprobs, entropies = token_statistics(states, policy.head, m.targets, temperature)
         own = reference is policy
-        first = policy.above(lower, m.batch, adapted=False) if own else reference(m.batch)
-        first_logprobs, _ = token_statistics(first.index_select(0, m.at), reference.head, m.targets, temperature)
+        reference_states = policy.above(lower, m.batch, adapted=False) if own else reference(m.batch)
+        reference_logprobs, _ = token_statistics(
+            reference_states.index_select(0, m.state_index), reference.head, m.targets, temperature
+        )
         m.lower = None if policy.all_trained else lower
         critic_states = states
         if critic.trunk is not None:
             below = critic.trunk.below(m.batch)
-            critic_states = critic.trunk.above(below, m.batch).index_select(0, m.at)
+            critic_states = critic.trunk.above(below, m.batch).index_select(0, m.state_index)
             m.critic_lower = None if critic.trunk.all_trained else below
-        for array, x in zip(arrays, (logprobs, first_logprobs, critic.values(critic_states), entropies), strict=True):
-            array[m.place] = x
+        per_token = (logprobs, reference_logprobs, critic.values(critic_states), entropies)
+        for array, numbers in zip(arrays, per_token, strict=True):
+            array[m.place] = numbers
         valid[m.place] = True
-    return Believed(arrays[0], arrays[1], arrays[2], arrays[3], valid)
+    return OldPolicyView(arrays[0], arrays[1], arrays[2], arrays[3], valid)
 
 
 def clipped_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
@@ -132,8 +139,9 @@ def learn(
     policy: Trunk,
     critic: Critic,
     optimizer: Optimizer,
-    micros: Sequence[Micro],
-    believed: Believed,
+    microbatches: Sequence[MicroBatch],
+    *,
+    old_policy: OldPolicyView,
     advantages_BT: Tensor,  # noqa: N803
     returns_BT: Tensor,  # noqa: N803
     settings: RlSettings,
@@ -148,19 +156,19 @@ def learn(
     per_batch = max(1, settings.batch_size // settings.micro_batch_size)
     names = ("policy_loss", "value_loss", "clip_fraction", "update_kl")
     totals = {name: torch.zeros((), device=policy.device) for name in names}
-    seen, norms, first_ratio = 0, [], 0.0
+    total_tokens, norms, first_ratio = 0, [], 0.0
     for epoch in range(settings.ppo_epochs):
-        order = epoch_order([str(i) for i in range(len(micros))], seed, f"ppo {iteration}.{epoch}")
+        order = epoch_order([str(i) for i in range(len(microbatches))], seed, f"ppo {iteration}.{epoch}")
         for start in range(0, len(order), per_batch):
-            chosen = [micros[i] for i in order[start : start + per_batch]]
+            chosen = [microbatches[i] for i in order[start : start + per_batch]]
             tokens = sum(len(m.targets) for m in chosen)
             for m in chosen:
                 old, advantages, returns, old_values = (
-                    x[m.place] for x in (believed.logprobs, advantages_BT, returns_BT, believed.values)
+                    x[m.place] for x in (old_policy.logprobs, advantages_BT, returns_BT, old_policy.values)
                 )
                 with torch.set_grad_enabled(not warming):
                     lower = m.lower if m.lower is not None else policy.below(m.batch)
-                    states = policy.above(lower, m.batch).index_select(0, m.at)
+                    states = policy.above(lower, m.batch).index_select(0, m.state_index)
                 new = token_logprobs(states, policy.head, m.targets, settings.temperature, master=policy.head_master)
                 policy_loss, clipped = clipped_policy_loss(new, old, advantages, settings.clip)
                 values = critic.values(_critic_states(critic, m, states))
@@ -173,29 +181,29 @@ def learn(
                         loss = loss - settings.entropy_bonus * entropies.sum() / tokens
                 loss.backward()
                 gap = (new - old).detach()
-                if seen == 0 and start == 0 and epoch == 0:
+                if total_tokens == 0 and start == 0 and epoch == 0:
                     first_ratio = max(first_ratio, float(torch.expm1(gap).abs().max()))
                 totals["policy_loss"] += policy_loss.detach().sum()
                 totals["value_loss"] += value_loss.detach().sum()
                 totals["clip_fraction"] += clipped.sum()
                 totals["update_kl"] += (torch.expm1(gap) - gap).sum()
-            seen += tokens
+            total_tokens += tokens
             norms.append(optimizer.step())
             policy.refresh()
             if critic.trunk is not None:
                 critic.trunk.refresh()
     return {
-        **{k: float(v) / seen for k, v in totals.items()},
+        **{k: float(v) / total_tokens for k, v in totals.items()},
         "grad_norm": sum(norms) / len(norms),
         "first_ratio": first_ratio,
     }
 
 
-def _critic_states(critic: Critic, m: Micro, states: Tensor) -> Tensor:
+def _critic_states(critic: Critic, m: MicroBatch, states: Tensor) -> Tensor:
     if critic.trunk is None:
         return states * VALUE_GRADIENT + states.detach() * (1 - VALUE_GRADIENT)
     below = m.critic_lower if m.critic_lower is not None else critic.trunk.below(m.batch)
-    return critic.trunk.above(below, m.batch).index_select(0, m.at)
+    return critic.trunk.above(below, m.batch).index_select(0, m.state_index)
 
 
 def _logits_matrix(policy: Trunk) -> Tensor:

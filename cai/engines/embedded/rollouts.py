@@ -71,10 +71,10 @@ class _Cache:
         self.keys = torch.zeros(shape, dtype=trunk.dtype, device=trunk.device)
         self.values = torch.zeros_like(self.keys)
 
-    def put(self, layer: int, rows: Tensor, places: Tensor, qkv: Tensor, heads: int) -> None:
+    def put(self, layer: int, qkv: Tensor, *, rows: Tensor, positions: Tensor, heads: int) -> None:
         kv = self.keys.shape[2]
-        self.keys[layer, rows, :, places] = qkv[:, heads : heads + kv]
-        self.values[layer, rows, :, places] = qkv[:, heads + kv :]
+        self.keys[layer, rows, :, positions] = qkv[:, heads : heads + kv]
+        self.values[layer, rows, :, positions] = qkv[:, heads + kv :]
 
     def keep(self, rows: Tensor) -> None:
         self.keys = self.keys.index_select(1, rows)
@@ -84,8 +84,9 @@ class _Cache:
 @without_gradient
 def sample(
     trunk: Trunk,
-    asked: Sequence[RolloutPrompt],
+    prompts: Sequence[RolloutPrompt],
     ends: EndRules,
+    *,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -93,35 +94,36 @@ def sample(
 ) -> list[SampledAnswer]:
     """One answer to each prompt, in order; drawn from softmax(logits / temperature) by inverting its distribution."""
     device = trunk.device
-    width = max(len(a.ids) for a in asked) + max_tokens
-    cache = _Cache(trunk, len(asked), width)
-    states = _prefill(trunk, cache, asked)
-    draws = torch.stack([_uniforms(seed, a.key, purpose, max_tokens) for a in asked]).to(device)
-    lengths = torch.tensor([len(a.ids) for a in asked], device=device)
-    rows = list(range(len(asked)))
-    alive = torch.ones(len(asked), dtype=torch.bool)
-    answers: list[list[int]] = [[] for _ in asked]
-    ended = [False] * len(asked)
+    width = max(len(p.ids) for p in prompts) + max_tokens
+    cache = _Cache(trunk, len(prompts), width)
+    states = _prefill(trunk, cache, prompts)
+    draws = torch.stack([_uniforms(seed, p.key, purpose, max_tokens) for p in prompts]).to(device)
+    lengths = torch.tensor([len(p.ids) for p in prompts], device=device)
+    rows = list(range(len(prompts)))
+    alive = torch.ones(len(prompts), dtype=torch.bool)
+    answers: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
     for step in range(max_tokens):
         tokens = _draw(functional.linear(states, trunk.head), temperature, draws[:, step])
-        for at, token in enumerate(tokens.tolist()):
-            if not alive[at]:
+        for slot, token in enumerate(tokens.tolist()):
+            if not alive[slot]:
                 continue
-            answer = answers[rows[at]]
+            answer = answers[rows[slot]]
             answer.append(token)
             if ends.over(answer):
-                ended[rows[at]] = True
-                alive[at] = False
+                ended[rows[slot]] = True
+                alive[slot] = False
         if step + 1 == max_tokens or not bool(alive.any()):
             break
         if int(alive.sum()) <= _COMPACT_AT * len(rows):
-            kept = alive.nonzero()[:, 0]
-            rows = [rows[i] for i in kept.tolist()]
-            alive = alive[kept]
-            kept = kept.to(device)
-            cache.keep(kept)
-            draws, lengths, tokens = draws[kept], lengths[kept], tokens[kept]
-        states = _step(trunk, cache, tokens, lengths, max(len(asked[i].ids) for i in rows) + step + 1)
+            slots = alive.nonzero()[:, 0]
+            rows = [rows[i] for i in slots.tolist()]
+            alive = alive[slots]
+            slots = slots.to(device)
+            cache.keep(slots)
+            draws, lengths, tokens = draws[slots], lengths[slots], tokens[slots]
+        longest = max(len(prompts[i].ids) for i in rows) + step + 1
+        states = _step(trunk, cache, tokens, lengths, width=longest)
         lengths = lengths + 1
     return [SampledAnswer(tuple(ids), end) for ids, end in zip(answers, ended, strict=True)]
 
@@ -138,36 +140,38 @@ def _draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
 
-def _prefill(trunk: Trunk, cache: _Cache, asked: Sequence[RolloutPrompt]) -> Tensor:
+def _prefill(trunk: Trunk, cache: _Cache, prompts: Sequence[RolloutPrompt]) -> Tensor:
     """Read the prompts; the final state [rows, hidden] of each one's last token."""
-    finals = torch.empty((len(asked), trunk.hidden), dtype=trunk.dtype, device=trunk.device)
+    finals = torch.empty((len(prompts), trunk.hidden), dtype=trunk.dtype, device=trunk.device)
     group: list[int] = []
     filled = 0
-    for at in sorted(range(len(asked)), key=lambda i: (-len(asked[i].ids), i)):
-        if group and filled + len(asked[at].ids) > _PREFILL_TOKENS:
-            _read(trunk, cache, asked, group, finals)
+    for row in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i)):
+        if group and filled + len(prompts[row].ids) > _PREFILL_TOKENS:
+            finals[group] = _prefill_group(trunk, cache, prompts, group)
             group, filled = [], 0
-        group.append(at)
-        filled += len(asked[at].ids)
-    _read(trunk, cache, asked, group, finals)
+        group.append(row)
+        filled += len(prompts[row].ids)
+    finals[group] = _prefill_group(trunk, cache, prompts, group)
     return finals
 
 
-def _read(trunk: Trunk, cache: _Cache, asked: Sequence[RolloutPrompt], group: list[int], finals: Tensor) -> None:
-    batch = pack([Branches((), (asked[i].ids,)) for i in group], trunk.device)
-    which = torch.tensor(group, device=trunk.device)
-    rows = which.repeat_interleave(torch.tensor([len(asked[i].ids) for i in group], device=trunk.device))
+def _prefill_group(trunk: Trunk, cache: _Cache, prompts: Sequence[RolloutPrompt], group: list[int]) -> Tensor:
+    """Read the prompts of these rows as one batch; the final state [group, hidden] of each one's last token."""
+    batch = pack([Branches((), (prompts[i].ids,)) for i in group], trunk.device)
+    lengths = torch.tensor([len(prompts[i].ids) for i in group], device=trunk.device)
+    rows = torch.tensor(group, device=trunk.device).repeat_interleave(lengths)
 
-    def seen(layer: int, qkv: Tensor) -> Tensor:
-        cache.put(layer, rows, batch.positions_N, qkv, trunk.heads)
+    def cache_and_attend(layer: int, qkv: Tensor) -> Tensor:
+        cache.put(layer, qkv, rows=rows, positions=batch.positions_N, heads=trunk.heads)
         return trunk.attend(qkv, batch)
 
-    states = trunk.through(functional.embedding(batch.ids_N, trunk.embedding), trunk.rope(batch.positions_N), seen)
-    finals[which] = states.index_select(0, batch.last_B)
+    embedded = functional.embedding(batch.ids_N, trunk.embedding)
+    states = trunk.through(embedded, trunk.rope(batch.positions_N), cache_and_attend)
+    return states.index_select(0, batch.last_B)
 
 
-def _step(trunk: Trunk, cache: _Cache, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Read one token a row at place ``lengths``, all below ``width``; final states [rows, hidden]."""
+def _step(trunk: Trunk, cache: _Cache, tokens: Tensor, lengths: Tensor, *, width: int) -> Tensor:
+    """Read one token a row at position ``lengths``, all below ``width``; final states [rows, hidden]."""
     count = tokens.shape[0]
     kv, per, dim = trunk.kv_heads, trunk.heads // trunk.kv_heads, trunk.head_dim
     rows = torch.arange(count, device=tokens.device)
@@ -175,11 +179,11 @@ def _step(trunk: Trunk, cache: _Cache, tokens: Tensor, lengths: Tensor, width: i
     bias = torch.zeros((count, 1, 1, width), dtype=trunk.dtype, device=tokens.device)
     bias.masked_fill_(unseen[:, None, None], -torch.inf)
 
-    def seen(layer: int, qkv: Tensor) -> Tensor:
-        cache.put(layer, rows, lengths, qkv, trunk.heads)
+    def cache_and_attend(layer: int, qkv: Tensor) -> Tensor:
+        cache.put(layer, qkv, rows=rows, positions=lengths, heads=trunk.heads)
         keys, values = cache.keys[layer, :, :, :width], cache.values[layer, :, :, :width]
         queries = qkv[:, : trunk.heads].reshape(count, kv, per, dim) * dim**-0.5
         weights = torch.softmax(torch.matmul(queries, keys.transpose(2, 3)) + bias, dim=-1)
         return torch.matmul(weights, values).reshape(count, -1)
 
-    return trunk.through(functional.embedding(tokens, trunk.embedding), trunk.rope(lengths), seen)
+    return trunk.through(functional.embedding(tokens, trunk.embedding), trunk.rope(lengths), cache_and_attend)

@@ -26,11 +26,11 @@ from cai.figures.running_sums import signs
 from cai.identity import counted, sampling_seed
 from cai.judging.reading import read_choice, read_options
 from cai.stages.base import ENDPOINT, Context
-from cai.stages.evaluate.answers import Answers, Used, named, served
+from cai.stages.evaluate.answers import Answers, Used, artifacts_by_label, served
 from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
 from cai.stages.flow.base import Flow, Turn
 from cai.stages.flow.drive import drive
-from cai.stages.flow.entries import Entry, Kept
+from cai.stages.flow.entries import Entry, StoredEntry
 from cai.stages.flow.generation import as_prompt, source_of
 from cai.stages.flow.prompting import asking
 
@@ -45,9 +45,9 @@ def check_judge(spec: EvaluateSpec, ctx: Context) -> None:
     if spec.adherence_scoring is not AdherenceScoring.LOGPROB or not endpoint.is_file():
         return
     if not json.loads(endpoint.read_text(encoding="utf-8")).get("logprobs"):
-        what = f"'logprob' reads log-probabilities that '{spec.adherence}' is not said to tell"
+        reason = f"'logprob' reads log-probabilities that '{spec.adherence}' is not said to tell"
         hint = f"use choice, or say `models.{spec.adherence}.logprobs: top` where its server does"
-        raise SpecError(Problem(f"stages.{ctx.name}.adherence_scoring", what, hint))
+        raise SpecError(Problem(f"stages.{ctx.name}.adherence_scoring", reason, hint))
 
 
 def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) -> AdherenceFigures:
@@ -62,7 +62,7 @@ def adherence(spec: EvaluateSpec, ctx: Context, answers: Answers, used: Used) ->
     sets: dict[str, dict[str, dict[str, Interval]]] = {}
     questions = unread = 0
     with served(ctx, "adherence") as shared:
-        for name, artifact in named(ctx, "prompts").items():
+        for name, artifact in artifacts_by_label(ctx, "prompts").items():
             limit = min((n for n in (spec.limit, spec.adherence_limit) if n is not None), default=None)
             source, work = source_of(artifact, as_prompt, limit), _work(spec, ctx, ask, answers[name])
             with Flow(apart, "adherence", source, work, size=spec.chunk, name=name, shared=shared) as flow:
@@ -82,8 +82,8 @@ def _work(spec: EvaluateSpec, ctx: Context, ask: Asking, answers: Mapping[str, M
 
     def work(row: Prompt) -> Turn:
         # Models often say the same; the judge is asked once about a text.
-        said = {model: answers[model][row.id].text for model in spec.models}
-        texts = list(dict.fromkeys(said.values()))
+        texts_by_model = {model: answers[model][row.id].text for model in spec.models}
+        texts = list(dict.fromkeys(texts_by_model.values()))
         calls: list[Call] = []
         flips: list[bool] = []
         for k, text in enumerate(texts):
@@ -98,19 +98,21 @@ def _work(spec: EvaluateSpec, ctx: Context, ask: Asking, answers: Mapping[str, M
                     "flipped": flipped,
                 }
                 flips.append(flipped)
-                calls.append(_call(spec, ctx, ask, f"{row.id}/{k}/{principle.id}", values))
-        found = (yield calls) if calls else ()
-        read = iter(zip(found, flips, strict=True))
-        violated = {text: {p.id: _read(spec, *next(read)) for p in principles} for text in texts}
+                calls.append(_call(spec, ctx, ask, name=f"{row.id}/{k}/{principle.id}", values=values))
+        results = (yield calls) if calls else ()
+        results_and_flips = iter(zip(results, flips, strict=True))
+        violated = {
+            text: {p.id: violation_probability(spec, *next(results_and_flips)) for p in principles} for text in texts
+        }
         writes = spec.adherence_scoring is AdherenceScoring.CHOICE  # a judge that reads writes no tokens
-        tokens = sum(result.tokens for result in found) if writes else 0
-        facts = {"violated": {model: violated[text] for model, text in said.items()}}
+        tokens = sum(result.tokens for result in results) if writes else 0
+        facts = {"violated": {model: violated[text] for model, text in texts_by_model.items()}}
         return Entry(row.id, calls=len(calls), tokens=tokens, facts=facts)
 
     return work
 
 
-def _call(spec: EvaluateSpec, ctx: Context, ask: Asking, name: str, values: Mapping[str, Any]) -> Call:
+def _call(spec: EvaluateSpec, ctx: Context, ask: Asking, *, name: str, values: Mapping[str, Any]) -> Call:
     if spec.adherence_scoring is AdherenceScoring.LOGPROB:
         filled = ask.fill(**values)
         options = tuple(ask.continuation(filled.text, option) for option in spec.adherence_options)
@@ -120,7 +122,7 @@ def _call(spec: EvaluateSpec, ctx: Context, ask: Asking, name: str, values: Mapp
     return replace(request, choices=spec.adherence_options)
 
 
-def _read(spec: EvaluateSpec, result: Any, flipped: bool) -> float | None:
+def violation_probability(spec: EvaluateSpec, result: Any, flipped: bool) -> float | None:
     """The probability that the principle is violated; None where nothing can be read."""
     if spec.adherence_scoring is AdherenceScoring.LOGPROB:
         p, _ = read_options(result.logprobs)
@@ -129,7 +131,7 @@ def _read(spec: EvaluateSpec, result: Any, flipped: bool) -> float | None:
     return None if p is None else 1 - p if flipped else p
 
 
-def _figures(spec: EvaluateSpec, ctx: Context, entries: Sequence[Kept]) -> dict[str, dict[str, Interval]]:
+def _figures(spec: EvaluateSpec, ctx: Context, entries: Sequence[StoredEntry]) -> dict[str, dict[str, Interval]]:
     votes: dict[tuple[str, str], list[float]] = defaultdict(list)
     for entry in entries:
         for model, by_principle in entry.facts["violated"].items():

@@ -19,7 +19,7 @@ from cai.stages.base import Artifact, Context, chunks
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.flow.base import Flow, Shared, Turn
 from cai.stages.flow.drive import drive
-from cai.stages.flow.entries import Entry, Kept
+from cai.stages.flow.entries import Entry, StoredEntry
 from cai.stages.flow.generation import as_prompt, distinct, rows_of, source_of, writable
 
 
@@ -47,7 +47,7 @@ class Used:
     tokens: int = 0
     usage: FlowUsage = FlowUsage()
 
-    def add(self, flow: Flow[Any], entries: Sequence[Kept]) -> None:
+    def add(self, flow: Flow[Any], entries: Sequence[StoredEntry]) -> None:
         """One flow that has come to its end."""
         self.calls += sum(entry.calls for entry in entries)
         self.tokens += sum(entry.tokens for entry in entries)
@@ -58,21 +58,21 @@ class Used:
         return self.usage.to_metrics(cost_last=False)
 
 
-def named(ctx: Context, role: str) -> dict[str, Artifact]:
+def artifacts_by_label(ctx: Context, role: str) -> dict[str, Artifact]:
     """The artifacts of a role by label."""
-    found = ctx.inputs.get(role, {})
-    if not isinstance(found, dict):
+    artifacts = ctx.inputs.get(role, {})
+    if not isinstance(artifacts, dict):
         raise TypeError(f"{ctx.name}: input {role!r} is not named")
-    return found
+    return artifacts
 
 
 def prompt_sets(spec: EvaluateSpec, ctx: Context) -> tuple[dict[str, list[Prompt]], int]:
     """The prompts of every set, and how many were left out because their id comes twice."""
-    found = {
+    rows_and_repeats = {
         name: distinct([as_prompt(row) for row in rows_of(artifact)][: spec.limit])
-        for name, artifact in named(ctx, "prompts").items()
+        for name, artifact in artifacts_by_label(ctx, "prompts").items()
     }
-    return {name: rows for name, (rows, _) in found.items()}, sum(n for _, n in found.values())
+    return {name: rows for name, (rows, _) in rows_and_repeats.items()}, sum(n for _, n in rows_and_repeats.values())
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def served(ctx: Context, role: str, label: str = "") -> Iterator[Shared]:
         yield Shared(opened, announce=False)
 
 
-def answer(spec: EvaluateSpec, ctx: Context, model: str, used: Used) -> dict[str, list[Kept]]:
+def answer(spec: EvaluateSpec, ctx: Context, model: str, used: Used) -> dict[str, list[StoredEntry]]:
     """One model's answers to every set, by set."""
     own = ctx.templates.get(model)
     chat, sampling = own or ctx.chat, spec.sampling.sampling(own.stops if own else ctx.stops)
@@ -97,28 +97,29 @@ def answer(spec: EvaluateSpec, ctx: Context, model: str, used: Used) -> dict[str
     def work(row: Prompt) -> Turn:
         # The same seed for every model: what differs between their answers is the model.
         seed = sampling_seed(ctx.seed, row.id, "evaluate")
-        (found,) = yield [Request(row.id, chat.prompt(row.messages), sampling, seed, row.messages)]
-        ended = found.finish is Finish.STOP
-        facts = {"text": writable(found.text).strip(), "ended": ended}
-        return Entry(row.id, calls=1, tokens=found.tokens, facts=facts)
+        (completion,) = yield [Request(row.id, chat.prompt(row.messages), sampling, seed, row.messages)]
+        ended = completion.finish is Finish.STOP
+        facts = {"text": writable(completion.text).strip(), "ended": ended}
+        return Entry(row.id, calls=1, tokens=completion.tokens, facts=facts)
 
-    said: dict[str, list[Kept]] = {}
+    entries_by_set: dict[str, list[StoredEntry]] = {}
     with served(ctx, "models", model) as shared:
-        for name, artifact in named(ctx, "prompts").items():
+        for name, artifact in artifacts_by_label(ctx, "prompts").items():
             source = source_of(artifact, as_prompt, spec.limit)
             journal = f"{model}.{name}"
             with Flow(ctx, "models", source, work, size=spec.chunk, name=journal, label=model, shared=shared) as flow:
                 drive(flow)
-                said[name] = [entry for entry in flow.entries() if not entry.dropped]
-                used.add(flow, said[name])
-    return said
+                entries_by_set[name] = [entry for entry in flow.entries() if not entry.dropped]
+                used.add(flow, entries_by_set[name])
+    return entries_by_set
 
 
 def scored(
     spec: EvaluateSpec,
     ctx: Context,
     sets: Mapping[str, list[Prompt]],
-    said: Mapping[str, Mapping[str, list[Kept]]],
+    entries_by_model: Mapping[str, Mapping[str, list[StoredEntry]]],
+    *,
     scorer: RewardScorer | None,
 ) -> Answers:
     """What was said with the reward model's opinion, which is journaled too."""
@@ -126,7 +127,7 @@ def scored(
     for name, rows in sets.items():
         answers[name] = {}
         for model in spec.models:
-            entries = said[model][name]
+            entries = entries_by_model[model][name]
             rewards: Sequence[float | None] = [None] * len(rows)
             if scorer is not None:
                 # Whatever the model reads, the reward model reads the experiment's template.
@@ -135,7 +136,7 @@ def scored(
                     for row, entry in zip(rows, entries, strict=True)
                 ]
                 path = ctx.work / f"rewards.{model}.{name}.jsonl"
-                rewards = [found[0] for found in rewards_of(pairs, scorer, path, spec.chunk)]
+                rewards = [row_rewards[0] for row_rewards in rewards_of(pairs, scorer, path, spec.chunk)]
             answers[name][model] = {
                 entry.id: Answer(entry.facts["text"], entry.tokens, entry.facts["ended"], reward)
                 for entry, reward in zip(entries, rewards, strict=True)
@@ -149,8 +150,8 @@ def rewards_of(rows: Sequence[Sequence[Pair]], scorer: RewardScorer, path: Path,
     with closing(Journal(path)) as journal:
         for numbers in chunks(list(range(len(rows))), size):
             if not all(n in journal for n in numbers):
-                found = iter(scorer.score([pair for n in numbers for pair in rows[n]]))
-                journal.append([Record(n, {"rewards": [next(found) for _ in rows[n]]}) for n in numbers])
+                rewards = iter(scorer.score([pair for n in numbers for pair in rows[n]]))
+                journal.append([Record(n, {"rewards": [next(rewards) for _ in rows[n]]}) for n in numbers])
         return [journal[n]["rewards"] for n in range(len(rows))]
 
 
@@ -159,16 +160,16 @@ def write_answers(ctx: Context, sets: Mapping[str, list[Prompt]], answers: Answe
     with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         for name, rows in sets.items():
             for row in rows:
-                said = {
+                answers_by_model = {
                     model: {"text": a.text, "tokens": a.tokens, "ended": a.ended, "reward": a.reward}
-                    for model, found in answers[name].items()
-                    for a in (found[row.id],)
+                    for model, by_row in answers[name].items()
+                    for a in (by_row[row.id],)
                 }
                 line = {
                     "id": row.id,
                     "set": name,
                     "prompt": row.messages[-1].content,
                     "topic": row.topic,
-                    "answers": said,
+                    "answers": answers_by_model,
                 }
                 file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")

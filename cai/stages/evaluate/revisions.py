@@ -16,7 +16,7 @@ from cai.figures import intervals
 from cai.figures.evaluation import PrincipleChange, RevisionFigures, RevisionRound
 from cai.figures.running_sums import Mean
 from cai.stages.base import Context
-from cai.stages.evaluate.answers import named, rewards_of
+from cai.stages.evaluate.answers import artifacts_by_label, rewards_of
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.flow.generation import rows_of
 
@@ -33,7 +33,7 @@ class Revised:
 def revisions(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[str, RevisionFigures]:
     """Reward, change and win rate of every round, and the change by principle, for each of the named revisions."""
     figures_by_label = {}
-    for label, artifact in named(ctx, "revisions").items():
+    for label, artifact in artifacts_by_label(ctx, "revisions").items():
         rows = ways(rows_of(artifact))
         pairs = []
         for row in rows:

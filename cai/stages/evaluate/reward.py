@@ -12,7 +12,7 @@ from cai.figures import intervals
 from cai.figures.evaluation import RewardModelFigures
 from cai.figures.intervals import Interval
 from cai.stages.base import Artifact, Context, chunks
-from cai.stages.evaluate.answers import named
+from cai.stages.evaluate.answers import artifacts_by_label
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.flow.generation import distinct, rows_of
 
@@ -20,7 +20,7 @@ from cai.stages.flow.generation import distinct, rows_of
 def accuracy(spec: EvaluateSpec, ctx: Context, scorer: RewardScorer) -> dict[str, RewardModelFigures]:
     """How often the reward model prefers the better answer, by set of pairs; ties in the labels do not count."""
     figures_by_set = {}
-    for name, artifact in named(ctx, "comparisons").items():
+    for name, artifact in artifacts_by_label(ctx, "comparisons").items():
         rows, _ = distinct([row for row in _held_out(artifact) if isinstance(row, Comparison)])
         rows = [row for row in rows if row.p_chosen != 0.5]
         better: list[float] = []

@@ -80,8 +80,8 @@ class EvaluateSpec(EngineSpec):
 
     @model_validator(mode="after")
     def _names_exist(self) -> EvaluateSpec:
-        named = [("benign", self.benign), *((f"axes.{axis}", sets) for axis, sets in self.axes.items())]
-        for where, names in named:
+        name_lists = [("benign", self.benign), *((f"axes.{axis}", sets) for axis, sets in self.axes.items())]
+        for where, names in name_lists:
             unknown = [name for name in names if name not in self.prompts]
             if unknown:
                 raise ValueError(
@@ -110,10 +110,10 @@ class EvaluateSpec(EngineSpec):
         """Every model answers every prompt. What a judge is asked is left out: how many principles is not known here,
         only that there is one at least."""
         sets = [rows.get(f"prompts.{name}") for name in self.prompts]
-        known = [min(n, self.limit or n) for n in sets if n is not None]
-        answers = sum(known) * len(self.models)
-        judged = sum(min(n, self.adherence_limit or n) for n in known) * len(self.models) if self.adherence else 0
-        total = sum(known) if len(known) == len(sets) else None
+        counts = [min(n, self.limit or n) for n in sets if n is not None]
+        answers = sum(counts) * len(self.models)
+        judged = sum(min(n, self.adherence_limit or n) for n in counts) * len(self.models) if self.adherence else 0
+        total = sum(counts) if len(counts) == len(sets) else None
         written = judged * self.adherence_sampling.max_tokens * (self.adherence_scoring is AdherenceScoring.CHOICE)
         return Estimate(
             total,

@@ -33,7 +33,7 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
         if spec.reward is not None:
             scorer = ctx.engine.reward_scorer(ctx.input("reward").path)
             stack.callback(scorer.close)
-        answers = scored(spec, ctx, sets, unscored, scorer)
+        answers = scored(spec, ctx, sets, unscored, scorer=scorer)
         reward_model = accuracy(spec, ctx, scorer) if scorer is not None else {}
         revised = revisions(spec, ctx, scorer) if scorer is not None else {}
     evaluation = Evaluation(

@@ -28,7 +28,7 @@ from cai.data.rows import Row
 from cai.errors import Incomplete, StepFailed
 from cai.figures.usage import UsageTally
 from cai.stages.base import Context
-from cai.stages.flow.entries import Entry, Kept, kept
+from cai.stages.flow.entries import Entry, StoredEntry, stored_entry
 from cai.stages.flow.input_rows import Numbered, RowSource
 
 if TYPE_CHECKING:
@@ -108,9 +108,16 @@ class Flow(Generic[R]):
         label: str = "",
         shared: Shared | None = None,
     ) -> None:
-        self.ctx, self.role, self.source, self.work, self.size = ctx, role, source, work, size
-        self.label, self.limit, self.tokens = label, max_drop_rate, tokens
-        self._shared, self._beside = shared, name != JOURNAL
+        self.ctx = ctx
+        self.role = role
+        self.source = source
+        self.work = work
+        self.size = size
+        self.label = label
+        self.max_drop_rate = max_drop_rate
+        self.tokens = tokens
+        self._shared = shared
+        self._beside = name != JOURNAL  # rows beside those that the stage makes its artifact of
         self.total = len(source)
         ctx.work.mkdir(parents=True, exist_ok=True)
         shard = ctx.shard
@@ -139,7 +146,7 @@ class Flow(Generic[R]):
             self.ctx.progress.expect(rows=self.total, tokens=self.tokens or None)
         self.ctx.progress.advance(rows=before)
         self.tally.rows_done_before += before
-        return self.source.missing(self.done, self._mine if self.ctx.shard is not None else None)
+        return self.source.missing(self.has_entry, self._mine if self.ctx.shard is not None else None)
 
     def close_client(self) -> None:
         """Give back what was opened to ask."""
@@ -156,16 +163,16 @@ class Flow(Generic[R]):
         if self.ctx.shard is not None and not self._beside:
             raise ShardDone(self)
 
-    def entries(self) -> Iterator[Kept]:
+    def entries(self) -> Iterator[StoredEntry]:
         """Every row's entry, in the order of the input."""
         for number in range(self.total):
             if number not in self.journal:
                 raise StepFailed(f"{self.ctx.name}: row {number} of {self.source.path} has no entry")
-            yield kept(self.journal[number])
+            yield stored_entry(self.journal[number])
 
     # ---- what the two ways share -------------------------------------------------------------------------------------
 
-    def done(self, number: int) -> bool:
+    def has_entry(self, number: int) -> bool:
         """Whether a row has its entry."""
         return number in self.journal
 
@@ -227,14 +234,15 @@ class Flow(Generic[R]):
             try:
                 chain.calls = next(chain.turn) if results is None else chain.turn.send(results)
             except StopIteration as stopped:
-                chain.entry, chain.calls = stopped.value, ()
+                chain.entry = stopped.value
+                chain.calls = ()
                 return
             chain.turns += 1
             chain.results = [None] * len(chain.calls)
             for i, call in enumerate(chain.calls):
-                asked, plain = chain.replay.get((chain.turns, i), ("", {}))
+                journal_key, plain = chain.replay.get((chain.turns, i), ("", {}))
                 # Another version of the program may ask otherwise: then the answer is to another question.
-                if asked and asked == call_key(self.scope, call).hex():
+                if journal_key and journal_key == call_key(self.scope, call).hex():
                     chain.results[i] = from_plain(call, plain)
             chain.missing = sum(result is None for result in chain.results)
             if chain.missing:
@@ -247,8 +255,8 @@ class Flow(Generic[R]):
         for i in chain.unwritten:
             result = results[i]
             assert result is not None
-            asked = call_key(self.scope, calls[i]).hex()
-            value = {"turn": turn, "i": i, "asked": asked, "result": to_plain(result)}
+            key = call_key(self.scope, calls[i]).hex()
+            value = {"turn": turn, "i": i, "asked": key, "result": to_plain(result)}
             records.append(Record(chain.number, value, call=True))
         chain.unwritten = []
         return records
@@ -274,7 +282,7 @@ class Flow(Generic[R]):
             chain.lost = lost.why
             chain.turn.close()
             self.unanswered[lost.why] += 1
-            if sum(self.unanswered.values()) > max(_ENOUGH, self.limit * self.total):
+            if sum(self.unanswered.values()) > max(_ENOUGH, self.max_drop_rate * self.total):
                 raise Incomplete(self._unanswered())
 
     def _others(self, work: Path, name: str) -> Iterator[Path]:
@@ -298,29 +306,30 @@ class Flow(Generic[R]):
             StepFailed: with how many rows were dropped so far.
         """
         dropped = self.journal.dropped
-        if self.limit >= 1 or not dropped:
+        if self.max_drop_rate >= 1 or not dropped:
             return
-        seen, rows = dropped + self.journal.out, len(self.journal)
+        rows_in, input_rows = dropped + self.journal.out, len(self.journal)
         # One row may turn into several; what is still to come is taken to be like what has come.
-        expected = self.total * max(seen / max(rows, 1), 1.0)
-        certain = dropped > self.limit * expected and self.ctx.shard is None
-        deviation = math.sqrt(max(self.limit * (1 - self.limit), 1e-4) / seen)
-        if certain or (seen >= _ENOUGH and dropped / seen > self.limit + _SURE * deviation):
+        expected = self.total * max(rows_in / max(input_rows, 1), 1.0)
+        certain = dropped > self.max_drop_rate * expected and self.ctx.shard is None
+        deviation = math.sqrt(max(self.max_drop_rate * (1 - self.max_drop_rate), 1e-4) / rows_in)
+        if certain or (rows_in >= _ENOUGH and dropped / rows_in > self.max_drop_rate + _SURE * deviation):
             raise StepFailed(
-                f"dropped {dropped} of the first {seen} rows ({dropped / seen:.1%}), more than max_drop_rate "
-                f"{self.limit:.1%} allows: {self._reasons()}; mend what they say, or raise max_drop_rate and go on"
+                f"dropped {dropped} of the first {rows_in} rows ({dropped / rows_in:.1%}), more than "
+                f"max_drop_rate {self.max_drop_rate:.1%} allows: {self._reasons()}; mend what they say, or raise "
+                "max_drop_rate and go on"
             )
 
     def _reasons(self) -> str:
-        found: Counter[str] = Counter()
+        counts_by_reason: Counter[str] = Counter()
         for number in self.journal:
-            found.update(kept(self.journal[number]).dropped)
-        return ", ".join(f"{reason} {count}" for reason, count in found.most_common(8))
+            counts_by_reason.update(stored_entry(self.journal[number]).dropped)
+        return ", ".join(f"{reason} {count}" for reason, count in counts_by_reason.most_common(8))
 
     def _unanswered(self) -> str:
-        told = ", ".join(f"{why} ({count})" for why, count in self.unanswered.most_common(8))
+        reasons = ", ".join(f"{why} ({count})" for why, count in self.unanswered.most_common(8))
         return (
-            f"{self.ctx.name}: {sum(self.unanswered.values())} rows got no answer: {told}; everything else is kept, "
+            f"{self.ctx.name}: {sum(self.unanswered.values())} rows got no answer: {reasons}; everything else is kept, "
             "and the same command asks only these again"
         )
 

@@ -32,7 +32,7 @@ class Entry:
 
     def plain(self) -> dict[str, Any]:
         """As the journal keeps it."""
-        kept: dict[str, Any] = {"id": self.id, "rows": [to_json(row) for row in self.rows]}
+        record: dict[str, Any] = {"id": self.id, "rows": [to_json(row) for row in self.rows]}
         rest = {
             "dropped": self.dropped,
             "counts": self.counts,
@@ -40,11 +40,11 @@ class Entry:
             "tokens": self.tokens,
             "facts": self.facts,
         }
-        return kept | {name: value for name, value in rest.items() if value}
+        return record | {name: value for name, value in rest.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredEntry:
     """An entry read back: its rows as plain data, which is all that writing them needs."""
 
     id: str
@@ -56,9 +56,9 @@ class Kept:
     facts: Mapping[str, Any]
 
 
-def kept(plain: Mapping[str, Any]) -> Kept:
+def stored_entry(plain: Mapping[str, Any]) -> StoredEntry:
     """What ``Entry.plain`` wrote."""
-    return Kept(
+    return StoredEntry(
         plain["id"],
         plain["rows"],
         plain.get("dropped", {}),
@@ -69,7 +69,7 @@ def kept(plain: Mapping[str, Any]) -> Kept:
     )
 
 
-def write_entries(ctx: Context, entries: Iterable[Kept], name: str = ROWS) -> tuple[Outcome, Counter[str]]:
+def write_entries(ctx: Context, entries: Iterable[StoredEntry], name: str = ROWS) -> tuple[Outcome, Counter[str]]:
     """Write the rows of all entries to a file of ``ctx.out``; the outcome, and the sums of their other counts.
 
     A row in is what was written or dropped, so that rows in = rows out + rows dropped whatever one input row makes.

@@ -14,7 +14,7 @@ from cai.data.rows import ROW_TYPES, Conversation, Prompt, Row, read_rows
 from cai.stages.base import IS_A, Artifact, Context, Outcome
 from cai.stages.flow.base import Flow, Work
 from cai.stages.flow.drive import drive
-from cai.stages.flow.entries import ROWS, Kept, write_entries
+from cai.stages.flow.entries import ROWS, StoredEntry, write_entries
 from cai.stages.flow.input_rows import RowSource
 
 PROMPT_TOKENS = 48
@@ -86,23 +86,25 @@ def through(
     source: RowSource[R],
     work: Work[R],
     spec: Any,
+    *,
     tokens: int = 0,
-    seen: Callable[[Kept], None] | None = None,
+    on_entry: Callable[[StoredEntry], None] | None = None,
 ) -> Outcome:
     """Take all rows through the model of role ``model`` and write what they became to ``rows.jsonl``.
 
-    ``tokens`` are expected in all. ``seen`` is shown every entry, in the order of the input.
+    ``tokens`` are expected in all. ``on_entry`` is given every entry, in the order of the input.
     """
     rate = spec.max_drop_rate
     with Flow(ctx, "model", source, work, size=spec.chunk, max_drop_rate=rate, tokens=tokens) as flow:
         drive(flow)
-        outcome, counts = write_entries(ctx, _shown(flow.entries(), seen) if seen else flow.entries())
+        entries = _passed_on(flow.entries(), on_entry) if on_entry else flow.entries()
+        outcome, counts = write_entries(ctx, entries)
     return replace(outcome, metrics={**counts, **flow.tally.usage().to_metrics()})
 
 
-def _shown(entries: Iterable[Kept], seen: Callable[[Kept], None]) -> Iterable[Kept]:
+def _passed_on(entries: Iterable[StoredEntry], on_entry: Callable[[StoredEntry], None]) -> Iterable[StoredEntry]:
     for entry in entries:
-        seen(entry)
+        on_entry(entry)
         yield entry
 
 

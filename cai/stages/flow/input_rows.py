@@ -48,21 +48,26 @@ class RowSource(Generic[R]):
                 lines += block.count(b"\n")
         return lines if self.limit is None else min(lines, self.limit)
 
-    def missing(self, done: Callable[[int], bool], mine: Callable[[int], bool] | None = None) -> Iterator[Numbered[R]]:
-        """The rows that are not done (and, where ``mine`` is given, ours), in order. A row whose id an earlier one has
-        comes with that as its reason."""
-        seen = Seen()
+    def missing(
+        self, is_done: Callable[[int], bool], is_mine: Callable[[int], bool] | None = None
+    ) -> Iterator[Numbered[R]]:
+        """The rows that are not done (and, where ``is_mine`` is given, ours), in order. A row whose id an earlier
+        one has comes with that as its reason."""
+        seen_ids = Seen()
         with self.path.open("rb") as file:
             for number, line in enumerate(islice(file, self.limit)):
                 name = _id(line)
-                new = seen.add(name)
-                if done(number) or (mine is not None and not mine(number)):
+                new = seen_ids.add(name)
+                if is_done(number) or (is_mine is not None and not is_mine(number)):
                     continue
                 if not new:
                     yield Numbered(number, name, None, REPEATED)
                     continue
-                made = self.convert(from_json(self.kind, json.loads(line)))
-                yield Numbered(number, name, None, made) if isinstance(made, str) else Numbered(number, name, made)
+                row_or_reason = self.convert(from_json(self.kind, json.loads(line)))
+                if isinstance(row_or_reason, str):
+                    yield Numbered(number, name, None, row_or_reason)
+                else:
+                    yield Numbered(number, name, row_or_reason)
 
 
 def _id(line: bytes) -> str:

@@ -30,11 +30,11 @@ Answers = Mapping[str, Result]
 
 @dataclass
 class _Step:
-    """What a cohort needs to go on: answers that are known, calls to ask, and calls that another process is asking."""
+    """What a cohort needs to go on: results that are there, calls to ask, and calls that another process is asking."""
 
     cohort: list[Chain]
     waiting: list[tuple[Chain, int, Call]] = field(default_factory=list)
-    known: dict[str, Result] = field(default_factory=dict)
+    results_by_id: dict[str, Result] = field(default_factory=dict)
     ours: dict[str, Call] = field(default_factory=dict)
     elsewhere: dict[bytes, list[Call]] = field(default_factory=dict)
 
@@ -91,36 +91,36 @@ class _CohortRun:
                 missing = (i for i, result in enumerate(chain.results) if result is None)
                 step.waiting += [(chain, i, chain.calls[i]) for i in missing]
             keys = [call_key(self.flow.scope, call) for _, _, call in step.waiting]
-            found = self.cache.look(keys) if self.cache is not None else [Whereabouts.OURS] * len(keys)
-            for key, (_, _, call), place in zip(keys, step.waiting, found, strict=True):
+            places = self.cache.look(keys) if self.cache is not None else [Whereabouts.OURS] * len(keys)
+            for key, (_, _, call), place in zip(keys, step.waiting, places, strict=True):
                 if isinstance(place, Mapping):
-                    step.known[call.id] = from_plain(call, place)
+                    step.results_by_id[call.id] = from_plain(call, place)
                 elif place is Whereabouts.ELSEWHERE:
                     step.elsewhere.setdefault(key, []).append(call)
                 else:
                     step.ours[call.id] = call
-            self.flow.tally.from_cache += len(step.known)
+            self.flow.tally.from_cache += len(step.results_by_id)
             self.flow.tally.calls += len(step.ours)
             if step.ours or step.elsewhere:
                 return step
             cohort = self._finish(step)
         return None
 
-    def _settle(self, step: _Step, found: Answers) -> _Step | None:
+    def _settle(self, step: _Step, results_by_id: Answers) -> _Step | None:
         """Take the answers, as a whole; what the cohort asks next."""
-        step.known |= found
-        keep = [(call_key(self.flow.scope, call), to_plain(found[call.id])) for call in step.ours.values()]
+        step.results_by_id |= results_by_id
+        keep = [(call_key(self.flow.scope, call), to_plain(results_by_id[call.id])) for call in step.ours.values()]
         self._elsewhere(step)
-        left = self._finish(step)
+        unfinished = self._finish(step)
         if self.cache is not None:
             self.cache.put(keep)
-        return self._step(left)
+        return self._step(unfinished)
 
     def _finish(self, step: _Step) -> list[Chain]:
         """Give the answers to their rows and write; the rows that go on."""
         records: list[Record] = []
         for chain, i, call in step.waiting:
-            self.flow.take(chain, i, step.known[call.id])
+            self.flow.take(chain, i, step.results_by_id[call.id])
         for chain in step.cohort:
             self.flow.advance(chain, records)
         over = [chain for chain in step.cohort if chain.entry is not None]
@@ -136,15 +136,15 @@ class _CohortRun:
             for key, place in places.items():
                 if isinstance(place, Mapping):
                     calls = step.elsewhere.pop(key)
-                    step.known |= {call.id: from_plain(call, place) for call in calls}
+                    step.results_by_id |= {call.id: from_plain(call, place) for call in calls}
                     self.flow.tally.from_cache += len(calls)
                 elif place is Whereabouts.OURS:
                     free[key] = step.elsewhere.pop(key)
             if free:
-                found = answers(self.flow.client(), [call for calls in free.values() for call in calls])
-                step.known |= found
-                self.flow.tally.calls += len(found)
-                self.cache.put([(key, to_plain(found[calls[0].id])) for key, calls in free.items()])
+                results_by_id = answers(self.flow.client(), [call for calls in free.values() for call in calls])
+                step.results_by_id |= results_by_id
+                self.flow.tally.calls += len(results_by_id)
+                self.cache.put([(key, to_plain(results_by_id[calls[0].id])) for key, calls in free.items()])
             elif step.elsewhere:
                 time.sleep(_POLL)
 
@@ -155,22 +155,22 @@ def answers(client: Client, calls: Sequence[Call]) -> dict[str, Result]:
     Raises:
         RuntimeError: when the client leaves a call without an answer, or gives a score that is no number.
     """
-    found: dict[str, Result] = {}
+    results_by_id: dict[str, Result] = {}
     requests = [call for call in calls if isinstance(call, Request)]
     texts = [call for call in calls if isinstance(call, ScoreRequest)]
     options = [call for call in calls if isinstance(call, OptionsRequest)]
     parts = [ScoreRequest(f"{c.id}/{o}", c.prompt, option) for c in options for o, option in enumerate(c.options)]
     if requests:
-        found |= {completion.id: completion for completion in client.generate(requests)}
+        results_by_id |= {completion.id: completion for completion in client.generate(requests)}
     scores = {score.id: score for score in client.score([*texts, *parts])} if texts or parts else {}
     for call in options:
         mine = [scores[f"{call.id}/{o}"] for o in range(len(call.options)) if f"{call.id}/{o}" in scores]
         if len(mine) == len(call.options):
-            found[call.id] = OptionScores(call.id, tuple(s.logprob for s in mine), sum(s.tokens for s in mine))
-    found |= {call.id: scores[call.id] for call in texts if call.id in scores}
-    if missing := [call.id for call in calls if call.id not in found]:
+            results_by_id[call.id] = OptionScores(call.id, tuple(s.logprob for s in mine), sum(s.tokens for s in mine))
+    results_by_id |= {call.id: scores[call.id] for call in texts if call.id in scores}
+    if missing := [call.id for call in calls if call.id not in results_by_id]:
         raise RuntimeError(f"{client.name}: no answer for {len(missing)} calls, the first is {missing[0]!r}")
-    return found
+    return results_by_id
 
 
 def run_lists(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:

@@ -31,62 +31,63 @@ Waiting = tuple[Chain, int]
 
 class _PoolRun:
     def __init__(self, flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:
-        self.flow, self.rows = flow, rows
+        self.flow = flow
+        self.rows = rows
         self.cache = flow.open_cache(others_only=False)
         self.pool: Pool | None = None
         self.todo: deque[Waiting] = deque()
-        self.asked: dict[bytes, list[Waiting]] = {}
-        self.elsewhere: dict[bytes, list[Waiting]] = {}
-        self.begun: list[Chain] = []
-        self.ended = False
+        self.pending: dict[bytes, list[Waiting]] = {}  # whom the result of a call goes to
+        self.elsewhere: dict[bytes, list[Waiting]] = {}  # likewise, of calls that another process asks
+        self.begun: list[Chain] = []  # rows that had their entry when they were started
+        self.ended = False  # no further row is to be started
 
     def run(self) -> None:
         while True:
-            known = self._fill()
-            if not known and not self.begun:
-                if self.ended and not self.asked and not self.elsewhere and not self.todo:
+            results = self._fill()
+            if not results and not self.begun:
+                if self.ended and not self.pending and not self.elsewhere and not self.todo:
                     break
-                known = self._wait()
-            self._settle(known)
+                results = self._wait()
+            self._settle(results)
         if self.pool is not None:
-            self._tell(self.pool)
+            self._count_usage(self.pool)
 
     def _fill(self) -> list[tuple[bytes, Result | Unanswered]]:
         """Send as many calls as the pool wants; returns what the cache knows already."""
-        known: list[tuple[bytes, Result | Unanswered]] = []
+        results: list[tuple[bytes, Result | Unanswered]] = []
         room = self.pool.room() if self.pool is not None else _FIRST
-        while room > 0 and len(known) < _MOST and len(self.begun) < _MOST:
+        while room > 0 and len(results) < _MOST and len(self.begun) < _MOST:
             part = self._next(min(room, _MOST))
             if not part:
                 break
             fresh: dict[bytes, list[Waiting]] = {}
             for chain, i in part:
                 key = call_key(self.flow.scope, chain.calls[i])
-                same = self.asked.get(key) or self.elsewhere.get(key)
+                same = self.pending.get(key) or self.elsewhere.get(key)
                 if same is not None:
                     same.append((chain, i))
                 else:
                     fresh.setdefault(key, []).append((chain, i))
-            found = self.cache.look(list(fresh)) if self.cache is not None else [Whereabouts.OURS] * len(fresh)
-            for (key, waiting), place in zip(fresh.items(), found, strict=True):
-                room -= self._place(key, waiting, place, known)
+            places = self.cache.look(list(fresh)) if self.cache is not None else [Whereabouts.OURS] * len(fresh)
+            for (key, waiting), place in zip(fresh.items(), places, strict=True):
+                room -= self._place(key, waiting, place, results)
         if self.cache is not None:
             self.cache.beat()
-        return known
+        return results
 
-    def _place(self, key: bytes, waiting: list[Waiting], place: Any, known: list[Any]) -> int:
-        """Ask a call, wait for another process to, or take its answer; returns how many calls were sent."""
+    def _place(self, key: bytes, waiting: list[Waiting], place: Any, results: list[Any]) -> int:
+        """Ask a call, wait for another process to, or add its answer to ``results``; how many calls were sent."""
         chain, i = waiting[0]
         call = chain.calls[i]
         if isinstance(place, Mapping):
             self.flow.tally.from_cache += len(waiting)
-            self.asked[key] = waiting
-            known.append((key, from_plain(call, place)))
+            self.pending[key] = waiting
+            results.append((key, from_plain(call, place)))
             return 0
         if place is Whereabouts.ELSEWHERE:
             self.elsewhere[key] = waiting
             return 0
-        self.asked[key] = waiting
+        self.pending[key] = waiting
         if self.pool is None:
             self.pool = cast(Flowing, self.flow.client()).open_pool()
             self.flow.on_exit(self.pool)
@@ -119,29 +120,30 @@ class _PoolRun:
 
     def _wait(self) -> list[tuple[bytes, Result | Unanswered]]:
         """What has been answered, by the servers or by other processes."""
-        found: list[tuple[bytes, Result | Unanswered]] = []
-        if self.pool is not None and (self.asked or not self.elsewhere):
+        results: list[tuple[bytes, Result | Unanswered]] = []
+        if self.pool is not None and (self.pending or not self.elsewhere):
             # Not without end: others must see that we live.
-            taken = self.pool.take(_POLL if self.elsewhere else BEAT)
-            found += [(cast(bytes, key), result) for key, result in taken]
+            answered = self.pool.take(_POLL if self.elsewhere else BEAT)
+            results += [(cast(bytes, key), result) for key, result in answered]
         elif self.elsewhere:
             time.sleep(_POLL)
-        if self.elsewhere and self.cache is not None and not found:
+        if self.elsewhere and self.cache is not None and not results:
             keys = list(self.elsewhere)
             for key, place in zip(keys, self.cache.look(keys), strict=True):
                 if place is not Whereabouts.ELSEWHERE:
-                    self._place(key, self.elsewhere.pop(key), place, found)
-        return found
+                    self._place(key, self.elsewhere.pop(key), place, results)
+        return results
 
     def _settle(self, results: list[tuple[bytes, Result | Unanswered]]) -> None:
         """Give results to their rows, write, and queue the rows' next calls."""
         records: list[Record] = [self.flow.record(chain) for chain in self.begun]
-        finished, self.begun = self.begun, []
+        finished = self.begun
+        self.begun = []
         touched: dict[int, Chain] = {}
         keep: list[tuple[bytes, Mapping[str, Any]]] = []
         free: list[bytes] = []
         for key, result in results:
-            waiting = self.asked.pop(key)
+            waiting = self.pending.pop(key)
             if isinstance(result, Unanswered):
                 free.append(key)
             elif _lasting(result):
@@ -165,7 +167,7 @@ class _PoolRun:
             self.cache.put(keep)
             self.cache.release(free)
 
-    def _tell(self, pool: Pool) -> None:
+    def _count_usage(self, pool: Pool) -> None:
         usage, tally = pool.usage, self.flow.tally
         tally.attempts += usage.attempts
         for reason, count in usage.faults.items():

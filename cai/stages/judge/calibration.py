@@ -60,13 +60,22 @@ class Calibration:
     def __init__(self, both: bool) -> None:
         self._both = both
         self.counts: Counter[str] = Counter()
-        self.right, self.above, self.brier, self.loss = Mean(), Mean(), Mean(), Mean()
-        self.longer_right, self.judge_longer = Mean(), Mean()
+        self.right = Mean()
+        self.above = Mean()  # right more often than the rule that the longer answer is the better one
+        self.brier = Mean()
+        self.loss = Mean()
+        self.longer_right = Mean()  # how often that rule is right
+        self.judge_longer = Mean()  # how often the judge prefers the longer answer
         self.bins = Bins()
-        self.topics: dict[str, list[float]] = {}
-        self.logits, self.labels = array("d"), array("d")
-        self.unequal = self.equal = 0
-        self.y_longer = self.yy_longer = self.equal_squares = 0.0
+        self.topics: dict[str, list[float]] = {}  # how many were right, and how many there are
+        self.logits = array("d")
+        self.labels = array("d")
+        # For the baselines: pairs of answers of unequal and of equal length, and sums of their labels.
+        self.unequal = 0
+        self.equal = 0
+        self.y_longer = 0.0
+        self.yy_longer = 0.0
+        self.equal_squares = 0.0
 
     def see(self, facts: Mapping[str, Any], dropped: Mapping[str, int]) -> None:
         """One pair: its votes, the lengths of both answers, and ``human``, p that the first is the better one."""
@@ -96,16 +105,19 @@ class Calibration:
         self.logits.append(logit(p))
         self.labels.append(y)
         if topic:
-            known = self.topics.setdefault(topic, [0.0, 0.0])
-            known[0], known[1] = known[0] + right, known[1] + 1
+            topic_totals = self.topics.setdefault(topic, [0.0, 0.0])
+            topic_totals[0] += right
+            topic_totals[1] += 1
         if longer:
             of_longer = y if longer > 0 else 1 - y
-            self.unequal, self.y_longer = self.unequal + 1, self.y_longer + of_longer
+            self.unequal += 1
+            self.y_longer += of_longer
             self.yy_longer += of_longer * of_longer
             self.longer_right.add([rule])
             self.judge_longer.add([signs(p) if longer > 0 else 1 - signs(p)])
         else:
-            self.equal, self.equal_squares = self.equal + 1, self.equal_squares + (y - 0.5) ** 2
+            self.equal += 1
+            self.equal_squares += (y - 0.5) ** 2
 
     def figures(self, temperature: float | None = None) -> LabelFigures:
         """All of it. ``temperature`` is the one that the judge's p were read at, where it has one."""

@@ -33,14 +33,14 @@ def as_candidates(row: Row, seed: int) -> Candidates | str:
 
 def facts(row: Candidates, verdict: Verdict, principles: list[str], human: bool) -> dict[str, Any]:
     """What the report needs of a row."""
-    told: dict[str, Any] = {
+    row_facts: dict[str, Any] = {
         "votes": [vote.plain() for vote in verdict.votes],
         "principles": principles,
         "lengths": [len(answer) for answer in row.answers],
     }
     if verdict.readings:
-        told["readings"] = [reading.plain() for reading in verdict.readings]
-    return {**told, "human": row.meta["human"], "topic": row.topic} if human else told
+        row_facts["readings"] = [reading.plain() for reading in verdict.readings]
+    return {**row_facts, "human": row.meta["human"], "topic": row.topic} if human else row_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +58,20 @@ def _opinion(spec: JudgeSpec, row: Candidates, verdict: Verdict) -> _Opinion:
     if verdict.readings:
         pair, p = pair_of(verdict.readings, both)
         orders = in_both_orders(by_question(verdict.readings))
-        alike = [agreement(one, other) is Agreement.FULL for one, other in orders]
+        alike = [agreement(standings, swapped) is Agreement.FULL for standings, swapped in orders]
         return _Opinion([pair], {} if p is None else {pair: p}, alike)
     questions = first_shown(verdict.votes)
     probabilities = by_pair(questions, both)
-    alike = [agree(one, other) for one, other in both_orders(questions)]
+    alike = [agree(p, p_swapped) for p, p_swapped in both_orders(questions)]
     return _Opinion(chosen_pairs(spec.pairs, row, probabilities), probabilities, alike)
 
 
-def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[str], human: bool) -> Entry:
+def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, *, principles: list[str], human: bool) -> Entry:
     """The comparisons that come out of a row, and what did not come to one, by reason."""
     opinion = _opinion(spec, row, verdict)
     dropped: dict[str, int] = {}
     counts: dict[str, float] = {}
-    made = []
+    comparisons = []
     for i, j in opinion.pairs:
         p = opinion.probabilities.get((i, j))
         if row.answers[i] == row.answers[j]:
@@ -100,12 +100,13 @@ def entry(spec: JudgeSpec, row: Candidates, verdict: Verdict, principles: list[s
         if human and first != 0:
             meta["human"] = round(1 - row.meta["human"], 6)
         chosen, rejected = row.answers[first], row.answers[second]
-        made.append(Comparison(f"{row.id}/{i}-{j}", row.messages, chosen, rejected, round(label, 6), row.topic, meta))
+        name = f"{row.id}/{i}-{j}"
+        comparisons.append(Comparison(name, row.messages, chosen, rejected, round(label, 6), row.topic, meta))
         counts["pairs"] = counts.get("pairs", 0) + 1
         counts["p_chosen"] = counts.get("p_chosen", 0.0) + label
-    if not made and not dropped:
+    if not comparisons and not dropped:
         dropped["fewer than two answers"] = 1
     counts["judged in both orders"] = len(opinion.orders_agree)
     counts["orders agree"] = sum(opinion.orders_agree)
-    told = facts(row, verdict, principles, human)
-    return Entry(row.id, tuple(made), dropped, counts, verdict.calls, verdict.tokens, told)
+    row_facts = facts(row, verdict, principles, human)
+    return Entry(row.id, tuple(comparisons), dropped, counts, verdict.calls, verdict.tokens, row_facts)

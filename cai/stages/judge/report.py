@@ -46,7 +46,7 @@ from cai.judging.sets import (
     pair_of,
     readings_of,
 )
-from cai.stages.flow.entries import Kept
+from cai.stages.flow.entries import StoredEntry
 from cai.stages.judge.calibration import Calibration, logit
 from cai.stages.judge.set_figures import SetFigures
 
@@ -62,12 +62,12 @@ class _Principle:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _RowProbabilities:
     """What was read of one row: p by pair, p by question, and how many pairs were asked about."""
 
-    pairs: Mapping[Pair, float]
-    questions: Mapping[Question, float]
-    asked: int
+    by_pair: Mapping[Pair, float]
+    by_question: Mapping[Question, float]
+    asked_pairs: int
 
 
 class JudgeTally:
@@ -78,22 +78,28 @@ class JudgeTally:
     """
 
     def __init__(self, margin: float, balanced: bool) -> None:
-        self.margin, self.balanced = margin, balanced
+        self.margin = margin
+        self.balanced = balanced
         self.rows = 0
-        self.asked: Counter[str] = Counter()
+        self.votes: Counter[str] = Counter()
         self.unreadable: Counter[str] = Counter()
         self.pairs: Counter[str] = Counter()
-        self.consistent, self.apart = Mean(), Mean()
-        self.one_order = 0
-        self.place, self.first = Mean(), Mean()
-        self.longer, self.p_longer, self.length = Mean(), Mean(), Correlation()
-        self.alpha, self.alike = Alpha(), Mean()
+        self.consistent = Mean()
+        self.apart = Mean()  # how far p moves when the answers change places
+        self.one_order = 0  # questions that were read in one order only
+        self.place = Mean()
+        self.first = Mean()
+        self.longer = Mean()
+        self.p_longer = Mean()
+        self.length = Correlation()
+        self.alpha = Alpha()
+        self.alike = Mean()  # how often two principles come to the same verdict
         self.principles: dict[str, _Principle] = {}
         self.confidence = Bins()
         self.sets = SetFigures()
-        self.given = Calibration(balanced)
+        self.given_labels = Calibration(balanced)
 
-    def see(self, entry: Kept) -> None:
+    def see(self, entry: StoredEntry) -> None:
         """The next entry."""
         facts = entry.facts
         if "votes" not in facts:
@@ -102,60 +108,61 @@ class JudgeTally:
         votes, readings = votes_of(facts["votes"]), readings_of(facts.get("readings", ()))
         answers: list[Vote | Reading] = [*votes, *readings]
         for vote in answers:
-            self.asked["asked"] += 1
+            self.votes["asked"] += 1
             if vote.why:
                 self.unreadable[vote.why] += 1
             else:
-                self.asked["readable"] += 1
-        self.asked["even"] += sum(vote.p == 0.5 for vote in votes)
-        read = self._set(readings) if readings else self._pairs(votes)
-        unreadable, identical = read.asked - len(read.pairs), entry.dropped.get("identical", 0)
-        self.pairs.update({"asked": read.asked, "unreadable": unreadable, "identical": identical})
-        self._lengths(read.pairs, facts["lengths"])
-        self._principles(read.questions, facts["principles"], facts["lengths"])
+                self.votes["readable"] += 1
+        self.votes["even"] += sum(vote.p == 0.5 for vote in votes)
+        row = self._set(readings) if readings else self._pairs(votes)
+        unreadable, identical = row.asked_pairs - len(row.by_pair), entry.dropped.get("identical", 0)
+        self.pairs.update({"asked": row.asked_pairs, "unreadable": unreadable, "identical": identical})
+        self._lengths(row.by_pair, facts["lengths"])
+        self._principles(row.by_question, facts["principles"], facts["lengths"])
         if "human" in facts:
-            self.given.see(facts, entry.dropped)
+            self.given_labels.see(facts, entry.dropped)
 
-    def _pairs(self, votes: Sequence[Vote]) -> _Read:
+    def _pairs(self, votes: Sequence[Vote]) -> _RowProbabilities:
         """A row whose answers were shown in pairs."""
         questions = first_shown(votes)
         self._orders(questions)
-        return _Read(by_pair(questions, self.balanced), questions, len({(vote.i, vote.j) for vote in votes}))
+        pairs = {(vote.i, vote.j) for vote in votes}
+        return _RowProbabilities(by_pair(questions, self.balanced), questions, len(pairs))
 
-    def _set(self, readings: Sequence[Reading]) -> _Read:
+    def _set(self, readings: Sequence[Reading]) -> _RowProbabilities:
         """A row whose answers were shown together: the pair that came out is the only one asked, and what each
         principle says of it the only questions."""
         questions = by_question(readings)
         both = in_both_orders(questions)
-        self.consistent.add([float(agreement(one, other) is Agreement.FULL) for one, other in both])
-        self.apart.add([apart(one, other) for one, other in both])
-        orders = {(reading.k, reading.order): reading.shown for reading in readings}
-        shown = {
+        self.consistent.add([float(agreement(standings, swapped) is Agreement.FULL) for standings, swapped in both])
+        self.apart.add([apart(standings, swapped) for standings, swapped in both])
+        orders = {(reading.k, reading.order): reading.shown_order for reading in readings}
+        counting = {
             (k, order): orders[k, order] for k, order in questions if not self.balanced or (k, 1 - order) in questions
         }
-        self.one_order += len(questions) - len(shown)
-        self.place.add([lean_to_the_front(questions[question], places) for question, places in shown.items()])
-        self.first.add([float(questions[question][places[0]].best) for question, places in shown.items()])
-        self.sets.see(questions, shown)
+        self.one_order += len(questions) - len(counting)
+        self.place.add([lean_to_the_front(questions[question], places) for question, places in counting.items()])
+        self.first.add([float(questions[question][places[0]].best) for question, places in counting.items()])
+        self.sets.see(questions, counting)
         (i, j), p = pair_of(readings, self.balanced)
         by_principle: dict[Question, float] = {}
-        for k in dict.fromkeys(k for k, _ in shown):
+        for k in dict.fromkeys(k for k, _ in counting):
             if (standings := overall(questions, self.balanced, k)) is not None:
                 by_principle[i, j, k, None] = p_between(standings, i, j)
-        return _Read({} if p is None else {(i, j): p}, by_principle, 1)
+        return _RowProbabilities({} if p is None else {(i, j): p}, by_principle, 1)
 
-    def _orders(self, read: Mapping[Question, float]) -> None:
-        both = both_orders(read)
-        self.consistent.add([float(agree(one, other)) for one, other in both])
-        self.apart.add([abs(one - other) for one, other in both])
-        shown = [
+    def _orders(self, questions: Mapping[Question, float]) -> None:
+        both = both_orders(questions)
+        self.consistent.add([float(agree(p, p_swapped)) for p, p_swapped in both])
+        self.apart.add([abs(p - p_swapped) for p, p_swapped in both])
+        counting = [
             p
-            for (i, j, k, flipped), p in read.items()
-            if flipped is not None and (not self.balanced or (i, j, k, not flipped) in read)
+            for (i, j, k, flipped), p in questions.items()
+            if flipped is not None and (not self.balanced or (i, j, k, not flipped) in questions)
         ]
-        self.one_order += sum(flipped is not None for _, _, _, flipped in read) - len(shown)
-        self.place.add([p - 0.5 for p in shown])
-        self.first.add([signs(p) for p in shown])
+        self.one_order += sum(flipped is not None for _, _, _, flipped in questions) - len(counting)
+        self.place.add([p - 0.5 for p in counting])
+        self.first.add([signs(p) for p in counting])
 
     def _lengths(self, pairs: Mapping[Pair, float], lengths: Sequence[int]) -> None:
         wins, p_longer, slopes = [], [], []
@@ -173,25 +180,25 @@ class JudgeTally:
         self.p_longer.add(p_longer)
         self.length.add(slopes)
 
-    def _principles(self, read: Mapping[Question, float], names: Sequence[str], lengths: Sequence[int]) -> None:
+    def _principles(self, questions: Mapping[Question, float], names: Sequence[str], lengths: Sequence[int]) -> None:
         opinions: dict[Pair, dict[int, list[float]]] = {}
-        for question, p in read.items():
+        for question, p in questions.items():
             opinions.setdefault(question[:2], {}).setdefault(question[2], []).append(of_pair(question, p))
         alike: list[float] = []
         for (i, j), by_number in opinions.items():
             mine = {k: mean_of(values) for k, values in by_number.items()}
             verdicts = [signs(p) for p in mine.values()]
             self.alpha.add(verdicts)
-            alike += [float(one == other) for one, other in combinations(verdicts, 2)]
+            alike += [float(first == second) for first, second in combinations(verdicts, 2)]
             for k, p in mine.items():
-                one = self.principles.setdefault(names[k], _Principle())
-                one.pairs += 1
-                one.decided.add([float(abs(p - 0.5) > self.margin)])
+                principle = self.principles.setdefault(names[k], _Principle())
+                principle.pairs += 1
+                principle.decided.add([float(abs(p - 0.5) > self.margin)])
                 if lengths[i] != lengths[j]:
-                    one.longer.add([p if lengths[i] > lengths[j] else 1 - p])
-                others = [other for number, other in mine.items() if number != k]
+                    principle.longer.add([p if lengths[i] > lengths[j] else 1 - p])
+                others = [p_of_other for number, p_of_other in mine.items() if number != k]
                 if others and (majority := signs(mean_of(others))) != 0.5:
-                    one.others.add([float(signs(p) == majority)])
+                    principle.others.add([float(signs(p) == majority)])
         self.alike.add(alike)
 
     def figures(self, settings: Mapping[str, Any], labelled: Calibration | None) -> JudgeReport:
@@ -201,9 +208,9 @@ class JudgeTally:
             judge=dict(settings),
             rows=self.rows,
             votes=VoteCounts(
-                total=self.asked["asked"],
-                readable=self.asked["readable"],
-                even=self.asked["even"],
+                total=self.votes["asked"],
+                readable=self.votes["readable"],
+                even=self.votes["even"],
                 unreadable=dict(sorted(self.unreadable.items())),
             ),
             pairs=PairCounts(
@@ -228,7 +235,7 @@ class JudgeTally:
             confidence=self._confidence(),
             sets=self.sets.figures() if any(self.sets.best.values()) else None,
             labelled=labelled.figures(temperature) if labelled is not None else None,
-            given_labels=self.given.figures(temperature) if self.given.counts else None,
+            given_labels=self.given_labels.figures(temperature) if self.given_labels.counts else None,
         )
 
     def _by_principle(self) -> PrincipleAgreement:

@@ -11,7 +11,7 @@ from cai.figures.judge_report import PlaceShares, SetShares
 from cai.figures.running_sums import Mean
 from cai.judging.sets import Agreement, SetQuestion, Standings, agreement, in_both_orders
 
-Shown = Mapping[SetQuestion, tuple[int, ...]]
+ShownOrders = Mapping[SetQuestion, tuple[int, ...]]
 """The order in which each question showed its answers."""
 
 
@@ -23,21 +23,22 @@ class SetFigures:
         self.best: dict[int, list[Mean]] = {}
         self.worst: dict[int, list[Mean]] = {}
 
-    def see(self, questions: Mapping[SetQuestion, Standings], counting: Shown) -> None:
+    def see(self, questions: Mapping[SetQuestion, Standings], counting: ShownOrders) -> None:
         """The questions of one row; of places only those ``counting`` tell."""
-        kinds = [agreement(one, other) for one, other in in_both_orders(questions)]
+        kinds = [agreement(standings, swapped) for standings, swapped in in_both_orders(questions)]
         for kind, share in self.orders.items():
-            share.add([float(one is kind) for one in kinds])
+            share.add([float(kind_of_question is kind) for kind_of_question in kinds])
         by_size: dict[int, list[list[tuple[float, float]]]] = {}
-        for question, shown in counting.items():
-            named = [(float(questions[question][i].best), float(questions[question][i].worst)) for i in shown]
-            by_size.setdefault(len(shown), []).append(named)
+        for question, shown_order in counting.items():
+            standings = questions[question]
+            ends_by_place = [(float(standings[i].best), float(standings[i].worst)) for i in shown_order]
+            by_size.setdefault(len(shown_order), []).append(ends_by_place)
         for size, rows in by_size.items():
             best = self.best.setdefault(size, [Mean() for _ in range(size)])
             worst = self.worst.setdefault(size, [Mean() for _ in range(size)])
             for place in range(size):
-                best[place].add([named[place][0] for named in rows])
-                worst[place].add([named[place][1] for named in rows])
+                best[place].add([ends_by_place[place][0] for ends_by_place in rows])
+                worst[place].add([ends_by_place[place][1] for ends_by_place in rows])
 
     def figures(self) -> SetShares:
         """Shares of the questions, by what the two orders came to and by place (the first is 1)."""

@@ -13,7 +13,7 @@ from cai.errors import Incomplete, Problem, SpecError
 from cai.figures.judge_report import JUDGE_REPORT, write_judge_report
 from cai.figures.usage import USAGE_OF_LABELLED
 from cai.judging.pairs import Verdict, different
-from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Asked, Judge, Scoring, questions
+from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Judge, PrincipleQuestion, Scoring, questions
 from cai.stages.base import Context, Outcome
 from cai.stages.flow.base import Flow, Turn, Work
 from cai.stages.flow.drive import drive
@@ -57,74 +57,83 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     score = SCORINGS[spec.scoring](judge)
     variables = judge.prompt.template.variables()
     if judge.tie_option and "tie_option" not in variables:
-        what = "never shows tie_option, so the judge cannot know of it"
-        raise SpecError(Problem(f"{ctx.name}.prompt", what, "show {{ tie_option }}, or leave tie_option empty"))
+        message = "never shows tie_option, so the judge cannot know of it"
+        raise SpecError(Problem(f"{ctx.name}.prompt", message, "show {{ tie_option }}, or leave tie_option empty"))
     if spec.scoring is Scoring.BEST_WORST and "answers" not in variables:
-        what = "never shows answers, of which scoring 'best_worst' asks for the best and the worst"
-        raise SpecError(Problem(f"{ctx.name}.prompt", what, "begin with a copy of comparison_set.jinja"))
+        message = "never shows answers, of which scoring 'best_worst' asks for the best and the worst"
+        raise SpecError(Problem(f"{ctx.name}.prompt", message, "begin with a copy of comparison_set.jinja"))
     # A prompt that does not show the principle is asked once, and the row does not claim that one was read.
     reads = "principle" in variables
     again = ctx.input("candidates").makes == Comparison.MAKES
 
-    def judged(row: Candidates) -> Generator[Sequence[Call], Sequence[Any], tuple[Verdict, list[Asked]]]:
-        asked = questions(ctx.principles, ctx.seed, row.id, spec.principles, spec.ensemble) if reads else EXEMPLARS
-        verdict = yield from score(row, different(spec.pairs, row), asked)
-        return verdict, asked
+    def questions_of(row: Candidates) -> list[PrincipleQuestion]:
+        if not reads:
+            return EXEMPLARS
+        return questions(ctx.principles, ctx.seed, row.id, principles=spec.principles, ensemble=spec.ensemble)
+
+    def judged(row: Candidates) -> Generator[Sequence[Call], Sequence[Any], tuple[Verdict, list[str]]]:
+        principle_questions = questions_of(row)
+        verdict = yield from score(row, different(spec.pairs, row), principle_questions)
+        return verdict, [principle for principle, _ in principle_questions]
 
     def work(row: Candidates) -> Turn:
-        verdict, asked = yield from judged(row)
-        return entry(spec, row, verdict, [name for name, _ in asked], again)
+        verdict, principles = yield from judged(row)
+        return entry(spec, row, verdict, principles=principles, human=again)
 
     def beside(row: Candidates) -> Turn:
-        verdict, asked = yield from judged(row)
-        told = facts(row, verdict, [name for name, _ in asked], True)
-        return Entry(row.id, (), {}, {}, verdict.calls, verdict.tokens, told)
+        verdict, principles = yield from judged(row)
+        row_facts = facts(row, verdict, principles, True)
+        return Entry(row.id, (), {}, {}, verdict.calls, verdict.tokens, row_facts)
 
     def convert(row: Row) -> Candidates | str:
         return as_candidates(row, ctx.seed)
 
-    held = _Held()
+    labelled = _LabelledSet()
     if spec.labelled:
-        held = _hold(spec, ctx, source_of(ctx.input("labelled"), convert, spec.labelled_limit), beside)
+        labelled = _judge_labelled(spec, ctx, source_of(ctx.input("labelled"), convert, spec.labelled_limit), beside)
     tally = JudgeTally(spec.margin, spec.both_orders)
     source = source_of(ctx.input("candidates"), convert, spec.limit)
     expected = spec.estimate({"candidates": len(source)}).tokens
-    outcome = through(ctx, source, work, spec, expected, tally.see)
-    if held.late is not None:
-        raise held.late
-    report = tally.figures(_settings(spec), held.calibration)
+    outcome = through(ctx, source, work, spec, tokens=expected, on_entry=tally.see)
+    if labelled.late is not None:
+        raise labelled.late
+    report = tally.figures(_settings(spec), labelled.calibration)
     write_judge_report(ctx.out / JUDGE_REPORT, report)
-    metrics = {**_metrics(outcome.metrics), **headline(report), **held.used}
-    return replace(outcome, metrics=metrics, calls=outcome.calls + held.calls, tokens=outcome.tokens + held.tokens)
+    metrics = {**_metrics(outcome.metrics), **headline(report), **labelled.usage}
+    calls, tokens = outcome.calls + labelled.calls, outcome.tokens + labelled.tokens
+    return replace(outcome, metrics=metrics, calls=calls, tokens=tokens)
 
 
 @dataclass
-class _Held:
+class _LabelledSet:
     """What came of the labelled set. ``late``: some of it got no answer, which the next run asks again."""
 
     calibration: Calibration | None = None
     calls: int = 0
     tokens: int = 0
-    used: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
     late: Incomplete | None = None
 
 
-def _hold(spec: JudgeSpec, ctx: Context, source: RowSource[Candidates], work: Work[Candidates]) -> _Held:
+def _judge_labelled(
+    spec: JudgeSpec, ctx: Context, source: RowSource[Candidates], work: Work[Candidates]
+) -> _LabelledSet:
     """Judge the labelled set, apart from the step's rows and ledger."""
-    held = _Held()
+    labelled = _LabelledSet()
     apart = replace(ctx, progress=_Beside(ctx.progress))
     with Flow(apart, "model", source, work, size=spec.chunk, name="labelled") as flow:
         try:
             drive(flow)
         except Incomplete as error:
-            return replace(held, late=error)  # The work itself need not wait for what is only held against it.
+            return replace(labelled, late=error)  # The work itself need not wait for what is only held against it.
         if ctx.shard is None:
-            held.calibration = Calibration(spec.both_orders)
-            for one in flow.entries():
-                held.calibration.see(one.facts, one.dropped)
-                held.calls, held.tokens = held.calls + one.calls, held.tokens + one.tokens
-        held.used = flow.tally.usage().to_metrics(USAGE_OF_LABELLED)
-    return held
+            labelled.calibration = Calibration(spec.both_orders)
+            for stored_entry in flow.entries():
+                labelled.calibration.see(stored_entry.facts, stored_entry.dropped)
+                labelled.calls += stored_entry.calls
+                labelled.tokens += stored_entry.tokens
+        labelled.usage = flow.tally.usage().to_metrics(USAGE_OF_LABELLED)
+    return labelled
 
 
 def _settings(spec: JudgeSpec) -> dict[str, Any]:

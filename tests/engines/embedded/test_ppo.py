@@ -114,16 +114,17 @@ def test_samples_follow_the_models_distribution_and_their_own_draws(model: Path)
     ends = EndRules(tokenizer, (2,), ("thanks",))
     ids = tuple(encode(tokenizer, ["[user] hello [bot]"])[0])
     many = [RolloutPrompt(f"r{i}", ids) for i in range(2000)]
-    answers = sample(trunk, many, ends, 1, 0.8, 7, "t")
+    answers = sample(trunk, many, ends, max_tokens=1, temperature=0.8, seed=7, purpose="t")
     with torch.no_grad():
         states = trunk(pack([Branches((), (ids,))]))[-1:]
         expected = torch.softmax((states @ trunk.head.t())[0] / 0.8, -1)
     counts = torch.bincount(torch.tensor([a.ids[0] for a in answers]), minlength=len(expected)) / len(many)
     assert float((counts - expected).abs().sum()) / 2 < 0.06
     few = [RolloutPrompt("r0", ids), RolloutPrompt("x", ids[:2]), RolloutPrompt("r5", (*ids, 8, 9))]
-    together = sample(trunk, few, ends, 12, 1.0, 7, "t")
-    assert [sample(trunk, [a], ends, 12, 1.0, 7, "t")[0] for a in few] == together
-    for answer in sample(trunk, many[:64], ends, 12, 1.0, 7, "t"):
+    draws: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0, "seed": 7, "purpose": "t"}
+    together = sample(trunk, few, ends, **draws)
+    assert [sample(trunk, [prompt], ends, **draws)[0] for prompt in few] == together
+    for answer in sample(trunk, many[:64], ends, **draws):
         last = answer.ids[-1] in ends.tokens
         assert answer.ended == last
         assert last or len(answer.ids) == 12

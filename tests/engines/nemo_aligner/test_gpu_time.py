@@ -95,7 +95,7 @@ def test_twice_the_gpus_or_the_utilisation_halve_the_time() -> None:
 def test_a_reward_model_is_trained_on_padded_pairs() -> None:
     found = times()["reward"]
     plan = compiled()
-    rows = plan.step("reward").estimate["rows"]
+    rows = plan.step("reward").estimate.rows
     reached = 0.4 * 989e12 * 8
     # 80 % of the pairs train, two texts of 4,096 tokens each, 8 FLOP: all layers are recomputed.
     assert found.parts["training"] == pytest.approx(8 * 7.24e9 * rows * 0.8 * 2 * 4096 / reached)
@@ -110,7 +110,7 @@ def test_a_reward_model_is_trained_on_padded_pairs() -> None:
 def test_supervised_training_reads_the_tokens_that_the_plan_counts() -> None:
     step, found = compiled().step("sft"), times()["sft"]
     reached = 0.4 * 989e12 * 8
-    assert found.parts["training"] == pytest.approx(6 * 7.24e9 * step.estimate["tokens"] * 0.95 / reached)
+    assert found.parts["training"] == pytest.approx(6 * 7.24e9 * step.estimate.tokens * 0.95 / reached)
     # 1,080 updates, measured every 50: 22 times 40 batches of 128 rows of 96 tokens.
     assert found.parts["validation"] == pytest.approx(2 * 7.24e9 * 22 * 40 * 128 * 96 / reached, rel=0.01)
     assert found.assumes == "rows of 96 tokens; 43 times as much where every row has 4,096"
@@ -126,7 +126,7 @@ def test_pairs_that_are_written_several_times_count_as_often() -> None:
 
 def test_answers_are_drawn_by_all_servers_and_prompts_read_before() -> None:
     step, found = compiled().step("respond"), times()["respond"]
-    prompts = step.estimate["prompt_tokens"]
+    prompts = step.estimate.prompt_tokens
     assert found.parts["reading"] == pytest.approx(2 * 7.24e9 * prompts / (0.4 * 989e12 * 8))
     # 17,532 answers of 1,024 tokens in batches of 128 on 8 servers; the cache is at half of the answers on average.
     shape = gpu_time.fetched_shape(compiled().step("helpful"))
@@ -168,7 +168,7 @@ def test_ppo_draws_scores_and_trains() -> None:
     assert found.gpus == 8
     warm = times("stages.rl.training.critic_warmup=10")["rl"]
     assert warm.parts["drawing"] == pytest.approx(1.1 * found.parts["drawing"])
-    assert step.estimate["calls"] == 51_200
+    assert step.estimate.calls == 51_200
 
 
 def test_gpus_are_those_that_the_commands_hold_at_once() -> None:
@@ -215,7 +215,7 @@ def test_what_is_not_known_is_not_invented(overrides: Sequence[str], step: str, 
 def test_without_a_number_of_rows_there_is_no_time() -> None:
     plan = compiled()
     steps = [
-        replace(step, estimate={**step.estimate, "rows": None, "calls": 0, "tokens": 0})
+        replace(step, estimate=replace(step.estimate, rows=None, calls=0, tokens=0))
         if step.name in ("respond", "sft")
         else step
         for step in plan.steps
@@ -299,7 +299,7 @@ def test_the_json_plan_has_gpu_hours_their_basis_and_the_formula(store: Store) -
 
 def test_what_was_measured_here_wins(store: Store) -> None:
     plan = compiled()
-    rows = plan.step("reward").estimate["rows"]
+    rows = plan.step("reward").estimate.rows
     record = {
         "format": RECORD_FORMAT,
         "kind": "reward",
@@ -313,15 +313,15 @@ def test_what_was_measured_here_wins(store: Store) -> None:
     }
     (store.root / f"reward-{'0' * 16}.json").write_text(json.dumps(record))
     timed = with_times(plan, store).step("reward").estimate
-    assert timed["seconds"] == pytest.approx(10_000, rel=0.001)
-    assert timed["gpu_hours"] == pytest.approx(10_000 * 8 / 3600, rel=0.001)
-    assert (timed["gpu_time"]["basis"], timed["gpu_time"]["parts"]) == ("measured", {})
+    assert timed.seconds == pytest.approx(10_000, rel=0.001)
+    assert timed.gpu_hours == pytest.approx(10_000 * 8 / 3600, rel=0.001)
+    assert (timed.gpu_time.basis, timed.gpu_time.parts) == ("measured", {})
     text = shown(plan, store)
     assert "2 h 46 min" in text
     assert "22 GPU-hours: 2 h 46 min on 8 GPUs, as steps of this kind took here before" in " ".join(text.split())
     # A record that counts no rows tells no time of this one, and no small model's rates stand in for it.
     (store.root / f"reward-{'0' * 16}.json").write_text(json.dumps({**record, "outcome": {"ledger": {"rows_in": 0}}}))
-    assert with_times(plan, store).step("reward").estimate["gpu_time"]["basis"] == "estimate"
+    assert with_times(plan, store).step("reward").estimate.gpu_time.basis == "estimate"
 
 
 def test_what_is_in_the_store_takes_nothing(store: Store) -> None:

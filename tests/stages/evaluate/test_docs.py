@@ -34,7 +34,7 @@ def test_other_peoples_prompts_and_pairs_can_be_given(tmp_path: Path, monkeypatc
     evaluate = steps["evaluate"]
     assert {"red_team", "hh_red_team", "ours"} <= set(by_role(evaluate.inputs)["prompts"])
     assert {"independent", "hh_harmless", "hh_helpful"} <= set(by_role(evaluate.inputs)["comparisons"])
-    assert steps["hh_harmless"].estimate["rows"] == 500
+    assert steps["hh_harmless"].estimate.rows == 500
     assert steps["hh_harmless"].makes == "comparisons"
     assert steps["hh_red_team"].notes[0].startswith("downloads red-team-attempts/")
 
