@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from cai.errors import Problem, SpecError
+from cai.identity import key_of
 
 FORMAT = 1
+"""The version of a plan's file, and so of the ingredients and of the estimates in it."""
 
 Names = str | list[str] | dict[str, str]
 """The steps of one role as a plan's file has them: one, several in order, or several by label."""
@@ -56,6 +58,156 @@ def by_role(inputs: Iterable[Input]) -> dict[str, Names]:
     return steps_by_role
 
 
+InputKeys = str | list[str] | list[list[str]]
+"""The keys of one role's inputs: one, several in order, or [label, key] pairs, whose order counts too."""
+
+_INGREDIENT_TYPES: dict[str, type] = {
+    "kind": str,
+    "version": int,
+    "spec": Mapping,
+    "model": Mapping,
+    "format": str,
+    "data": Mapping,
+    "part": str,
+    "constitution": Mapping,
+    "template": str,
+    "templates": Mapping,
+    "texts": Mapping,
+    "inputs": Mapping,
+    "engine": Mapping,
+    "seed": int,
+}
+"""The ingredients that this program knows, in the order in which plans and records have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a step's key is the hash of; None stands for what has no part in it, which an empty mapping has.
+
+    ``other`` is what another version of this program wrote: it is kept, and counts.
+    """
+
+    kind: str | None = None
+    version: int | None = None
+    # What counts of the stage's own fields.
+    spec: Mapping[str, Any] | None = None
+    # Of a model that is fetched: what it is, and the format that it is converted to.
+    model: Mapping[str, Any] | None = None
+    format: str | None = None
+    # Of data that is read: what the source is, and which part of it.
+    data: Mapping[str, Any] | None = None
+    part: str | None = None
+    # {principles: [...]}, with only the fields that the stage reads.
+    constitution: Mapping[str, Any] | None = None
+    # Digests of texts: the chat template, the templates of models with their own by label, the stage's texts by field.
+    template: str | None = None
+    templates: Mapping[str, str] | None = None
+    texts: Mapping[str, str] | None = None
+    inputs: Mapping[str, InputKeys] | None = None
+    # The engine's kind, and what of its settings decides the result.
+    engine: Mapping[str, Any] | None = None
+    seed: int | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Ingredients:
+        """Read what a plan or a record holds.
+
+        Raises:
+            ValueError: when it is no mapping, or a known ingredient has another type.
+        """
+        if not isinstance(raw, Mapping):
+            raise ValueError("ingredients: not a mapping")
+        known = {name: raw[name] for name in _INGREDIENT_TYPES if name in raw}
+        for name, value in known.items():
+            if not isinstance(value, _INGREDIENT_TYPES[name]):
+                raise ValueError(f"ingredients.{name}: not {_INGREDIENT_TYPES[name].__name__}")
+        return cls(**known, other={name: value for name, value in raw.items() if name not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of ``from_json``; what is not known comes last."""
+        known = {name: value for name in _INGREDIENT_TYPES if (value := getattr(self, name)) is not None}
+        return {**known, **self.other}
+
+    def key(self) -> str:
+        """The key of a step of these ingredients."""
+        return key_of(self.to_json())
+
+    def principles(self) -> Sequence[Mapping[str, Any]]:
+        """What is read of each principle; none where no constitution is."""
+        principles: Sequence[Mapping[str, Any]] = (self.constitution or {}).get("principles", ())
+        return principles
+
+
+@dataclass(frozen=True, slots=True)
+class StepGpuTime:
+    """What a step's GPU-hours were taken from; ``basis`` is empty where they are not known, and ``unknown`` says why.
+
+    ``parts`` are seconds by what they go to, and ``assumes`` says which lengths were taken: both of an estimate alone.
+    ``node_hours`` are those of a cluster.
+    """
+
+    basis: Literal["measured", "estimate", ""]
+    gpus: int
+    nodes: int
+    node_hours: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    assumes: str = ""
+    unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEstimate:
+    """What a step is expected to do; None where that is not known. ``width``: answers in each row it makes.
+
+    The times are for showing: ``cai.planning.rates`` adds them, and plans that run have none.
+    """
+
+    rows: int | None = None
+    calls: int | None = None
+    prompt_tokens: int | None = None
+    tokens: int | None = None
+    width: int | None = None
+    seconds: float | None = None
+    gpu_hours: float | None = None
+    gpu_time: StepGpuTime | None = None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> StepEstimate:
+        """Read what a plan holds; of fields that this program does not know nothing is taken, as no key has them.
+
+        Raises:
+            ValueError: when it is no mapping, or a field is no number.
+            TypeError: when it has the GPU time of another version.
+        """
+        if not isinstance(raw, Mapping):
+            raise ValueError("estimate: not a mapping")
+        known = {entry.name: raw[entry.name] for entry in fields(cls) if raw.get(entry.name) is not None}
+        gpu_time = known.pop("gpu_time", None)
+        for name, value in known.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"estimate.{name}: not a number")
+        return cls(**known, gpu_time=None if gpu_time is None else StepGpuTime(**gpu_time))
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of ``from_json``; where anything is known, unknown rows are said to be so."""
+        known = {entry.name: value for entry in fields(self) if (value := getattr(self, entry.name)) is not None}
+        if self.gpu_time is not None:
+            known["gpu_time"] = asdict(self.gpu_time)
+        return {"rows": self.rows, **known} if known else {}
+
+    def costs(self) -> dict[str, float | None]:
+        """What plans and reviews count, by the names under which they show it."""
+        return {
+            "rows": self.rows,
+            "calls": self.calls,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "gpu_hours": self.gpu_hours,
+        }
+
+
 @dataclass(frozen=True)
 class Step:
     """One stage in one plan, resolved.
@@ -74,8 +226,8 @@ class Step:
     inputs: tuple[Input, ...] = ()
     spec: dict[str, Any] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
-    ingredients: dict[str, Any] = field(default_factory=dict)
-    estimate: dict[str, Any] = field(default_factory=dict)
+    ingredients: Ingredients = field(default_factory=Ingredients)
+    estimate: StepEstimate = field(default_factory=StepEstimate)
     notes: list[str] = field(default_factory=list)
     engine: str = ""
 
@@ -90,6 +242,15 @@ class Step:
     def source(self, role: str) -> str | None:
         """Name of the step of a role that has exactly one; None of any other."""
         return next((entry.step for entry in self.inputs if entry.role == role and entry.label is None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as a plan's file has it."""
+        return {
+            **{entry.name: getattr(self, entry.name) for entry in fields(self)},
+            "inputs": by_role(self.inputs),
+            "ingredients": self.ingredients.to_json(),
+            "estimate": self.estimate.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -128,11 +289,10 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text, stable: the same plan gives the same bytes."""
-        data = {"format": FORMAT, **asdict(self)}
+        steps = [step.to_json() for step in self.steps]
+        data = {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}, "steps": steps}
         # Plans with one engine are written as they were before there could be several.
-        for step, written in zip(self.steps, data["steps"], strict=True):
-            written["inputs"] = by_role(step.inputs)
-        for part in (data, *data["steps"]):
+        for part in (data, *steps):
             for name in ("engine", "engines"):
                 if not part.get(name, True):
                     del part[name]
@@ -150,9 +310,20 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             raise SpecError(Problem(where, f"not a plan of format {FORMAT}", "make one with `plan --out FILE`"))
         data = {k: v for k, v in raw.items() if k != "format"}
-        steps = tuple(Step(**{**step, "inputs": inputs_of(step.get("inputs", {}))}) for step in data.pop("steps"))
+        steps = tuple(_step_from_json(step) for step in data.pop("steps"))
         return Plan(steps=steps, **data)
     except (ValueError, TypeError, KeyError) as error:
         raise SpecError(
             Problem(where, f"cannot be read as a plan ({error})", "make one with `plan --out FILE`")
         ) from error
+
+
+def _step_from_json(raw: Mapping[str, Any]) -> Step:
+    return Step(
+        **{
+            **raw,
+            "inputs": inputs_of(raw.get("inputs", {})),
+            "ingredients": Ingredients.from_json(raw.get("ingredients", {})),
+            "estimate": StepEstimate.from_json(raw.get("estimate", {})),
+        }
+    )

@@ -15,7 +15,7 @@ from cai.engines import ENGINES, gpu_times
 from cai.engines.base import GpuTime
 from cai.engines.methods import METHODS
 from cai.launchers.settings import is_local
-from cai.plan import Plan, Step
+from cai.plan import Ingredients, Plan, Step, StepGpuTime
 from cai.store.artifacts import Store, read_record
 
 RECENT = 5
@@ -58,31 +58,32 @@ def with_times(plan: Plan, store: Store, times: Mapping[str, GpuTime] | None = N
 
 
 def _timed(step: Step, records: list[Mapping[str, Any]], *, guess: bool, gpus: GpuTime | None, nodes: bool) -> Step:
-    seconds, basis = _measured_seconds(step, records), "measured"
-    if seconds is None:
-        seconds, basis = _guessed_seconds(step, guess) if gpus is None else gpus.seconds, "estimate"
-    basis = "" if seconds is None else basis
-    costs: dict[str, Any] = {} if seconds is None else {"seconds": round(seconds, 2)}
-    if gpus is not None:
-        hours = None if seconds is None else seconds / 3600
-        costs["gpu_hours"] = None if hours is None else round(hours * gpus.gpus, 3)
-        costs["gpu_time"] = {
-            "basis": basis,
-            "gpus": gpus.gpus,
-            "nodes": gpus.nodes,
-            "node_hours": round(hours * gpus.nodes, 3) if hours is not None and nodes else None,
-            "parts": {name: round(part, 2) for name, part in gpus.parts.items()} if basis == "estimate" else {},
-            "assumes": gpus.assumes if basis == "estimate" else "",
-            "unknown": "" if basis else gpus.unknown,
-        }
-    return replace(step, estimate={**step.estimate, **costs}) if costs else step
+    measured = _measured_seconds(step, records)
+    expected = _guessed_seconds(step, guess) if gpus is None else gpus.seconds
+    seconds = expected if measured is None else measured
+    estimate = step.estimate if seconds is None else replace(step.estimate, seconds=round(seconds, 2))
+    if gpus is None:
+        return replace(step, estimate=estimate)
+    hours = None if seconds is None else seconds / 3600
+    gpu_time = StepGpuTime(
+        basis="" if seconds is None else "estimate" if measured is None else "measured",
+        gpus=gpus.gpus,
+        nodes=gpus.nodes,
+        node_hours=round(hours * gpus.nodes, 3) if hours is not None and nodes else None,
+        unknown=gpus.unknown if seconds is None else "",
+    )
+    if gpu_time.basis == "estimate":
+        parts = {name: round(part, 2) for name, part in gpus.parts.items()}
+        gpu_time = replace(gpu_time, parts=parts, assumes=gpus.assumes)
+    gpu_hours = None if hours is None else round(hours * gpus.gpus, 3)
+    return replace(step, estimate=replace(estimate, gpu_hours=gpu_hours, gpu_time=gpu_time))
 
 
 def _measured_seconds(step: Step, records: list[Mapping[str, Any]]) -> float | None:
     """From what steps of this kind took here, by row; None where there were none, or how many rows come is unknown."""
     if step.kind in _FIXED:
         return float(median(float(r["seconds"]) for r in records)) if records else None
-    rows = step.estimate.get("rows")
+    rows = step.estimate.rows
     per_row = [r["seconds"] / r["outcome"]["ledger"]["rows_in"] for r in records if r["outcome"]["ledger"]["rows_in"]]
     return float(median(per_row)) * float(rows) if per_row and rows else None
 
@@ -94,9 +95,10 @@ def _guessed_seconds(step: Step, embedded: bool) -> float | None:
     if step.kind in _FIXED:
         return _FIXED[step.kind] if embedded or step.kind in ("read", "mix") else None
     write_rate, read_rate = _PER_SECOND.get(step.kind, (0.0, 0.0))
-    if not embedded or step.estimate.get("rows") is None or not write_rate:
+    written, read = step.estimate.tokens, step.estimate.prompt_tokens
+    if not embedded or step.estimate.rows is None or written is None or read is None or not write_rate:
         return None
-    return float(_START + step.estimate["tokens"] / write_rate + step.estimate["prompt_tokens"] / read_rate)
+    return _START + written / write_rate + read / read_rate
 
 
 def _recent_records(store: Store, kind: str, engine: str) -> list[Mapping[str, Any]]:
@@ -107,8 +109,9 @@ def _recent_records(store: Store, kind: str, engine: str) -> list[Mapping[str, A
     for path in paths[:RECENT]:
         try:
             record = read_record(path)
-            maker = record["ingredients"].get("engine", {}).get("kind", engine)
-            if maker == engine and (kind != "fetch" or ("format" in record["ingredients"]) == converts):
+            ingredients = Ingredients.from_json(record["ingredients"])
+            maker = (ingredients.engine or {}).get("kind", engine)
+            if maker == engine and (kind != "fetch" or (ingredients.format is not None) == converts):
                 records.append(record)
         except (OSError, ValueError):
             continue  # A record that cannot be read tells no time; `store verify` reports it.

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cai.identity import canonical
-from cai.plan import Plan, Step
+from cai.plan import Ingredients, Plan, Step
 
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 _SHOWN = 32
 
 
-def diff_ingredients(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def diff_ingredients(old: Ingredients, new: Ingredients) -> list[str]:
     """What changed, each with its path: ``spec.epochs: 1 -> 2``, ``principles[3] (privacy).critique changed``.
 
     List items that have an ``id`` are matched by it; the number is the item's place in the new list (in the old one
     where it was removed). Long texts and digests are said to have changed, short values are shown.
     """
-    return list(_mapping("", old, new))
+    return list(_mapping("", old.to_json(), new.to_json()))
 
 
 def step_changes(old: Step, new: Step) -> list[str]:
     """Why ``new`` is not ``old``: ``input data (mix) changes`` for inputs, else as ``diff_ingredients``."""
-    theirs, ours = dict(old.ingredients), dict(new.ingredients)
-    before, after = theirs.pop("inputs", {}), ours.pop("inputs", {})
-    changes = diff_ingredients(theirs, ours)
+    before, after = old.ingredients.inputs or {}, new.ingredients.inputs or {}
+    changes = diff_ingredients(replace(old.ingredients, inputs=None), replace(new.ingredients, inputs=None))
     for role in dict.fromkeys((*after, *before)):
         if role not in before:
             changes.append(f"input {role} added")

@@ -7,7 +7,7 @@ the texts that a stage reads, a missing prompt template, a data file that is not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cai.constitution import TEXTS, Constitution, lint
@@ -16,8 +16,8 @@ from cai.data.source import DataSource, part_counts, part_makes, source_identity
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
-from cai.identity import key_of, text_digest
-from cai.plan import Input, Names, Plan, Step, by_role, inputs_of
+from cai.identity import text_digest
+from cai.plan import Ingredients, Input, InputKeys, Names, Plan, Step, StepEstimate, by_role, inputs_of
 from cai.planning.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.models import NOT_FETCHED, endpoint_note, model_identity, scheme_of
@@ -65,7 +65,7 @@ class _Compilation:
 class _Reading:
     """What a stage reads besides its inputs: what of it counts, and the frozen texts themselves."""
 
-    ingredients: Mapping[str, Any] = field(default_factory=dict)
+    ingredients: Ingredients = field(default_factory=Ingredients)
     resources: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -208,11 +208,11 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
         work.problems += [Problem(work.where(p.where), p.message, p.next) for p in error.problems]
         return None
     spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude=NOT_FETCHED))
-    ingredients: dict[str, Any] = {"model": identity}
+    ingredients = Ingredients(model=identity)
     if scheme != "api":
         work.formats[step] = engine.kind.model_format
         if engine.kind.model_format:
-            ingredients["format"] = engine.kind.model_format
+            ingredients = replace(ingredients, format=engine.kind.model_format)
     notes = [endpoint_note(model)] if scheme == "api" else []
     work.steps[step] = _step(
         work, step, spec, ingredients, makes=spec.MAKES, estimate=spec.estimate({}), engine=engine, notes=notes
@@ -243,7 +243,7 @@ def _data_step(work: _Compilation, name: str, part: str, source: DataSource) -> 
     notes = [f"downloads {entry['file']} of {entry['name']} at {entry['revision']}" for entry in identity["hub"]]
     moving = {entry["revision"] for entry in identity["hub"] if not is_commit(entry["revision"])}
     notes += [f"'{branch}' can move: pin it to a commit to be able to repeat this" for branch in sorted(moving)]
-    ingredients = {"data": identity, "part": part}
+    ingredients = Ingredients(data=identity, part=part)
     work.steps[step] = _step(
         work, step, spec, ingredients, makes=part_makes(source), estimate=Estimate(counts[part]), notes=notes
     )
@@ -281,17 +281,17 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         return
     for problem in endpoint_problems(work.experiment, path, spec, names):
         work.wrong(problem.where, problem.message, problem.next)
-    readings = (
-        _constitution(work, path, spec),
-        _template(work, path, spec, names) if spec.USES_TEMPLATE else _Reading(),
-        _Reading(resources=endpoint_resources(work.experiment, names)),
-        _stage_texts(work, path, parts),
+    constitution = _constitution(work, path, spec)
+    template = _template(work, path, spec, names) if spec.USES_TEMPLATE else _Reading()
+    endpoints = endpoint_resources(work.experiment, names)
+    texts = _stage_texts(work, path, parts)
+    ingredients = Ingredients(
+        spec={k: v for k, v in parts.semantic.items() if k != "kind"},
+        constitution=constitution.ingredients.constitution,
+        template=template.ingredients.template,
+        templates=template.ingredients.templates,
+        texts=texts.ingredients.texts,
     )
-    ingredients: dict[str, Any] = {"spec": {k: v for k, v in parts.semantic.items() if k != "kind"}}
-    resources: dict[str, Any] = {}
-    for reading in readings:
-        ingredients |= reading.ingredients
-        resources |= reading.resources
     try:
         makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
         estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
@@ -310,7 +310,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         makes=makes,
         estimate=estimate,
         inputs=tuple(Input(entry.role, entry.label, names[_labelled_role(entry)]) for entry in inputs_of(parts.inputs)),
-        resources=resources,
+        resources={**constitution.resources, **template.resources, **endpoints, **texts.resources},
         engine=engine,
         notes=cost_note(work.experiment, names, estimate),
     )
@@ -341,11 +341,12 @@ def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str
         if not work.experiment.template:
             work.wrong(path, "needs a chat template", "give `template=NAME`")
         return _Reading()
-    ingredients: dict[str, Any] = {"template": text_digest(template.text)}
+    ingredients = Ingredients(template=text_digest(template.text))
     resources: dict[str, Any] = {"template": {"name": template.name, "text": template.text}}
     others = {role.partition(".")[2]: text for role, text in own.items() if text.text != template.text}
     if others:
-        ingredients["templates"] = {label: text_digest(text.text) for label, text in others.items()}
+        digests = {label: text_digest(text.text) for label, text in others.items()}
+        ingredients = replace(ingredients, templates=digests)
         resources["templates"] = {label: {"name": text.name, "text": text.text} for label, text in others.items()}
     return _Reading(ingredients, resources)
 
@@ -360,7 +361,7 @@ def _rows_by_role(work: _Compilation, inputs: Mapping[str, Names], names: Mappin
         if not isinstance(value, str):
             counts = [rows[r] for r in names if r.startswith(f"{role}.")]
             rows[role] = None if any(c is None for c in counts) else sum(c for c in counts if c is not None)
-    return rows | {f"{role}:width": work.steps[step].estimate.get("width", 1) for role, step in names.items()}
+    return rows | {f"{role}:width": work.steps[step].estimate.width for role, step in names.items()}
 
 
 def _constitution(work: _Compilation, path: str, spec: StageSpec) -> _Reading:
@@ -376,7 +377,7 @@ def _constitution(work: _Compilation, path: str, spec: StageSpec) -> _Reading:
             reason = f"{finding.message} ('{path}' reads it)"
             work.problems.append(Problem(work.where(f"constitution: {finding.where}"), reason, finding.next))
     return _Reading(
-        {"constitution": {"principles": work.constitution.identity(spec.PRINCIPLE_FIELDS)}},
+        Ingredients(constitution={"principles": work.constitution.identity(spec.PRINCIPLE_FIELDS)}),
         {"constitution": work.constitution.to_json()},
     )
 
@@ -390,14 +391,15 @@ def _stage_texts(work: _Compilation, path: str, parts: SpecParts) -> _Reading:
             work.gather(error)
     if not texts:
         return _Reading()
-    return _Reading({"texts": {name: text_digest(text) for name, text in texts.items()}}, {"texts": texts})
+    digests = {name: text_digest(text) for name, text in texts.items()}
+    return _Reading(Ingredients(texts=digests), {"texts": texts})
 
 
 def _step(
     work: _Compilation,
     name: str,
     spec: StageSpec,
-    ingredients: Mapping[str, Any],
+    ingredients: Ingredients,
     *,
     makes: str,
     estimate: Estimate,
@@ -408,32 +410,42 @@ def _step(
 ) -> Step:
     """Complete the ingredients and hash them."""
     seed = work.experiment.seed
-    complete: dict[str, Any] = {"kind": spec.kind, "version": spec.VERSION, **ingredients}
-    if inputs:
-        complete["inputs"] = {role: _keys(work, names) for role, names in by_role(inputs).items()}
+    identity: dict[str, Any] | None = None
     if isinstance(spec, EngineSpec) and engine is not None:
-        identity = engine.kind.identity(engine.settings, spec.kind, name, by_role(inputs))
-        complete["engine"] = {"kind": engine.name, **identity}
-    if spec.kind not in ("fetch", "read"):
-        complete["seed"] = seed
+        decides = engine.kind.identity(engine.settings, spec.kind, name, by_role(inputs))
+        identity = {"kind": engine.name, **decides}
+    complete = replace(
+        ingredients,
+        kind=spec.kind,
+        version=spec.VERSION,
+        inputs={role: _keys(work, names) for role, names in by_role(inputs).items()} if inputs else None,
+        engine=identity,
+        seed=seed if spec.kind not in ("fetch", "read") else None,
+    )
     return Step(
         name=name,
         kind=spec.kind,
         makes=makes,
-        key=key_of(complete),
+        key=complete.key(),
         seed=seed,
         inputs=inputs,
         # Which engine does the step is the plan's to say, not the spec's.
         spec=spec.model_dump(mode="json", by_alias=True, exclude={"engine"}),
         resources=dict(resources or {}),
         ingredients=complete,
-        estimate=asdict(estimate),
+        estimate=StepEstimate(
+            rows=estimate.rows,
+            calls=estimate.calls,
+            prompt_tokens=estimate.prompt_tokens,
+            tokens=estimate.tokens,
+            width=estimate.width,
+        ),
         notes=[*(notes or []), *([f"with engine {engine.label}"] if engine is not None and engine.label else [])],
         engine=engine.label if engine is not None else "",
     )
 
 
-def _keys(work: _Compilation, names: Names) -> Any:
+def _keys(work: _Compilation, names: Names) -> InputKeys:
     if isinstance(names, str):
         return work.steps[names].key
     if isinstance(names, dict):

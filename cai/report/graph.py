@@ -277,7 +277,7 @@ def _details(run: Run, step: Step, facts: Mapping[str, str]) -> tuple[Detail, ..
         if metrics := artifact.record.get("outcome", {}).get("metrics"):
             details.append(Detail("metrics", _json(metrics), True))
     details.append(Detail("spec", _json(step.spec), True))
-    details.append(Detail("ingredients of the key", _json(step.ingredients), True))
+    details.append(Detail("ingredients of the key", _json(step.ingredients.to_json()), True))
     return tuple(details)
 
 

@@ -6,10 +6,10 @@ Whether a change can change a result is not guessed: it can when it reaches the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cai.plan import Plan, Step
+from cai.plan import Ingredients, Plan, Step
 from cai.review.words import Pieces, line_diff, word_diff
 
 SECTIONS = {
@@ -106,9 +106,9 @@ def _same_work(old: Step, new: Step) -> bool:
     return made_here and old.kind == new.kind and own_ingredients(old) == own_ingredients(new)
 
 
-def own_ingredients(step: Step) -> dict[str, Any]:
+def own_ingredients(step: Step) -> Ingredients:
     """What decides a step's result beside its inputs."""
-    return {name: value for name, value in step.ingredients.items() if name != "inputs"}
+    return replace(step.ingredients, inputs=None)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _stages(match: Paired) -> Iterator[Change]:
 
 def _fields(match: Paired, before: Step, after: Step) -> Iterator[Change]:
     where, only = f"stages.{after.name}", (after.name,)
-    versions = (before.ingredients.get("version"), after.ingredients.get("version"))
+    versions = (before.ingredients.version, after.ingredients.version)
     if versions[0] != versions[1]:
         words = f"{where}: this program makes it in another way (version {versions[0]} -> {versions[1]})"
         yield Change("stages", "version", where, *versions, words, True, only)
@@ -86,11 +86,11 @@ def _fields(match: Paired, before: Step, after: Step) -> Iterator[Change]:
             yield Change(
                 "stages", "rewired", f"{where}.{role}", none_if_missing(was), none_if_missing(now), words, True, only
             )
-    pairs = blocks(before.ingredients.get("spec", {}), after.ingredients.get("spec", {}))
+    pairs = blocks(before.ingredients.spec or {}, after.ingredients.spec or {})
     for path, pair in pairs.items():
         yield field_change("hyperparameters", f"{where}.{path}", pair, steps=only)
-    texts = {*before.ingredients.get("texts", {}), *after.ingredients.get("texts", {})}
-    counted = {*flat(before.ingredients.get("spec", {})), *flat(after.ingredients.get("spec", {}))}
+    texts = {*(before.ingredients.texts or {}), *(after.ingredients.texts or {})}
+    counted = {*flat(before.ingredients.spec or {}), *flat(after.ingredients.spec or {})}
     for path, pair in differing(before.spec, after.spec).items():
         if path in counted or path in texts or _covered(path, reported_paths) or path == "kind" or MISSING in pair:
             continue
@@ -137,13 +137,13 @@ def _templates(match: Paired) -> Iterator[Change]:
     groups: dict[tuple[Any, Any], list[tuple[str, Any, Any]]] = {}
     names: dict[tuple[str, str], None] = {}
     for before, after in match.both:
-        was, now = before.ingredients.get("template"), after.ingredients.get("template")
+        was, now = before.ingredients.template, after.ingredients.template
         sides = (before.resources.get("template", {}), after.resources.get("template", {}))
         if was != now:
             groups.setdefault((was, now), []).append((after.name, *sides))
         elif was and sides[0].get("name") != sides[1].get("name"):
             names[str(sides[0].get("name")), str(sides[1].get("name"))] = None
-        own = (before.ingredients.get("templates", {}), after.ingredients.get("templates", {}))
+        own = (before.ingredients.templates or {}, after.ingredients.templates or {})
         for label in dict.fromkeys((*own[1], *own[0])):
             if own[0].get(label) != own[1].get(label):
                 old_template, new_template = (s.resources.get("templates", {}).get(label, {}) for s in (before, after))
@@ -178,7 +178,7 @@ def _templates(match: Paired) -> Iterator[Change]:
 def _prompts(match: Paired) -> Iterator[Change]:
     groups: dict[tuple[Any, Any, Any, Any], list[tuple[str, str, Step, Step]]] = {}
     for before, after in match.both:
-        was, now = before.ingredients.get("texts", {}), after.ingredients.get("texts", {})
+        was, now = before.ingredients.texts or {}, after.ingredients.texts or {}
         for field in dict.fromkeys((*now, *was)):
             files = (before.spec.get(field), after.spec.get(field))
             if was.get(field) != now.get(field) or files[0] != files[1]:
@@ -205,14 +205,14 @@ def _prompts(match: Paired) -> Iterator[Change]:
 def _engine(match: Paired) -> Iterator[Change]:
     kinds = (match.old.engine.get("kind"), match.new.engine.get("kind"))
     if kinds[0] != kinds[1]:
-        steps = tuple(after.name for _, after in match.both if "engine" in after.ingredients)
+        steps = tuple(after.name for _, after in match.both if after.ingredients.engine is not None)
         yield field_change("engine", "engine.kind", kinds, steps=steps)
         return
     old, new = ({k: v for k, v in plan.engine.items() if k != "uses"} for plan in (match.old, match.new))
     setting_changes, leaves = blocks(old, new), differing(old, new)
     groups: dict[tuple[str, str, str], tuple[tuple[Any, Any], bool, dict[str, None]]] = {}
     for before, after in match.both:
-        pairs = blocks(before.ingredients.get("engine", {}), after.ingredients.get("engine", {}))
+        pairs = blocks(before.ingredients.engine or {}, after.ingredients.engine or {})
         for path, pair in pairs.items():
             where = _as_asked(path, leaves)
             # What the experiment says is the same: then the machine has decided otherwise.
@@ -248,7 +248,7 @@ def _as_asked(path: str, leaves: Mapping[str, Any]) -> str:
 def _seed(match: Paired) -> Iterator[Change]:
     pair = (match.old.seed, match.new.seed)
     if pair[0] != pair[1]:
-        steps = tuple(after.name for _, after in match.both if "seed" in after.ingredients)
+        steps = tuple(after.name for _, after in match.both if after.ingredients.seed is not None)
         yield field_change("seed", "seed", pair, steps=steps)
 
 

@@ -32,9 +32,9 @@ def _model(before: Step, after: Step) -> Iterator[Change]:
     if before.name != after.name:
         words = f"model {before.name} is now called {after.name}"
         yield Change("models", "renamed", where, before.name, after.name, words, False)
-    same = before.ingredients.get("model") == after.ingredients.get("model")
+    same = before.ingredients.model == after.ingredients.model
     reported = False
-    counted = {*before.ingredients.get("model", {}), *after.ingredients.get("model", {})} | {"source"}
+    counted = {*(before.ingredients.model or {}), *(after.ingredients.model or {})} | {"source"}
     for path, pair in differing(before.spec, after.spec).items():
         if MISSING in pair:
             continue
@@ -48,7 +48,7 @@ def _model(before: Step, after: Step) -> Iterator[Change]:
             change = Change("models", "digest", change.where, *pair, words, counts, change.steps)
         yield change
     if not same and not reported:
-        old, new = (s.ingredients.get("model", {}).get("sha256", "") for s in (before, after))
+        old, new = ((s.ingredients.model or {}).get("sha256", "") for s in (before, after))
         words = f"{where}: other weights ({_digest(old)} -> {_digest(new)})"
         yield Change("models", "digest", f"{where}.sha256", old, new, words, True, (after.name,))
 
@@ -75,7 +75,7 @@ def _data(match: Paired) -> Iterator[Change]:
         for step in steps:
             if step.kind != "read":
                 continue
-            rows = step.estimate.get("rows")
+            rows = step.estimate.rows
             noun = "part" if source_name(step) in source_names and source_name(step) != step.name else "data"
             words = f"{noun} {step.name} {kind}" + (f" ({rows:,} rows)" if rows is not None else "")
             path = step.spec.get("source", {}).get("path")
@@ -86,7 +86,7 @@ def _data(match: Paired) -> Iterator[Change]:
 def _source(name: str, parts: list[tuple[Step, Step]]) -> Iterator[Change]:
     before, after = parts[0]
     where, steps = f"data.{name}", tuple(new.name for _, new in parts)
-    old, new = (dict(s.ingredients.get("data", {})) for s in (before, after))
+    old, new = (dict(s.ingredients.data or {}) for s in (before, after))
     rows = _rows(parts)
     digests = (old.pop("sha256", []), new.pop("sha256", []))
     if digests[0] != digests[1]:
@@ -107,8 +107,8 @@ def _source(name: str, parts: list[tuple[Step, Step]]) -> Iterator[Change]:
     for path, pair in fields.items():
         change = field_change("data", f"{where}.{path}", pair, steps=steps)
         yield replace(change, words=change.words + (rows if digests[0] == digests[1] and hubs[0] == hubs[1] else ""))
-    if old.get("makes") == new.get("makes") and before.ingredients.get("part") != after.ingredients.get("part"):
-        pair = (before.ingredients.get("part"), after.ingredients.get("part"))
+    if old.get("makes") == new.get("makes") and before.ingredients.part != after.ingredients.part:
+        pair = (before.ingredients.part, after.ingredients.part)
         yield field_change("data", f"{where}.part", pair, steps=steps)
     changed = {path.partition(".")[0] for path in fields} | {"splits", "makes"}
     for path, pair in differing(before.spec.get("source", {}), after.spec.get("source", {})).items():
@@ -124,7 +124,7 @@ def _source(name: str, parts: list[tuple[Step, Step]]) -> Iterator[Change]:
 def _rows(parts: list[tuple[Step, Step]]) -> str:
     row_counts = []
     for before, after in parts:
-        pair = (before.estimate.get("rows"), after.estimate.get("rows"))
+        pair = (before.estimate.rows, after.estimate.rows)
         if pair[0] != pair[1] and None not in pair:
             part = after.name if len(parts) > 1 else "rows"
             row_counts.append(f"{part} {pair[0]:,} -> {pair[1]:,}")

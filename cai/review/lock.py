@@ -20,8 +20,8 @@ from cai.errors import Problem, SpecError
 from cai.experiment.compose import DEFAULT_EXPERIMENT
 from cai.files.library import Library
 from cai.files.yaml_lines import dumps, load_mapping
-from cai.identity import canonical, key_of
-from cai.plan import Plan, Step, by_role, inputs_of
+from cai.identity import canonical
+from cai.plan import Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
 from cai.review.changes import flat
 from cai.review.compare import compare
 from cai.review.inputs import source_name
@@ -90,7 +90,7 @@ def check_lock(
 
 def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A plan as the plain data of a lock. ``overrides`` are those it was compiled with, the experiment's name first."""
-    counts = next((dict(s.ingredients["engine"]) for s in plan.steps if "engine" in s.ingredients), {})
+    counts = next((dict(engine) for s in plan.steps if (engine := s.ingredients.engine) is not None), {})
     constitution = constitution_of(plan)
     lock: dict[str, Any] = {
         "format": FORMAT,
@@ -113,50 +113,46 @@ def lock_data(plan: Plan, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _data(step: Step) -> dict[str, Any]:
     """A data source: its settings, and what of its identity they do not say."""
-    source, identity = step.spec["source"], step.ingredients["data"]
+    source, identity = step.spec["source"], step.ingredients.data or {}
     more = {k: v for k, v in identity.items() if k not in _SAID}
     return {"source": {k: v for k, v in source.items() if v not in (None, {})}, **more}
 
 
 def _step_data(step: Step, counts: Mapping[str, Any]) -> dict[str, Any]:
     ingredients = step.ingredients
-    locked_step: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": ingredients.get("version")}
+    locked_step: dict[str, Any] = {"name": step.name, "kind": step.kind, "version": ingredients.version}
     locked_step["key"] = step.key[:DIGITS]
     if step.engine:
         locked_step["by"] = step.engine
     if step.kind == "read":
-        rows = step.estimate.get("rows")
+        rows = step.estimate.rows
         return {
             **locked_step,
             "data": source_name(step),
-            "part": ingredients["part"],
+            "part": ingredients.part,
             **({} if rows is None else {"rows": rows}),
         }
     if step.kind == "fetch":
-        counted = {k: ingredients[k] for k in ("model", "format") if k in ingredients}
+        counted = {k: v for k, v in (("model", ingredients.model), ("format", ingredients.format)) if v is not None}
         return {**locked_step, "counts": counted, "spec": {k: v for k, v in step.spec.items() if v not in ("", None)}}
     locked_step["inputs"] = by_role(step.inputs)
-    if "engine" in ingredients:
-        locked_step["engine"] = (
-            "counts" if canonical(ingredients["engine"]) == canonical(counts) else ingredients["engine"]
-        )
-    if "constitution" in ingredients:
-        locked_step["principles"] = list(
-            dict.fromkeys(f for entry in ingredients["constitution"]["principles"] for f in entry)
-        )
-    if "template" in ingredients:
+    if (engine := ingredients.engine) is not None:
+        locked_step["engine"] = "counts" if canonical(engine) == canonical(counts) else engine
+    if ingredients.constitution is not None:
+        locked_step["principles"] = list(dict.fromkeys(f for entry in ingredients.principles() for f in entry))
+    if ingredients.template is not None:
         locked_step["template"] = {
             "name": step.resources.get("template", {}).get("name"),
-            "sha256": ingredients["template"],
+            "sha256": ingredients.template,
         }
-    if "templates" in ingredients:
+    if ingredients.templates is not None:
         names = step.resources.get("templates", {})
         locked_step["templates"] = {
-            k: {"name": names.get(k, {}).get("name"), "sha256": v} for k, v in ingredients["templates"].items()
+            k: {"name": names.get(k, {}).get("name"), "sha256": v} for k, v in ingredients.templates.items()
         }
-    if "texts" in ingredients:
-        locked_step["texts"] = {k: {"file": step.spec.get(k), "sha256": v} for k, v in ingredients["texts"].items()}
-    locked_step["settings"] = ingredients.get("spec", {})
+    if ingredients.texts is not None:
+        locked_step["texts"] = {k: {"file": step.spec.get(k), "sha256": v} for k, v in ingredients.texts.items()}
+    locked_step["settings"] = ingredients.spec or {}
     if endpoints := {name: step.resources[name] for name in ("api_keys", "servers") if name in step.resources}:
         locked_step["endpoints"] = endpoints
     if runtime := _runtime(step):
@@ -166,7 +162,7 @@ def _step_data(step: Step, counts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _runtime(step: Step) -> dict[str, Any]:
     """Leaves of a spec that do not count, by path."""
-    counted, texts = flat(step.ingredients.get("spec", {})), step.ingredients.get("texts", {})
+    counted, texts = flat(step.ingredients.spec or {}), step.ingredients.texts or {}
     roles = tuple(by_role(step.inputs))
     uncounted = {
         path: value
@@ -221,36 +217,41 @@ def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
 
 def _step_of(data: Mapping[str, Any], step: Mapping[str, Any]) -> Step:
     name, kind, key = str(step["name"]), str(step["kind"]), str(step["key"])
-    ingredients: dict[str, Any] = {"kind": kind, "version": step["version"]}
-    resources: dict[str, Any] = {}
     if kind == "read":
         source = {**_DEFAULTS, **data["data"][step["data"]]["source"]}
         identity = {**{k: source[k] for k in _SAID}, "splits": [[k, v] for k, v in source["splits"].items()]}
         identity |= {k: v for k, v in data["data"][step["data"]].items() if k != "source"}
         spec = {"kind": kind, "source": source, "part": step["part"]}
-        ingredients |= {"data": identity, "part": step["part"]}
-        return Step(name, kind, "", key, data["seed"], (), spec, {}, ingredients, {"rows": step.get("rows")})
+        ingredients = Ingredients(kind=kind, version=step["version"], data=identity, part=step["part"])
+        estimate = StepEstimate(rows=step.get("rows"))
+        return Step(name, kind, "", key, data["seed"], (), spec, {}, ingredients, estimate)
     if kind == "fetch":
         spec = {"kind": kind, **_EMPTY, **step["spec"]}
-        return Step(name, kind, "", key, data["seed"], (), spec, {}, {**ingredients, **step["counts"]})
-    ingredients["spec"] = step["settings"]
-    resources |= step.get("endpoints", {})
-    if "engine" in step:
-        ingredients["engine"] = data["engine"]["counts"] if step["engine"] == "counts" else step["engine"]
+        ingredients = replace(Ingredients.from_json(step["counts"]), kind=kind, version=step["version"])
+        return Step(name, kind, "", key, data["seed"], (), spec, {}, ingredients)
+    resources: dict[str, Any] = dict(step.get("endpoints", {}))
+    principles: dict[str, Any] | None = None
     if "principles" in step:
         constitution = Constitution.from_json(data["constitution"])
-        ingredients["constitution"] = {"principles": constitution.identity(tuple(step["principles"]))}
+        principles = {"principles": constitution.identity(tuple(step["principles"]))}
         resources["constitution"] = data["constitution"]
-    if "template" in step:
-        ingredients["template"] = step["template"]["sha256"]
-        resources["template"] = {"name": step["template"]["name"]}
-    if "templates" in step:
-        ingredients["templates"] = {label: t["sha256"] for label, t in step["templates"].items()}
-        resources["templates"] = {label: {"name": t["name"]} for label, t in step["templates"].items()}
-    texts = step.get("texts", {})
-    if texts:
-        ingredients["texts"] = {field: text["sha256"] for field, text in texts.items()}
-    ingredients["seed"] = data["seed"]
+    template, templates, texts = step.get("template"), step.get("templates"), step.get("texts", {})
+    if template is not None:
+        resources["template"] = {"name": template["name"]}
+    if templates is not None:
+        resources["templates"] = {label: {"name": t["name"]} for label, t in templates.items()}
+    engine = step.get("engine")
+    ingredients = Ingredients(
+        kind=kind,
+        version=step["version"],
+        spec=step["settings"],
+        constitution=principles,
+        template=None if template is None else template["sha256"],
+        templates=None if templates is None else {label: t["sha256"] for label, t in templates.items()},
+        texts={field: text["sha256"] for field, text in texts.items()} or None,
+        engine=data["engine"]["counts"] if engine == "counts" else engine,
+        seed=data["seed"],
+    )
     spec = {**step["settings"], **{field: text["file"] for field, text in texts.items()}, **step.get("runtime", {})}
     return Step(name, kind, "", key, data["seed"], inputs_of(step["inputs"]), spec, resources, ingredients)
 
@@ -276,12 +277,13 @@ def _as_decided(plan: Plan, lock: Mapping[str, Any]) -> Plan:
     keys: dict[str, str] = {}
     steps = []
     for step in plan.steps:
-        ingredients = dict(step.ingredients)
-        if "engine" in ingredients:
-            ingredients["engine"] = {k: decided.get(k, v) for k, v in ingredients["engine"].items()}
-        if "inputs" in ingredients:
-            ingredients["inputs"] = _replaced(ingredients["inputs"], keys)
-        keys[step.key] = key_of(ingredients)
+        ingredients = step.ingredients
+        if ingredients.engine is not None:
+            engine = {k: decided.get(k, v) for k, v in ingredients.engine.items()}
+            ingredients = replace(ingredients, engine=engine)
+        if ingredients.inputs is not None:
+            ingredients = replace(ingredients, inputs=_replaced(ingredients.inputs, keys))
+        keys[step.key] = ingredients.key()
         steps.append(replace(step, ingredients=ingredients, key=keys[step.key]))
     return replace(plan, steps=tuple(steps))
 

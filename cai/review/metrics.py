@@ -78,7 +78,7 @@ def read_answers(path: Path) -> Answers:
 
 def same_scale(old: Step, new: Step, role: str = "reward") -> bool:
     """Whether both evaluations asked the same model in a role; equal too where neither asked one."""
-    old_model, new_model = (str(step.ingredients.get("inputs", {}).get(role, "")) for step in (old, new))
+    old_model, new_model = (str((step.ingredients.inputs or {}).get(role, "")) for step in (old, new))
     return old_model == new_model if not (old_model and new_model) else same_key(old_model, new_model)
 
 

@@ -57,7 +57,7 @@ class _Reads:
         self._readers: dict[tuple[str, str], dict[str, None]] = {}
         for plan, names in ((match.new, {}), (match.old, match.renamed)):
             for step in plan.steps:
-                for entry in step.ingredients.get("constitution", {}).get("principles", ()):
+                for entry in step.ingredients.principles():
                     for field in entry:
                         field_key = (str(entry.get("id", "")), field)
                         self._readers.setdefault(field_key, {})[names.get(step.name, step.name)] = None

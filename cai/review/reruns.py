@@ -88,7 +88,7 @@ def _why(
 
 
 def _cost(step: Step, gpus: int) -> dict[str, float | None]:
-    cost: dict[str, float | None] = {name: step.estimate.get(name) for name in COSTS[:-1]}
+    cost = step.estimate.costs()
     seconds = cost["seconds"]
     cost["gpu_hours"] = None if seconds is None and gpus else round((seconds or 0.0) * gpus / 3600, 3)
     return cost

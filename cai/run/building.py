@@ -169,7 +169,7 @@ def _make(step_build: StepBuild, progress: Progress, *, began: float) -> Stored:
         makes=step.makes,
         seed=step.seed,
         seconds=time.perf_counter() - began,
-        ingredients=step.ingredients,
+        ingredients=step.ingredients.to_json(),
         outcome=plain_json(asdict(outcome)),
     )
 
@@ -225,7 +225,7 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         api_keys=step.resources.get("api_keys", {}),
         servers=step.resources.get("servers", {}),
         key=step.key,
-        serves=step.ingredients.get("engine", {}),
+        serves=step.ingredients.engine or {},
         cache=request_cache(step_build.site.store.home),
     )
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
-from cai.identity import key_of
 from cai.plan import Plan
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 
@@ -41,7 +40,7 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
         if step.kind not in kinds:
             problems.append(Problem(where, f"unknown kind {step.kind!r}", did_you_mean(step.kind, kinds)))
             continue
-        if key_of(step.ingredients) != step.key:
+        if step.ingredients.key() != step.key:
             problems.append(Problem(where, "its key is not that of its ingredients", "make the plan again"))
         for name in step.needs():
             if name not in specs:

@@ -117,7 +117,7 @@ def _line(name: str, steps: Sequence[Step], at_work: Mapping[str, bool]) -> Step
 
 
 def _sum(steps: Sequence[Step], field: str) -> float | None:
-    return _add(step.estimate.get(field) for step in steps)
+    return _add(step.estimate.costs()[field] for step in steps)
 
 
 def sweep_data(plan: SweepPlan) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, overload
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -84,8 +85,8 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "key": step.key,
         "action": str(getattr(status.action, "value", status.action)),
         "reason": status.reason,
-        "estimate": {cost: step.estimate.get(cost) for cost in COSTS},
-        "gpu_time": step.estimate.get("gpu_time"),
+        "estimate": step.estimate.costs(),
+        "gpu_time": None if step.estimate.gpu_time is None else asdict(step.estimate.gpu_time),
         "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
     }
 

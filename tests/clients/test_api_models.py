@@ -38,7 +38,7 @@ def test_planning_needs_no_key_and_freezes_the_name_of_its_variable(raw: dict[st
     compiled = plan_of(raw)
     step = compiled.step("mixtral")
     assert (step.kind, step.makes) == ("fetch", "model")
-    assert step.ingredients["model"] == {"api": "org/judge-8x7b", "revision": "", "url": "https://api.example.com/v1"}
+    assert step.ingredients.model == {"api": "org/judge-8x7b", "revision": "", "url": "https://api.example.com/v1"}
     assert compiled.step("judge").resources["api_keys"] == {"model": "TEST_KEY"}
     assert "api_keys" not in compiled.step("sample").resources
     assert plan_from_json(compiled.to_json()) == compiled
@@ -142,7 +142,7 @@ def test_a_model_is_asked_in_its_own_template_and_training_teaches_the_experimen
     assert {name for name, template in used.items() if template == shared} == teaching
     step = compiled.step("evaluate")
     assert step.resources["templates"] == {"before": {"name": own, "text": shipped("mistral_instruct.jinja")}}
-    assert list(step.ingredients["templates"]) == ["before"]
+    assert list(step.ingredients.templates) == ["before"]
 
 
 def test_the_own_template_counts_where_it_is_read_and_only_there(raw: dict[str, Any]) -> None:
@@ -150,8 +150,8 @@ def test_the_own_template_counts_where_it_is_read_and_only_there(raw: dict[str, 
     before, same, other = keys_by_step(plain), keys_by_step(templated(raw, "chatml")), keys_by_step(templated(raw))
     assert same == before, "the experiment's own text under `template` changes nothing"
     # mix, sft and tuned change through what respond writes; nothing of theirs is rendered differently.
-    own = {s.name: s.ingredients.get("template") for s in plan_of(plain).steps}
-    assert {s.name for s in plan_of(templated(raw)).steps if s.ingredients.get("template") != own[s.name]} == {
+    own = {s.name: s.ingredients.template for s in plan_of(plain).steps}
+    assert {s.name for s in plan_of(templated(raw)).steps if s.ingredients.template != own[s.name]} == {
         "sample",
         "respond",
     }

@@ -137,9 +137,7 @@ def test_a_fetched_model_is_there_in_the_format_of_each_engine(raw: dict[str, An
     small["stages"]["other"] = {"kind": "respond", "model": "base", "prompts": "asked.rl", "engine": "nemo"}
     small["engines"] = {"nemo": {"kind": "nemo_aligner"}}
     made = plan(small)
-    assert [
-        (step.name, step.engine, step.ingredients.get("format")) for step in made.steps if step.kind == "fetch"
-    ] == [
+    assert [(step.name, step.engine, step.ingredients.format) for step in made.steps if step.kind == "fetch"] == [
         ("base", "", None),
         ("base.nemo", "nemo", "nemo"),
     ]

@@ -1,8 +1,10 @@
 """Why a step runs again, in words."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from cai.plan import Plan, Step, inputs_of
+from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.planning.reasons import diff_ingredients, plan_changes, step_changes
 
 BASE = {
@@ -20,39 +22,43 @@ BASE = {
 }
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return diff_ingredients(Ingredients.from_json(old), Ingredients.from_json(new))
+
+
 def principles(*items: dict) -> dict:
     return {**BASE, "constitution": {"principles": list(items)}}
 
 
 def test_nothing_changed():
-    assert diff_ingredients(BASE, BASE) == []
+    assert differences(BASE, BASE) == []
 
 
 def test_short_values_are_shown_and_long_ones_are_said_to_change():
     new = {**BASE, "seed": 1, "spec": {**BASE["spec"], "epochs": 2, "lora": None}, "template": "f" * 64}
-    assert diff_ingredients(BASE, new) == [
-        "seed 0 -> 1",
+    assert differences(BASE, new) == [
         "spec.epochs: 1 -> 2",
         "spec.lora changed",
         "template changed",
+        "seed 0 -> 1",
     ]
 
 
 def test_one_and_one_point_nought_are_the_same():
-    assert diff_ingredients({"spec": {"epochs": 1}}, {"spec": {"epochs": 1.0}}) == []
+    assert differences({"spec": {"epochs": 1}}, {"spec": {"epochs": 1.0}}) == []
 
 
 def test_principles_are_matched_by_id():
     kind, privacy, law = BASE["constitution"]["principles"]
     new = {"id": "new", "weight": 1, "critique": "?"}
     changed = {**privacy, "critique": "Another request, longer than what is shown in one line."}
-    assert diff_ingredients(BASE, principles(kind, changed, law)) == [
+    assert differences(BASE, principles(kind, changed, law)) == [
         "constitution.principles[1] (privacy).critique changed"
     ]
-    assert diff_ingredients(BASE, principles(new, kind, privacy, law)) == ["constitution.principles[0] (new) added"]
-    assert diff_ingredients(BASE, principles(kind, law)) == ["constitution.principles[1] (privacy) removed"]
-    assert diff_ingredients(BASE, principles(law, kind, privacy)) == ["constitution.principles reordered"]
-    assert diff_ingredients(BASE, principles(kind, privacy, {**law, "weight": 2.5})) == [
+    assert differences(BASE, principles(new, kind, privacy, law)) == ["constitution.principles[0] (new) added"]
+    assert differences(BASE, principles(kind, law)) == ["constitution.principles[1] (privacy) removed"]
+    assert differences(BASE, principles(law, kind, privacy)) == ["constitution.principles reordered"]
+    assert differences(BASE, principles(kind, privacy, {**law, "weight": 2.5})) == [
         "constitution.principles[2] (law).weight: 1 -> 2.5"
     ]
 
@@ -60,19 +66,19 @@ def test_principles_are_matched_by_id():
 def test_a_preamble_without_id_stands_beside_principles_with_ids():
     kind, _, law = BASE["constitution"]["principles"]
     old, new = principles({"preamble": "x" * 50}, kind), principles({"preamble": "y" * 50}, kind, law)
-    assert diff_ingredients(old, new) == [
+    assert differences(old, new) == [
         "constitution.principles[0].preamble changed",
         "constitution.principles[2] (law) added",
     ]
 
 
 def test_lists_without_ids_are_compared_by_place():
-    assert diff_ingredients({"stop": ["a", "b"]}, {"stop": ["a", "c"]}) == ["stop[1] b -> c"]
-    assert diff_ingredients({"stop": ["a"]}, {"stop": ["a", "c"]}) == ["stop: 1 -> 2 items"]
+    assert differences({"stop": ["a", "b"]}, {"stop": ["a", "c"]}) == ["stop[1] b -> c"]
+    assert differences({"stop": ["a"]}, {"stop": ["a", "c"]}) == ["stop: 1 -> 2 items"]
 
 
 def test_fields_that_come_and_go():
-    assert diff_ingredients({"a": 1, "b": {"c": 2}}, {"b": {"d": "x y"}}) == [
+    assert differences({"a": 1, "b": {"c": 2}}, {"b": {"d": "x y"}}) == [
         "b.d added: x y",
         "b.c removed",
         "a removed",
@@ -80,7 +86,7 @@ def test_fields_that_come_and_go():
 
 
 def step(name: str, key: str, inputs: dict, keys: dict) -> Step:
-    return Step(name, "mix", "conversations", key, 0, inputs_of(inputs), ingredients={"inputs": keys})
+    return Step(name, "mix", "conversations", key, 0, inputs_of(inputs), ingredients=Ingredients(inputs=keys))
 
 
 def test_inputs_are_named_by_the_steps_that_make_them():

@@ -177,10 +177,10 @@ def test_mixing_rows_of_two_kinds_is_refused(raw):
 
 def test_row_counts_and_calls_are_known_before_anything_runs(raw):
     steps = {step.name: step for step in plan(raw).steps}
-    asked = steps["asked.sl"].estimate["rows"]
-    assert asked + steps["asked.rl"].estimate["rows"] == 40
-    assert steps["respond"].estimate["calls"] == asked
-    assert steps["revise"].estimate["calls"] == 2 * asked
+    asked = steps["asked.sl"].estimate.rows
+    assert asked + steps["asked.rl"].estimate.rows == 40
+    assert steps["respond"].estimate.calls == asked
+    assert steps["revise"].estimate.calls == 2 * asked
 
 
 def test_a_branch_of_the_hub_is_taken_when_asked_with_a_warning_and_expected_rows_are_estimates(raw):
@@ -193,7 +193,7 @@ def test_a_branch_of_the_hub_is_taken_when_asked_with_a_warning_and_expected_row
     }
     raw["stages"]["respond"]["prompts"] = "far.b"
     step = plan(raw).step("far.b")
-    assert step.estimate["rows"] == 75
+    assert step.estimate.rows == 75
     assert step.notes[0] == "downloads x.jsonl of a/b at main"
     assert "'main' can move" in step.notes[1]
     unsaid = copy.deepcopy(raw)
@@ -203,4 +203,4 @@ def test_a_branch_of_the_hub_is_taken_when_asked_with_a_warning_and_expected_row
     without = copy.deepcopy(raw)
     del without["data"]["far"]["expect"]
     assert plan(without).step("far.b").key == step.key
-    assert plan(without).step("far.b").estimate["rows"] is None
+    assert plan(without).step("far.b").estimate.rows is None

@@ -7,7 +7,7 @@ import pytest
 
 from cai.commands.planning import compile_plan
 from cai.files.library import Library, shipped_root
-from cai.plan import Plan
+from cai.plan import Plan, StepEstimate
 from cai.review.changes import paired, same_key
 from cai.review.compare import compare
 from cai.review.reruns import effects, totals
@@ -128,7 +128,7 @@ def test_a_reordered_comparison_of_models_is_no_silent_rerun():
 def test_another_version_of_a_stage_is_told():
     before = plan()
     steps = tuple(
-        replace(s, ingredients={**s.ingredients, "version": 99}, key="f" * 64) if s.name == "evaluate" else s
+        replace(s, ingredients=replace(s.ingredients, version=99), key="f" * 64) if s.name == "evaluate" else s
         for s in before.steps
     )
     (said,) = words(before, replace(before, steps=steps))
@@ -150,7 +150,7 @@ def test_no_rerun_is_without_a_reason(here):
 def test_an_unheard_of_ingredient_is_still_told():
     before = plan()
     steps = tuple(
-        replace(s, ingredients={**s.ingredients, "moon": "full"}, key="e" * 64) if s.name == "rl" else s
+        replace(s, ingredients=replace(s.ingredients, other={"moon": "full"}), key="e" * 64) if s.name == "rl" else s
         for s in before.steps
     )
     assert words(before, replace(before, steps=steps)) == ["rl: moon added: full"]
@@ -159,7 +159,7 @@ def test_an_unheard_of_ingredient_is_still_told():
 def test_costs_of_the_unknown_are_at_least_what_is_known(here):
     before = plan()
     nothing = Plan("small", 0, before.engine, ())
-    steps = tuple(replace(s, estimate={}) if s.name == "rl" else s for s in before.steps)
+    steps = tuple(replace(s, estimate=StepEstimate()) if s.name == "rl" else s for s in before.steps)
     found = totals(effects(nothing, replace(before, steps=steps), (), Store(here / "home")))
     assert found["new"] == len(before.steps)
     assert {"rows", "calls", "tokens"} <= set(found["unknown"])

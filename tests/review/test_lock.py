@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cai.identity import key_of
 from cai.review.compare import compare
 from cai.review.lock import lock_data, lock_text, plan_of_lock, read_lock, stale
 from tests.support.review_project import edit, plan, project, run_cai
@@ -35,16 +34,16 @@ def test_a_lock_says_what_decides_each_step():
     run_cai("lock", "experiment=small")
     lock, made = read_lock(Path(LOCK)), plan()
     assert [(s["name"], s["kind"], s["version"], s["key"]) for s in lock["steps"]] == [
-        (s.name, s.kind, s.ingredients["version"], s.key[:16]) for s in made.steps
+        (s.name, s.kind, s.ingredients.version, s.key[:16]) for s in made.steps
     ]
     steps = {step["name"]: step for step in lock["steps"]}
     assert steps["sft"]["settings"]["training"]["learning_rate"] == 2e-4  # a default, filled in
     assert steps["sft"]["runtime"] == {"training.val_every": 0, "training.checkpoint_every": 10}
     assert steps["revise"]["texts"]["critique"] == {
         "file": "critique.jinja",
-        "sha256": made.step("revise").ingredients["texts"]["critique"],
+        "sha256": made.step("revise").ingredients.texts["critique"],
     }
-    assert lock["data"]["asked"]["sha256"] == made.step("asked.sl").ingredients["data"]["sha256"]
+    assert lock["data"]["asked"]["sha256"] == made.step("asked.sl").ingredients.data["sha256"]
     assert lock["constitution"]["principles"][0]["critique"] == "Say where the answer helps to break a law."
 
 
@@ -52,8 +51,7 @@ def test_the_plan_of_a_lock_has_the_ingredients_it_was_made_of():
     made = plan()
     back = plan_of_lock(lock_data(made), "lock")
     for before, after in zip(made.steps, back.steps, strict=True):
-        own = {name: value for name, value in before.ingredients.items() if name != "inputs"}
-        assert key_of(after.ingredients) == key_of(own)
+        assert after.ingredients.key() == replace(before.ingredients, inputs=None).key()
         assert after.inputs == before.inputs
     assert compare(back, made) == ()
 
@@ -127,12 +125,12 @@ def elsewhere(made, **decided):
         return [moved(v) for v in value] if isinstance(value, list) else {k: moved(v) for k, v in value.items()}
 
     for step in made.steps:
-        parts = dict(step.ingredients)
-        if "engine" in parts:
-            parts["engine"] = parts["engine"] | decided
-        if "inputs" in parts:
-            parts["inputs"] = moved(parts["inputs"])
-        keys[step.key] = key_of(parts)
+        parts = step.ingredients
+        if parts.engine is not None:
+            parts = replace(parts, engine={**parts.engine, **decided})
+        if parts.inputs is not None:
+            parts = replace(parts, inputs=moved(parts.inputs))
+        keys[step.key] = parts.key()
         steps.append(replace(step, ingredients=parts, key=keys[step.key]))
     return replace(made, steps=tuple(steps))
 

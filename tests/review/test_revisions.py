@@ -155,7 +155,7 @@ def test_where_the_program_is_the_repository_its_shipped_files_are_the_revisions
     (top / "cai" / "data" / "asked.jsonl").write_text(rows.replace("shipped 7", "edited"))
     with opened(tmp_path) as sides:
         made = sides.open("HEAD:small").plan
-    digest = made.step("asked.sl").ingredients["data"]["sha256"]
+    digest = made.step("asked.sl").ingredients.data["sha256"]
     assert digest == [text_digest(rows)]
     assert "rude" in made.step("revise").resources["constitution"]["principles"][1]["critique"]
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.data.journal import Journal, Record
-from cai.identity import key_of
-from cai.plan import Plan, Step, inputs_of
+from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.run.executor import run
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 from cai.store.artifacts import Store
@@ -91,12 +90,12 @@ KINDS = {"count": Kind(CountSpec, count), "join": Kind(JoinSpec, join)}
 
 def step(name: str, kind: str = "count", seed: int = 0, inputs: Any = None, keys: Any = None, **spec: Any) -> Step:
     counted = {k: v for k, v in spec.items() if k != "max_drop_rate"}
-    ingredients = {"kind": kind, "spec": counted, "seed": seed, "inputs": keys or {}}
+    ingredients = Ingredients(kind=kind, spec=counted, seed=seed, inputs=keys or {})
     return Step(
         name,
         kind,
         "prompts",
-        key_of(ingredients),
+        ingredients.key(),
         seed,
         inputs_of(inputs or {}),
         {"kind": kind, **spec},

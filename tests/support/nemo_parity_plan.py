@@ -285,7 +285,9 @@ def _unsent(reading: Reading, step: str, flag: str) -> bool:
 
 def _calls(reading: Reading, step: str) -> int:
     estimate = reading.plan.step(step).estimate
-    return int(estimate["calls"]) // int(estimate["rows"])
+    assert estimate.calls is not None
+    assert estimate.rows is not None
+    return estimate.calls // estimate.rows
 
 
 def _rows_of(reading: Reading, step: str) -> str:
@@ -300,7 +302,9 @@ def _method(reading: Reading, step: str) -> Values:
 def _prompts(reading: Reading, step: str) -> int:
     """Prompts that PPO can draw: all but those that are held back for validation."""
     held = reading.overrides(f"{step}.actor")["model.ppo.num_val_samples"]
-    return int(reading.plan.step(step).estimate["rows"]) - int(held)
+    rows = reading.plan.step(step).estimate.rows
+    assert rows is not None
+    return rows - int(held)
 
 
 READERS: dict[str, Callable[..., Any]] = {
@@ -316,7 +320,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "rows_of": _rows_of,
     "constitution": lambda reading, step: reading.plan.step(step).resources["constitution"]["name"],
     "principles": lambda reading, step: len(reading.plan.step(step).resources["constitution"]["principles"]),
-    "estimate": lambda reading, step, what: reading.plan.step(step).estimate[what],
+    "estimate": lambda reading, step, what: reading.plan.step(step).estimate.to_json()[what],
     "calls": _calls,
     "rollouts": lambda reading, step: _method(reading, step)["iterations"] * _method(reading, step)["rollouts"],
     "prompts": _prompts,

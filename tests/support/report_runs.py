@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.identity import key_of
-from cai.plan import Plan, Step, inputs_of
+from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.run.finished import Finished, read_finished
 from cai.store.artifacts import Store
 
@@ -249,7 +249,7 @@ def make_run(
         decides = rules if kind in ("revise", "judge", "sft", "reward", "rl", "evaluate", "sample") else 0
         keys[step] = key_of([step, seed, decides, rows, kinds is None])
         resources = {"constitution": constitution} if kind in ("revise", "judge") else {}
-        ingredients = {"kind": kind, "seed": seed, "spec": {"rules": decides}}
+        ingredients = Ingredients(kind=kind, seed=seed, spec={"rules": decides})
         spec = {"kind": kind, "told": HOSTILE[2]}
         steps.append(Step(step, kind, makes, keys[step], seed, inputs_of(inputs), spec, resources, ingredients))
     plan = Plan(name, seed, {"kind": "embedded"}, tuple(steps), {"description": f"A test {HOSTILE[0]}"})
@@ -261,7 +261,7 @@ def make_run(
             _fill(build.out, step.kind, n, report)
             ledger = {"rows_in": n + 2, "rows_out": n, "dropped": {"unparsed": 2}, "parts": {}}
             outcome = {"ledger": ledger, "metrics": {"usage": {"asked": n}}}
-            made = {"makes": step.makes, "seed": seed, "seconds": 1.5, "ingredients": step.ingredients}
+            made = {"makes": step.makes, "seed": seed, "seconds": 1.5, "ingredients": step.ingredients.to_json()}
             build.commit(**made, outcome=outcome)
     folder = root / "runs" / name / f"2026-01-0{seed + 1}T00-00-00Z"
     folder.mkdir(parents=True)

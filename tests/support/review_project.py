@@ -146,7 +146,8 @@ def write_run(folder: Path, made: Plan, store: Store, files: Mapping[str, Mappin
                     (build.out / file).write_text(text)
                 ledger = {"rows_in": 1, "rows_out": 1, "dropped": {}, "parts": {}}
                 outcome = {"ledger": ledger, "metrics": {}}
-                build.commit(makes=step.makes, seed=0, seconds=1.0, ingredients=dict(step.ingredients), outcome=outcome)
+                counted = step.ingredients.to_json()
+                build.commit(makes=step.makes, seed=0, seconds=1.0, ingredients=counted, outcome=outcome)
     return folder
 
 

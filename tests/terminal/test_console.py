@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from cai.errors import Incomplete, StepFailed
-from cai.plan import Plan, Step
+from cai.plan import Plan, Step, StepEstimate
 from cai.run.status import Action, StepStatus
 from cai.run.watch import Watcher
 from cai.terminal.console import ConsoleWatcher, event_line, print_plan, record_line, render_plan
@@ -26,15 +26,15 @@ def step(name: str, kind: str = "respond", **fields: Any) -> Step:
     return Step(name=name, kind=kind, makes="prompts", key=name.ljust(64, "0"), seed=1, **fields)
 
 
-COST = {"rows": 1500, "calls": 3000, "prompt_tokens": 240_000, "tokens": 96_000, "seconds": 75.0}
+COST = StepEstimate(rows=1500, calls=3000, prompt_tokens=240_000, tokens=96_000, seconds=75.0)
 PLAN = Plan(
     experiment="quickstart",
     seed=7,
     engine={"name": "embedded", "device": "cpu", "generator": "openvino-genai"},
     steps=(
-        step("base", "fetch", estimate={"rows": None, "calls": 0, "prompt_tokens": 0, "tokens": 0}),
+        step("base", "fetch", estimate=StepEstimate(rows=None, calls=0, prompt_tokens=0, tokens=0)),
         step("answers", "respond", estimate=COST, notes=["the model is small"]),
-        step("rl", "rl", estimate={**COST, "seconds": None}),
+        step("rl", "rl", estimate=replace(COST, seconds=None)),
     ),
 )
 STATUSES = [

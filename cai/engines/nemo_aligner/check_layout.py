@@ -259,7 +259,7 @@ def _rollouts(survey: PlanSurvey, step: Step) -> None:
 
 def _enough_rows(survey: PlanSurvey, step: Step) -> None:
     """Upstream drops a batch that is not full, so training and validation need one whole batch each."""
-    rows, batch = step.estimate.get("rows"), int(step.spec["training"]["batch_size"])
+    rows, batch = step.estimate.rows, int(step.spec["training"]["batch_size"])
     name = step.source("data")
     share = float(survey.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
     if rows and share and rows * share < batch:
@@ -268,7 +268,7 @@ def _enough_rows(survey: PlanSurvey, step: Step) -> None:
 
 
 def _enough_prompts(survey: PlanSurvey, step: Step) -> None:
-    rows, rollouts = step.estimate.get("rows"), int(step.spec["training"]["rollouts"])
+    rows, rollouts = step.estimate.rows, int(step.spec["training"]["rollouts"])
     val_samples = survey.settings.step(step.name).val_samples or rollouts
     if rows is not None and rows < rollouts + val_samples:
         message = f"{rows} prompts, but one iteration takes {rollouts} and validation {val_samples} others"

@@ -160,12 +160,18 @@ def _time(survey: PlanSurvey, rates: Rates, step: Step) -> GpuTime:
     try:
         if step.kind not in _BY_KIND:
             raise _Unknown("converting a model has no estimate")
-        if step.estimate.get("rows") is None:
-            raise _Unknown("how many rows there will be is not known")
+        _known(step.estimate.rows)
         parts, assumes = _BY_KIND[step.kind](survey, rates, step)
     except _Unknown as why:
         return replace(untimed, unknown=str(why))
     return replace(untimed, seconds=sum(parts.values()), parts=parts, assumes=assumes)
+
+
+def _known(number: int | None) -> int:
+    """A number of the plan's estimate."""
+    if number is None:
+        raise _Unknown("how many rows there will be is not known")
+    return number
 
 
 def _shape(survey: PlanSurvey, model: str) -> Shape:
@@ -200,8 +206,8 @@ def _generating(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str,
     count = len(step.sources("models")) or 1
     if len(servers) < count:
         raise _Unknown("some of its models are endpoints, whose time is not known")
-    calls, prompts = step.estimate["calls"] / count, step.estimate["prompt_tokens"] / count
-    drawn = step.estimate["tokens"] / count
+    calls, prompts = _known(step.estimate.calls) / count, _known(step.estimate.prompt_tokens) / count
+    drawn = _known(step.estimate.tokens) / count
     parts = {"reading": 0.0, "drawing": 0.0}
     for model, copies in servers.items():
         shape, layout = _shape(survey, model), copies[0].layout
@@ -222,7 +228,7 @@ def _generating(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str,
 
 def _batch(step: Step, calls: float, servers: int, most: int) -> int:
     """Prompts that a server has in a call: the calls of ``chunk`` rows that do not wait for each other, dealt out."""
-    side_by_side = calls / max(step.estimate["rows"], 1) if step.kind in ("sample", "judge") else 1.0
+    side_by_side = calls / max(_known(step.estimate.rows), 1) if step.kind in ("sample", "judge") else 1.0
     together = min(calls, float(step.spec["chunk"]) * side_by_side)
     return min(most, max(SMALLEST, math.ceil(together / servers)))
 
@@ -240,7 +246,7 @@ def _supervised(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str,
     trainer = trainer_of(step.kind)
     assert trainer is not None
     val = float(survey.plan.step(_input(step, "data")).spec.get("val") or 0.0)
-    rows, epochs = step.estimate["rows"], step.spec["training"]["epochs"]
+    rows, epochs = _known(step.estimate.rows), step.spec["training"]["epochs"]
     train_rows, val_rows = rows * (1 - val) * epochs * replicas(survey, step), rows * val
     batch = values.whole(f"{trainer.batches[0]}.global_batch_size", step.spec["training"]["batch_size"])
     measured = _validated(values, trainer.section, steps=train_rows // batch, val_rows=val_rows, batch=batch)
@@ -249,7 +255,7 @@ def _supervised(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str,
         # Upstream pads both texts of every pair to the whole sequence.
         length, assumes = 2.0 * longest, f"both texts of a pair padded to {longest:,} tokens, as upstream does"
     else:
-        length = step.estimate["tokens"] / (rows * epochs) if rows else 0.0
+        length = _known(step.estimate.tokens) / (rows * epochs) if rows else 0.0
         most = f"; {longest / length:.0f} times as much where every row has {longest:,}" if length else ""
         assumes = f"rows of {round(length):,} tokens{most}"
     gpus = _gpus(compiled.command)
@@ -285,8 +291,8 @@ def _ppo(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float]
     policy, judge = _shape(survey, _input(step, "model")), _shape(survey, _input(step, "reward"))
     rollouts = values.whole("model.ppo.num_rollout_samples", method["rollouts"])
     answer = values.whole("model.ppo.length_params.max_length", method["max_tokens"])
-    calls = step.estimate["calls"]
-    prompt = step.estimate["prompt_tokens"] / calls if calls else 0.0
+    calls = _known(step.estimate.calls)
+    prompt = _known(step.estimate.prompt_tokens) / calls if calls else 0.0
     batch = min(values.whole("model.ppo.rollout_micro_batch_size", 1), rollouts)
     copies, gpus, beside = max(data_parallel(survey, actor), 1), _gpus(actor.command), _gpus(critic.command)
     rounds = method["iterations"] + int(values.number("trainer.ppo.critic_warmup_steps") or 0)

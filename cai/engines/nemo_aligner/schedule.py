@@ -104,7 +104,7 @@ def updates_of(survey: PlanSurvey, step: Step, compiled: Compiled) -> int:
     if trainer is None or compiled.command.role != trainer.role:
         return 0
     training: SftSettings | RewardSettings = trainer.method.settings.model_validate(step.spec["training"])
-    rows, name = step.estimate.get("rows"), step.source("data")
+    rows, name = step.estimate.rows, step.source("data")
     share = float(survey.plan.step(name).spec.get("val") or 0.0) if name is not None else 0.0
     # Upstream drops a batch that is not full, in every epoch.
     samples = int((rows or 0) * (1 - share)) * replicas(survey, step)
