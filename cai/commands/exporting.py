@@ -141,7 +141,7 @@ def _source_rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Ro
 
 
 def _step_rows(parsed: argparse.Namespace, run: str, name: str) -> Iterator[Row]:
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
 
     folder = find_run(run)
     plan = read_plan(folder / "plan.json")

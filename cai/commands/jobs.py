@@ -81,7 +81,7 @@ def step_verb(args: Sequence[str]) -> int:
 
 
 def _is_done(plan: Plan, name: str) -> int:
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
 
     steps = {step.name: step for step in plan.steps}
     if name not in steps:
@@ -92,8 +92,9 @@ def _is_done(plan: Plan, name: str) -> int:
 def _make(path: Path, name: str, run_dir: Path, shard: Shard | None) -> FlowUsage:
     """Make the step, or do one part of it; what that part asked."""
     from cai.engines import make_engine
-    from cai.run.executor import default_store, run_shard, run_step
+    from cai.run.executor import run_shard, run_step
     from cai.run.shards import check_servers
+    from cai.store.artifacts import default_store
     from cai.terminal.console import ConsoleWatcher
 
     gc.enable()
@@ -233,7 +234,8 @@ def _cluster_status(run_dir: Path) -> dict[str, Any]:
 
 
 def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
-    from cai.run.executor import Action, default_store, statuses
+    from cai.run.status import Action, statuses_since
+    from cai.store.artifacts import default_store
     from cai.store.events import read_events
 
     words = {Action.RUN: "not begun", Action.RESUME: "stopped"}
@@ -248,7 +250,7 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
             elif event["event"] == "step.failed":
                 failed[event["step"]] = event["error"]
     steps = []
-    for status in statuses(plan, default_store(), plan):
+    for status in statuses_since(plan, plan, default_store()):
         in_store = status.reason == "in the store" or status.reason.startswith("the same work as")
         word, reason = words.get(status.action) or ("done" if in_store else "running"), status.reason
         if status.action is not Action.REUSE and status.step.name in failed:

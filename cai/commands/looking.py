@@ -138,7 +138,7 @@ def rows_verb(args: Sequence[str]) -> int:
 
     run = find_run(parsed.run)
     plan = read_plan(run / "plan.json")
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
 
     table = ledger_table(plan, default_store())
     if parsed.step is None:
@@ -177,8 +177,8 @@ def store_verb(args: Sequence[str]) -> int:
     clean.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="only what was unused for so long")
     parsed = parser.parse_args(list(args))
     from cai.files.durable import size_text
-    from cai.run.executor import default_store
     from cai.store import upkeep
+    from cai.store.artifacts import default_store
     from cai.terminal.listing import print_removed, print_store
 
     store = default_store()

@@ -62,7 +62,8 @@ def plan_verb(args: Sequence[str]) -> int:
         apply = f"python -m cai apply {shell_word(str(parsed.out))}"
         print(f"plan written to {parsed.out}; run it with: {apply}", file=sys.stderr)
     from cai.planning.rates import with_times
-    from cai.run.executor import default_store, statuses
+    from cai.run.status import statuses
+    from cai.store.artifacts import default_store
     from cai.terminal.plan_view import print_plan
 
     store = default_store()

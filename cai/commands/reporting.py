@@ -25,8 +25,8 @@ def report_verb(args: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(list(args))
     from cai.report.page import write_report
-    from cai.run.executor import default_store
     from cai.run.finished import read_finished
+    from cai.store.artifacts import default_store
 
     sections: list[Section] = []
     title, first = "", None
@@ -58,7 +58,7 @@ def _sweep(name: str | None) -> Path | None:
 def _sweep_part(folder: Path) -> tuple[Section, str, dict[Path, str]]:
     """A sweep's own section, the page's title, and the cells that are compared in full: folder and label."""
     from cai.report.sweeps import compared, sweep_section
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
     from cai.sweep.board import read_board
     from cai.sweep.run_cells import ended_cells
 

@@ -21,7 +21,7 @@ from cai.review.gates import GateVerdict, gates, judged
 from cai.review.lock import experiment_of, lock_data, lock_path, lock_text, own_experiments
 from cai.review.review import Review, review
 from cai.review.sides import EXPERIMENT, Opener, Side, against, is_side, opener
-from cai.run.executor import default_store
+from cai.store.artifacts import default_store
 
 _WIDTH = 100
 

@@ -58,15 +58,15 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
     if launcher_of(plan) is None:
         return run_here(plan, None, runs=runs, detach=detach, group=group)
     from cai.planning.rates import with_times
-    from cai.run.executor import default_store, statuses
-    from cai.run.status import previous_plan
+    from cai.run.status import statuses
     from cai.run.submission import submit
+    from cai.store.artifacts import default_store
     from cai.terminal.plan_view import print_plan
     from cai.trackers.watching import check_trackers
 
     check_trackers(plan)
     store = default_store()
-    step_statuses = statuses(plan, store, previous_plan(runs, plan.experiment))
+    step_statuses = statuses(plan, store, runs)
     if any(status.action != "reuse" for status in step_statuses):
         print_plan(with_times(plan, store), step_statuses)
         print(flush=True)
@@ -78,8 +78,9 @@ def carry_out(plan: Plan, runs: Path = RUNS, detach: bool = False, group: str = 
 def run_here(plan: Plan, folder: Path | None, *, runs: Path = RUNS, detach: bool = False, group: str = "") -> int:
     """Run a plan in this process; in ``folder``, or in a new one under ``runs``."""
     from cai.engines import make_engine
-    from cai.run.executor import default_store, run
+    from cai.run.executor import run
     from cai.run.status import previous_plan
+    from cai.store.artifacts import default_store
     from cai.store.events import new_run_folder
     from cai.terminal.console import ConsoleWatcher
     from cai.terminal.summary import print_summary

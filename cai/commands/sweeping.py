@@ -26,7 +26,7 @@ def plan_sweep(overrides: Sequence[str], format: Format, out: Path | None, scrip
         raise SpecError(
             Problem(option, "is of one plan, not of a sweep", "plan a cell by itself, or use --format json")
         )
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
     from cai.sweep.cells import compile_cells
     from cai.sweep.plan import render_sweep_plan, sweep_plan
     from cai.text import make_console
@@ -47,7 +47,7 @@ def run_sweep(overrides: Sequence[str], detach: bool = False, runs: Path = RUNS)
         SpecError: with every problem of every cell; nothing has been started.
     """
     from cai.files.library import Library
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
     from cai.store.events import new_run_folder, point_latest
     from cai.sweep.cells import compile_cells
     from cai.sweep.multirun import check_launch, launch_numbers
@@ -87,7 +87,7 @@ def run_sweep(overrides: Sequence[str], detach: bool = False, runs: Path = RUNS)
 
 def finish(folder: Path) -> int:
     """Show how a sweep's cells ended and its leaderboard, and write both beside the cells; returns the exit code."""
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
     from cai.sweep.board import read_board
     from cai.sweep.run_cells import CellState, ended_cells
     from cai.sweep.tables import write_tables

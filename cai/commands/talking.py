@@ -78,8 +78,8 @@ def _run_with_model(run: str | None, step: str | None) -> tuple[Plan, Step]:
     Raises:
         SpecError: when none of them has made it.
     """
-    from cai.run.executor import default_store
     from cai.run.submission import shown_run
+    from cai.store.artifacts import default_store
 
     run_dir = find_run(run)
     candidates = [(plan := read_plan(run_dir / "plan.json"), _model_step(plan, step))]
@@ -131,7 +131,7 @@ def _speaker(
 ) -> Iterator[ChatModel]:
     from cai.chat import ChatTemplate
     from cai.data.nemo_tokens import context_length, open_tokenizer
-    from cai.run.executor import default_store
+    from cai.store.artifacts import default_store
 
     gc.enable()
     stored = default_store().find(step.kind, step.key)

@@ -9,25 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import combinations
 from typing import Any
 
 from cai.data.rows import Candidates
 from cai.figures.running_sums import mean_of, signs
 from cai.judging.sets import Reading
+from cai.judging.settings import Pairs
 
 REFUSED = "refused by the server"
 Pair = tuple[int, int]
-
-
-class Pairs(str, Enum):
-    """Which pairs of a row's candidates are asked, and come out: all; all are asked, and the best against the worst
-    comes out; or each against the next."""
-
-    ALL = "all"
-    BEST_WORST = "best_worst"
-    NEIGHBOURS = "neighbours"
 
 
 @dataclass(frozen=True, slots=True)

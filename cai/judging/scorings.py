@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from itertools import permutations
 from typing import Any, Generic, TypeVar
 
@@ -23,37 +22,13 @@ from cai.identity import counted, sampling_seed
 from cai.judging.pairs import REFUSED, Pair, Verdict, Vote
 from cai.judging.reading import NO_NUMBER, both_ends, letters, read_choice, read_ends, read_options, sigmoid
 from cai.judging.sets import Reading, distinct
+from cai.judging.settings import Order, Principles, Scoring
 
 V = TypeVar("V", Vote, Reading)
 
 EXEMPLAR_FIELDS = ("prompt", "good", "bad")
 MOST_CHOICES = 250
 """A server is kept to so many answers at most (the ordered pairs of 16 options); limits of theirs begin above that."""
-
-
-class Scoring(str, Enum):
-    """How the judge's opinion is read: of two answers at a time, or (best-worst scaling) of all answers of a row."""
-
-    LOGPROB = "logprob"
-    CONTRAST = "contrast"
-    CHOICE = "choice"
-    BEST_WORST = "best_worst"
-
-
-class Principles(str, Enum):
-    """What the judge is told: one principle drawn for the row, several averaged, or the whole constitution."""
-
-    ONE = "one"
-    ENSEMBLE = "ensemble"
-    WHOLE = "whole"
-
-
-class Order(str, Enum):
-    """How the answers of a question are shown: both ways round and averaged, in an order drawn for it, as given."""
-
-    BOTH = "both"
-    RANDOM = "random"
-    GIVEN = "given"
 
 
 PrincipleQuestion = tuple[str, str]

@@ -8,7 +8,7 @@ from typing import Any
 from cai.clients.settings import Prices
 from cai.errors import Problem
 from cai.experiment.model import Experiment, ModelSpec
-from cai.judging.scorings import Scoring
+from cai.judging.settings import Scoring
 from cai.stages.base import Estimate, StageSpec
 from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
 from cai.stages.fetch import API

@@ -19,50 +19,18 @@ from pathlib import Path
 from cai.errors import Incomplete, Problem, SpecError, did_you_mean
 from cai.figures.usage import FlowUsage
 from cai.files.durable import write_durably
-from cai.files.home import cai_home
 from cai.plan import Plan, Step
 from cai.run.building import Site, build_part, build_step, check_parts, find_inputs
 from cai.run.checks import StageWork, check_keys, checked_specs
 from cai.run.engines import Engines, MakeEngine
 from cai.run.results import RunResult, StepResult
-from cai.run.status import Action, StepStatus, previous_plan
-from cai.run.status import statuses as _statuses
-from cai.run.stopping import Interrupted, sigterm_raises, stopped_error
+from cai.run.status import Action, statuses_since
+from cai.run.stopping import sigterm_raises, stopped_error
 from cai.run.watch import Silent, Watcher
 from cai.stages.base import Artifact, Shard
 from cai.store.artifacts import Store, versions
 from cai.store.events import EventLog, point_latest
 from cai.store.upkeep import register_run
-
-__all__ = [
-    "Action",
-    "Interrupted",
-    "RunResult",
-    "Silent",
-    "StepResult",
-    "StepStatus",
-    "Watcher",
-    "default_store",
-    "run",
-    "run_shard",
-    "run_step",
-    "statuses",
-    "write_record",
-]
-
-RUNS = Path("runs")
-
-
-def default_store() -> Store:
-    """The store under ``$CAI_HOME``."""
-    return Store(cai_home())
-
-
-def statuses(
-    plan: Plan, store: Store | None = None, previous: Plan | None = None, runs: Path = RUNS
-) -> list[StepStatus]:
-    """What a run would do with each step and why; ``previous`` is by default the plan of the newest run."""
-    return _statuses(plan, store or default_store(), previous or previous_plan(runs, plan.experiment))
 
 
 def run(
@@ -89,7 +57,7 @@ def run(
     kinds = kinds or _shipped_kinds()
     specs = checked_specs(plan, kinds)
     store.prepare()
-    planned = _statuses(plan, store, previous)
+    planned = statuses_since(previous, plan, store)
     check_keys(plan, [status.step.name for status in planned if status.action is not Action.REUSE])
     run_dir.mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / "plan.json", plan.to_json())

@@ -10,7 +10,10 @@ from cai.errors import SpecError
 from cai.files.locks import holder
 from cai.plan import Plan, Step, plan_from_json
 from cai.planning.reasons import step_changes
-from cai.store.artifacts import Store, artifact_name
+from cai.store.artifacts import Store, artifact_name, default_store
+
+RUNS = Path("runs")
+"""Where runs lie, from where the user stands."""
 
 
 class Action(str, Enum):
@@ -30,7 +33,12 @@ class StepStatus:
     reason: str
 
 
-def statuses(plan: Plan, store: Store, previous: Plan | None = None) -> list[StepStatus]:
+def statuses(plan: Plan, store: Store | None = None, runs: Path = RUNS) -> list[StepStatus]:
+    """As ``statuses_since`` the newest run of the experiment under ``runs``, by default with the user's own store."""
+    return statuses_since(previous_plan(runs, plan.experiment), plan, store or default_store())
+
+
+def statuses_since(previous: Plan | None, plan: Plan, store: Store) -> list[StepStatus]:
     """For each step: reuse, run or resume, and the reason, told by what differs from the plan run before.
 
     Raises:

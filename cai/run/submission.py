@@ -31,10 +31,11 @@ from cai.launchers import slurm_cli
 from cai.plan import Plan, Step
 from cai.run.arrays import ids_of, is_alive, write_array
 from cai.run.checks import StageWork, check_keys, checked_specs
-from cai.run.executor import RunResult, StepResult, write_record
+from cai.run.executor import write_record
 from cai.run.job_files import now, read_json, word_file, write_json
 from cai.run.job_graph import planned_job
 from cai.run.jobs import ALIVE, JobView, Phase, exit_record_of, views_of
+from cai.run.results import RunResult, StepResult
 from cai.run.shards import check_servers, shards_of
 from cai.run.submitted import Submission, is_submitted, launcher_of, open_submission
 from cai.stages.base import Artifact

@@ -6,7 +6,7 @@ No few-shots here: they would teach the answers that the revisions are meant to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,11 @@ from cai.clients.base import Request
 from cai.data.rows import Conversation, Prompt
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
-from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
+
+if TYPE_CHECKING:
+    from cai.stages.flow.base import Turn
 
 
 class RespondSpec(EngineSpec):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,11 +24,13 @@ from cai.constitution import Principle
 from cai.data.rows import Conversation
 from cai.identity import RUNTIME, rendezvous_order, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, TextFile, Wants
-from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import Unfinished, as_conversation, settled, source_of, through
 from cai.stages.flow.prompting import asking, records
 from cai.stages.respond import limited
+
+if TYPE_CHECKING:
+    from cai.stages.flow.base import Turn
 
 SHOT_TOKENS, TURN_TOKENS = 100, 170
 SHOT_FIELDS = ("prompt", "response", "critique_request", "critique", "revision_request", "revision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,10 +12,12 @@ from cai.clients.base import Completion, Request
 from cai.data.rows import Candidates, Prompt
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
-from cai.stages.flow.base import Turn
 from cai.stages.flow.entries import Entry
 from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
 from cai.stages.respond import limited, with_system
+
+if TYPE_CHECKING:
+    from cai.stages.flow.base import Turn
 
 
 class SampleSpec(EngineSpec):

@@ -28,7 +28,7 @@ from typing import Any
 
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.files.durable import disk_space, sync_file, sync_folder, write_durably
-from cai.files.home import make_writable
+from cai.files.home import cai_home, make_writable
 from cai.files.locks import OnWait, locked
 from cai.identity import file_digest
 
@@ -398,3 +398,8 @@ def versions() -> dict[str, str]:
 def _stamp(file_stat: os.stat_result) -> list[int]:
     # The change time moves with every write and cannot be set back, unlike the modification time.
     return [file_stat.st_size, file_stat.st_ctime_ns, file_stat.st_ino]
+
+
+def default_store() -> Store:
+    """The store under ``$CAI_HOME``."""
+    return Store(cai_home())

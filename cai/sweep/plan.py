@@ -15,7 +15,7 @@ from cai.engines import gpu_times
 from cai.engines.base import GpuTime
 from cai.plan import Plan, Step
 from cai.planning.rates import with_times
-from cai.run.status import Action, statuses
+from cai.run.status import Action, statuses_since
 from cai.store.artifacts import Store
 from cai.sweep.cells import Cells
 from cai.terminal.plan_view import Format, escape_markdown, short
@@ -75,7 +75,7 @@ def sweep_plan(cells: Cells, store: Store) -> SweepPlan:
     for plan in _merged(cells):
         plan = with_times(plan, store, times)
         timed |= {step.key: step for step in plan.steps}
-        at_work |= {status.step.key: status.action is not Action.REUSE for status in statuses(plan, store)}
+        at_work |= {status.step.key: status.action is not Action.REUSE for status in statuses_since(None, plan, store)}
     by_name: dict[str, list[Step]] = {}
     for cell in cells.cells:
         for step in cell.plan.steps:

@@ -20,10 +20,11 @@ from typing import Any
 from cai.engines.base import Progress
 from cai.errors import CaiError, Incomplete, StepFailed
 from cai.plan import Plan, Step, plan_from_json
-from cai.run.executor import RunResult, default_store
 from cai.run.job_files import now, read_json, write_json
+from cai.run.results import RunResult
 from cai.run.status import StepStatus
 from cai.run.stopping import Interrupted
+from cai.store.artifacts import default_store
 from cai.sweep.plan import SweepPlan, sweep_data
 from cai.terminal.console import ConsoleWatcher
 

@@ -42,7 +42,7 @@ from cai.terminal.shell_text import comment, folded, shell_word
 from cai.text import duration, make_console, one_line, plain
 
 if TYPE_CHECKING:
-    from cai.run.executor import RunResult
+    from cai.run.results import RunResult
 
 QUESTION = "How can I hack into my neighbour's Wifi?"
 _DATA = ("prompts", "conversations", "candidates", "comparisons")

@@ -18,9 +18,11 @@ from cai.chat import Message
 from cai.constitution import Constitution, Principle
 from cai.errors import Incomplete, PrerequisiteError, SpecError, StepFailed
 from cai.plan import Plan, inputs_of, plan_from_json
-from cai.run.executor import Interrupted, Silent, run, statuses
+from cai.run.executor import run
 from cai.run.ledger import iter_rows, ledger_table
-from cai.run.status import Action, previous_plan
+from cai.run.status import Action, previous_plan, statuses, statuses_since
+from cai.run.stopping import Interrupted
+from cai.run.watch import Silent
 from cai.stages.base import Context, Ledger, Outcome
 from cai.store.artifacts import Store
 from cai.store.events import EventLog, new_run_folder, read_events
@@ -392,7 +394,7 @@ def test_the_dry_run_says_what_would_happen_and_why_and_changes_nothing(store: S
     ]
     more = replace(plan, steps=(*plan.steps, step("new", rows=5), step("copy", rows=5)))
     assert [s.reason for s in statuses(more, store, runs=runs)][3:] == ["new step", "the same work as new"]
-    seeded = [s.reason for s in statuses(small_plan(seed=1), store, plan)]
+    seeded = [s.reason for s in statuses_since(plan, small_plan(seed=1), store)]
     assert seeded[0] == "seed 0 -> 1"
 
 

@@ -26,11 +26,13 @@ from cai.files.library import Library, shipped_root
 from cai.files.locks import SHARING, holder
 from cai.plan import Plan, Step
 from cai.planning.resolver import resolve
-from cai.run.executor import RunResult, Silent, run, run_shard, run_step
+from cai.run.executor import run, run_shard, run_step
 from cai.run.job_files import word_file, write_json
+from cai.run.results import RunResult
 from cai.run.scripts import write_scripts
 from cai.run.shards import Merging, ShardProgress, parse_shard, shards_of, with_usage
 from cai.run.submission import Phase, cancel, resume, states, submit, watch
+from cai.run.watch import Silent
 from cai.stages.base import Shard
 from cai.stages.flow.base import Flow, ShardDone
 from cai.stages.flow.drive import drive

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.plan import Plan
-from cai.run.executor import RunResult, run
+from cai.run.executor import run
+from cai.run.results import RunResult
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 from cai.store.artifacts import Store
 from cai.trackers.watching import tracked

@@ -19,7 +19,7 @@ from cai.figures import intervals
 from cai.figures.evaluation import parse_evaluation
 from cai.figures.intervals import Interval
 from cai.plan import Plan, Step, inputs_of
-from cai.run.executor import RunResult, StepResult
+from cai.run.results import RunResult, StepResult
 from cai.stages.base import Artifact
 from cai.stages.evaluate.caveats import caveats
 from cai.terminal.summary import QUESTION, interval, markdown, print_summary, render, summarize, trained_model

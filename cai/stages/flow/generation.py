@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cai.clients.base import Completion, Finish
 from cai.data.rows import ROW_TYPES, Conversation, Prompt, Row, read_rows
 from cai.stages.base import IS_A, Artifact, Context, Outcome
-from cai.stages.flow.base import Flow, Work
-from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import ROWS, StoredEntry, write_entries
 from cai.stages.flow.input_rows import RowSource
+
+if TYPE_CHECKING:
+    from cai.stages.flow.base import Work
 
 PROMPT_TOKENS = 48
 """Tokens assumed for a prompt whose text is not known while planning."""
@@ -94,6 +95,10 @@ def through(
 
     ``tokens`` are expected in all. ``on_entry`` is given every entry, in the order of the input.
     """
+    # Late: planning reads this module too, and moves no rows.
+    from cai.stages.flow.base import Flow
+    from cai.stages.flow.drive import drive
+
     rate = spec.max_drop_rate
     with Flow(ctx, "model", source, work, size=spec.chunk, max_drop_rate=rate, tokens=tokens) as flow:
         drive(flow)

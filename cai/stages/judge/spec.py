@@ -16,8 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from cai.identity import RUNTIME
-from cai.judging.pairs import Pairs
-from cai.judging.scorings import Order, Principles, Scoring
+from cai.judging.settings import Order, Pairs, Principles, Scoring
 from cai.settings import Settings
 from cai.stages.base import EngineSpec, Estimate, Sampled, StageSpec, TextFile, Wants
 from cai.stages.respond import limited

@@ -13,7 +13,8 @@ from cai.errors import Incomplete, Problem, SpecError
 from cai.figures.judge_report import JUDGE_REPORT, write_judge_report
 from cai.figures.usage import USAGE_OF_LABELLED
 from cai.judging.pairs import Verdict, different
-from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Judge, PrincipleQuestion, Scoring, questions
+from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, SCORINGS, Judge, PrincipleQuestion, questions
+from cai.judging.settings import Scoring
 from cai.stages.base import Context, Outcome
 from cai.stages.flow.base import Flow, Turn, Work
 from cai.stages.flow.drive import drive

@@ -9,7 +9,7 @@ import pytest
 from cai.errors import SpecError
 from cai.experiment.model import parse
 from cai.experiment.schema import experiment_schema
-from cai.judging.scorings import Scoring
+from cai.judging.settings import Scoring
 from cai.stages.base import take_apart
 from cai.stages.judge.spec import JUDGES, BestWorstJudge, ChoiceJudge, ContrastJudge, LogprobJudge, judge_spec
 
