@@ -256,8 +256,8 @@ def _trained(method: Method[Any, Any], runs: Sequence[Run]) -> Iterator[Block]:
     for curve in plot.curves:
         series = tuple(
             Series(f"{name}, {label}" if label else name, points, len(curve.fields) * number_of_step + offset)
-            for number_of_step, (name, lines) in enumerate(steps)
             for offset, (field, label) in enumerate(curve.fields.items())
+            for number_of_step, (name, lines) in enumerate(steps)
             if (points := _curve(lines, plot.axis, field))
         )
         if series:
