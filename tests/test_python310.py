@@ -153,7 +153,7 @@ def test_the_engine_that_is_not_installed_says_so(installed: Path, tmp_path: Pat
 def test_what_differs_between_pythons_works(installed: Path):
     """Digests, tasks that are cancelled together, time limits."""
     chosen = "identity or early or too_long or frees or never_work"
-    files = [f"tests/test_{name}.py" for name in ("identity", "nemo_generate", "http_pool")]
+    files = ["tests/test_identity.py", "tests/clients/test_nemo_generate.py", "tests/clients/test_http_pool.py"]
     flags = ["-p", "no:cacheprovider", "-k", chosen, *files]
     done = run([installed / "bin" / "python", "-m", "pytest", *flags], ROOT, PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -1,6 +1,6 @@
 """What a reviewer is shown, for each kind of change.
 
-CAI_WRITE_GOLDEN=1 pytest tests/test_review_golden.py writes the files anew; read what changed in them.
+CAI_WRITE_GOLDEN=1 pytest tests/review/test_golden.py writes the files anew; read what changed in them.
 """
 
 import io
