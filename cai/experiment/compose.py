@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.experiment import hydra_private
+from cai.experiment.strangers import check_expansion, check_file, texts_with_references
 from cai.files.library import FIELDS, GROUPS, Library
 from cai.files.yaml_lines import load as load_yaml
 
@@ -91,6 +92,7 @@ class GroupSource(ConfigSource):
         data, lines = load_yaml(path)
         if not isinstance(data, dict):
             raise SpecError(Problem(_current().display_path(path), "must be a mapping of fields", "see README.md"))
+        check_file(data, lines, _current().display_path(path))
         prefix = "" if group == "experiment" else f"{group}."
         _loaded.append((_current().display_path(path), prefix, {str(k): v for k, v in lines.items()}))
         data = {("name" if k == "name" else k): v for k, v in data.items()}
@@ -100,10 +102,10 @@ class GroupSource(ConfigSource):
 
     def _result(self, data: dict[str, Any], package: str) -> ConfigResult:
         config = OmegaConf.create(data)
-        for node in config.values() if package == "_global_" else ():
-            if OmegaConf.is_dict(node):
+        for key, value in data.items() if package == "_global_" else ():
+            if isinstance(value, dict):
                 # Fields that the file leaves at their defaults can be overridden too; the typed schema finds typos.
-                OmegaConf.set_struct(node, False)
+                OmegaConf.set_struct(config[key], False)
         if package != "_global_":
             OmegaConf.set_struct(config, False)
         return ConfigResult(
@@ -262,7 +264,14 @@ def _chooses_file(key: str) -> bool:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A composed config as plain data, interpolations resolved, Hydra's own node left out."""
-    data = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    data = _fields(OmegaConf.to_container(config, throw_on_missing=False))
+    if next(texts_with_references(data), None) is None:
+        return data
+    check_expansion(data)
+    return _fields(OmegaConf.to_container(config, resolve=True, throw_on_missing=False))
+
+
+def _fields(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SpecError(Problem("experiment", "is not a mapping"))
     return {str(k): v for k, v in data.items() if k != "hydra"}
@@ -301,7 +310,7 @@ class hydra_errors:  # noqa: N801 - reads as a phrase: ``with hydra_errors(...)`
                 raise SpecError(Problem(f"{where}={name}", "Hydra has none", did_you_mean(name, options))) from error
             raise SpecError(Problem(missing, "no such config", f"groups: {', '.join(GROUPS)}")) from error
         if isinstance(error, HydraException | OmegaConfBaseException):
-            first, *rest = str(error).strip().splitlines()
+            first, *rest = str(error).strip().splitlines() or [type(error).__name__]
             reason = next(
                 (line.strip() for line in rest if line.strip() and not line.startswith(("    full_key", "See "))), ""
             )
