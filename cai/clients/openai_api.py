@@ -31,6 +31,7 @@ from cai.clients.base import (
     Unanswered,
 )
 from cai.clients.endpoints import Trouble, TroubleKind
+from cai.clients.key_hosts import check_key_hosts
 from cai.clients.openai_logprobs import NoLogprobs
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Anew, Answered, Reply, Sent
@@ -277,11 +278,13 @@ def open_endpoint(
     ``api_key_env`` goes before the file's; ``replicas`` are more addresses of the same model.
 
     Raises:
-        PrerequisiteError: when the variable is not set, or holds what can be no key.
+        PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent to these addresses.
     """
     raw = json.loads(path.read_text(encoding="utf-8"))
     model, url = raw["model"], raw["url"]
     variable = raw["api_key_env"] if api_key_env is None else api_key_env
+    if variable:
+        check_key_hosts(variable, (url, *replicas))
     key = os.environ.get(variable, "").strip() if variable else ""
     if variable and not key:
         hint = f"export {variable} with the key and run the same command again"

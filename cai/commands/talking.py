@@ -54,6 +54,18 @@ def _talk(speaker: ChatModel, beside: ChatModel | None, questions: Sequence[str]
         chat(speaker, beside=beside, system=system)
 
 
+def allow_verb(args: Sequence[str]) -> int:
+    """Add a host to those that a key may be sent to."""
+    parser = options("allow", "Let the key in an environment variable be sent to a server that an experiment names.")
+    parser.add_argument("variable", help="the variable's name, as in api_key_env")
+    parser.add_argument("host", help="HOST, HOST:PORT, *.DOMAIN, or http://HOST:PORT where there is no https")
+    parsed = parser.parse_args(list(args))
+    from cai.clients.key_hosts import allow
+
+    print(f"{parsed.variable} may be sent to {parsed.host}: {allow(parsed.variable, parsed.host)}")
+    return 0
+
+
 def serve_verb(args: Sequence[str]) -> int:
     """Serve until interrupted."""
     parser = _model_options("serve", "Serve the finished model with an OpenAI-compatible API.")

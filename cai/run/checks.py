@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from cai.clients.key_hosts import check_key_hosts
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
 from cai.plan import Plan
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
@@ -54,6 +55,26 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
     if problems:
         raise SpecError(problems)
     return specs
+
+
+def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:
+    """Every key that these steps ask an endpoint with may be sent there, before hours of other work.
+
+    Raises:
+        PrerequisiteError: naming the variable and the server, and how to allow it.
+    """
+    names = set(step_names)
+    urls_by_variable: dict[str, list[str]] = {}
+    for step in plan.steps:
+        variables = step.resources.get("api_keys", {}) if step.name in names else {}
+        for entry in step.inputs:
+            role = entry.role if entry.label is None else f"{entry.role}.{entry.label}"
+            if variable := variables.get(role):
+                server = step.resources.get("servers", {}).get(role, {})
+                urls = (plan.step(entry.step).spec.get("url", ""), *server.get("replicas", ()))
+                urls_by_variable.setdefault(variable, []).extend(urls)
+    for variable, urls in urls_by_variable.items():
+        check_key_hosts(variable, urls)
 
 
 def check_keys(plan: Plan, step_names: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:

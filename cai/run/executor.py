@@ -21,7 +21,7 @@ from cai.figures.usage import FlowUsage
 from cai.files.durable import write_durably
 from cai.plan import Plan, Step
 from cai.run.building import Site, build_part, build_step, check_parts, find_inputs
-from cai.run.checks import StageWork, check_keys, checked_specs
+from cai.run.checks import StageWork, check_key_destinations, check_keys, checked_specs
 from cai.run.engines import Engines, MakeEngine
 from cai.run.results import RunResult, StepResult
 from cai.run.status import Action, statuses_since
@@ -58,7 +58,9 @@ def run(
     specs = checked_specs(plan, kinds)
     store.prepare()
     planned = statuses_since(previous, plan, store)
-    check_keys(plan, [status.step.name for status in planned if status.action is not Action.REUSE])
+    working = [status.step.name for status in planned if status.action is not Action.REUSE]
+    check_key_destinations(plan, working)
+    check_keys(plan, working)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / "plan.json", plan.to_json())
     point_latest(run_dir)

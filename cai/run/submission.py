@@ -30,7 +30,7 @@ from cai.files.locks import locked_if_free
 from cai.launchers import slurm_cli
 from cai.plan import Plan, Step
 from cai.run.arrays import ids_of, is_alive, write_array
-from cai.run.checks import StageWork, check_keys, checked_specs
+from cai.run.checks import StageWork, check_key_destinations, check_keys, checked_specs
 from cai.run.executor import write_record
 from cai.run.job_files import now, read_json, word_file, write_json
 from cai.run.job_graph import planned_job
@@ -82,8 +82,10 @@ def submit(plan: Plan, store: Store, run_dir: Path, kinds: Mapping[str, StageWor
     for step in plan.steps:
         if shards_of(step) > 1:
             check_servers(plan, step.name, store, run_dir / "plan.json")
+    working = [step.name for step in plan.steps if store.find(step.kind, step.key) is None]
+    check_key_destinations(plan, working)
     if not launcher.setup:  # its lines may export the key
-        check_keys(plan, [step.name for step in plan.steps if store.find(step.kind, step.key) is None])
+        check_keys(plan, working)
     store.prepare()
     (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / "plan.json", plan.to_json())

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from cai.clients.key_hosts import check_key_hosts
 from cai.errors import PrerequisiteError
 from cai.plan import Plan
 
@@ -22,6 +23,9 @@ Say = Callable[[str], None]
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """What has to be installed for each tracker."""
+
+MLFLOW_SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+"""Variables with which MLflow sends something of the user's to its server; the password is kept in a file as well."""
 
 PATIENCE = 22.0
 """Seconds that a run waits at its end for its trackers; they give up shortly before."""
@@ -31,7 +35,7 @@ def check_trackers(plan: Plan) -> list[str]:
     """The trackers that a plan asks for, when all that they need is there; imports none of them.
 
     Raises:
-        PrerequisiteError: when a package or a key is missing.
+        PrerequisiteError: when a package or a key is missing, or a server may not have the user's password.
     """
     if not plan.source.get("tracking"):
         return []
@@ -52,12 +56,25 @@ def check_trackers(plan: Plan) -> list[str]:
     if tracking.mlflow is not None:
         from cai.trackers.mlflow_runs import uri_of
 
+        _check_mlflow_secrets(tracking.mlflow.uri or "")
+
         scheme = uri_of(tracking.mlflow).partition(":")[0].partition("+")[0]
         if scheme in ("sqlite", "mysql", "mssql", "postgresql") and find_spec("sqlalchemy") is None:
             raise PrerequisiteError(
                 f"tracking.mlflow.uri: {scheme} needs all of MLflow; pip install mlflow, or use a folder, file:./mlruns"
             )
     return list(enabled)
+
+
+def _check_mlflow_secrets(uri: str) -> None:
+    """An experiment's ``uri`` gets what MLflow would send with every request only where the user allowed it."""
+    from_environment = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not uri.startswith(("http://", "https://")) or uri.rstrip("/") == from_environment.rstrip("/"):
+        return
+    kept = Path("~/.mlflow/credentials").expanduser().is_file()
+    for name in MLFLOW_SECRETS:
+        if os.environ.get(name, "").strip() or (kept and name == "MLFLOW_TRACKING_PASSWORD"):
+            check_key_hosts(name, [uri])
 
 
 def _wandb_key() -> bool:

@@ -312,8 +312,8 @@ def test_without_the_variable_nothing_is_asked(
 def test_the_plans_name_of_the_variable_goes_before_the_artifacts(
     tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NEW_KEY", "of-the-new-account")
-    judged(tmp_path, served(tmp_path, server), api_keys={"model": "NEW_KEY"})
+    monkeypatch.setenv("OTHER_KEY", "of-the-new-account")
+    judged(tmp_path, served(tmp_path, server), api_keys={"model": "OTHER_KEY"})
     assert {headers["Authorization"] for headers in server.sent} == {"Bearer of-the-new-account"}
 
 
@@ -407,6 +407,20 @@ def test_plan_and_validate_work_without_the_variable_and_a_run_says_what_to_set(
     assert missing.returncode == 2
     assert "TEST_KEY is not set; export TEST_KEY" in " ".join(missing.stderr.split())
     assert not server.asked
+
+
+def test_a_stranger_s_server_gets_no_key_and_no_request(
+    project: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAI_KEY_HOSTS", "OTHER_KEY=127.0.0.1")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "config"))
+    refused = cai(project, "experiment=remote")
+    assert refused.returncode == 2
+    host = server.url.removeprefix("http://").removesuffix("/v1")
+    assert f"TEST_KEY would be sent to {host}, which is not allowed" in " ".join(refused.stderr.split())
+    assert not server.asked
+    assert cai(project, "allow", "TEST_KEY", host).returncode == 0
+    assert cai(project, "experiment=remote").returncode == 0
 
 
 def test_a_refused_key_ends_the_run_and_is_nowhere(project: Path, server: FakeServer) -> None:

@@ -45,9 +45,9 @@ def repo(tmp_path):
 
 
 class Job:
-    """One run of the script: what it printed, its exit code, and what ``gh`` was asked."""
+    """One run of both jobs: what they printed, the review's exit code, and what ``gh`` was asked."""
 
-    def __init__(self, folder: Path, script: str, **env: str) -> None:
+    def __init__(self, folder: Path, workflow: dict, **env: str) -> None:
         at = folder.parent / "job"
         (at / "bin").mkdir(parents=True, exist_ok=True)
         gh = at / "bin" / "gh"
@@ -62,24 +62,30 @@ class Job:
             "CAI_HOME": str(at / "home"),
             "GITHUB_STEP_SUMMARY": str(self.summary),
         }
-        told |= {"REPOSITORY": "house/rules", "NUMBER": "7", "BASE": git(folder, "rev-parse", "main"), "FAIL_ON": ""}
-        told |= {"GH_TOKEN": "t0ken", "HOME": str(at), "TMPDIR": str(at)}
-        done = subprocess.run(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
-            cwd=folder,
-            env={**told, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+        told |= {"HOME": str(at), "TMPDIR": str(at)}
+        values = {"runner.temp": str(at), "github.event.pull_request.base.sha": git(folder, "rev-parse", "main")}
+        values |= {"github.event.pull_request.number": "7", "github.repository": "house/rules", "github.token": "t0ken"}
+
+        def run(job: str, name: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+            step = step_of(workflow, job, name)
+            own = {k: re.sub(r"\$\{\{ (.*?) \}\}", lambda m: values[m[1]], v) for k, v in step["env"].items()}
+            argv = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+            own |= {k: v for k, v in env.items() if k in own}
+            return subprocess.run(argv, cwd=cwd, env=told | own, capture_output=True, text=True, timeout=120)
+
+        done = run("review", "Review", folder)
+        # The second job has the artifact of the first and no repository.
+        (at / "elsewhere").mkdir(exist_ok=True)
+        second = run("comment", "Comment", at / "elsewhere")
+        assert second.returncode == 0, second.stderr
+        self.code, self.out, self.err = done.returncode, done.stdout + second.stdout, done.stderr + second.stderr
         self.calls = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
         self.sent = [call for call in self.calls if call["body"] is not None]
 
 
-def script_of(workflow):
-    (script,) = (step["run"] for step in workflow["jobs"]["review"]["steps"] if step.get("name") == "Review")
-    return script
+def step_of(workflow, job, name):
+    (step,) = (step for step in workflow["jobs"][job]["steps"] if step.get("name") == name)
+    return step
 
 
 def changed(folder):
@@ -90,7 +96,7 @@ def changed(folder):
 
 def test_a_changed_principle_and_hyper_parameter_become_one_comment(repo, workflow):
     changed(repo)
-    job = Job(repo, script_of(workflow))
+    job = Job(repo, workflow)
     assert job.code == 0, job.err
     (sent,) = job.sent
     assert sent["args"][:4] == ["api", "--silent", "--method", "POST"]
@@ -104,9 +110,9 @@ def test_a_changed_principle_and_hyper_parameter_become_one_comment(repo, workfl
 
 def test_the_next_push_writes_the_same_comment_anew(repo, workflow):
     changed(repo)
-    Job(repo, script_of(workflow))
+    Job(repo, workflow)
     (repo.parent / "job" / "comment").write_text("991\n992\n")
-    job = Job(repo, script_of(workflow))
+    job = Job(repo, workflow)
     (sent,) = job.sent
     assert sent["args"][2:5] == ["--method", "PATCH", "repos/house/rules/issues/comments/991"]
 
@@ -114,9 +120,9 @@ def test_the_next_push_writes_the_same_comment_anew(repo, workflow):
 def test_no_comment_is_begun_where_nothing_differs_and_an_old_one_says_so(repo, workflow):
     (repo / "README.md").write_text("words\n")
     commit(repo, "nothing of interest")
-    assert Job(repo, script_of(workflow)).sent == []
+    assert Job(repo, workflow).sent == []
     (repo.parent / "job" / "comment").write_text("991\n")
-    (sent,) = Job(repo, script_of(workflow)).sent
+    (sent,) = Job(repo, workflow).sent
     assert "## No experiment differs" in sent["body"]
 
 
@@ -126,13 +132,13 @@ def test_what_others_did_on_the_base_meanwhile_is_not_told(repo, workflow):
     edit(f"{repo}/experiments/small.yaml", ("seed: 0", "seed: 5"))
     commit(repo, "another seed")
     git(repo, "checkout", "-q", "change")
-    (sent,) = Job(repo, script_of(workflow)).sent
+    (sent,) = Job(repo, workflow).sent
     assert "seed: 0" not in sent["body"]
 
 
 def test_gates_fail_the_job_after_the_comment(repo, workflow):
     changed(repo)
-    job = Job(repo, script_of(workflow), FAIL_ON="principles,seed")
+    job = Job(repo, workflow, FAIL_ON="principles,seed")
     assert job.code == 1
     assert "held back by principles" in job.err
     assert "Held back by `principles`" in job.sent[0]["body"]
@@ -142,7 +148,7 @@ def test_gates_fail_the_job_after_the_comment(repo, workflow):
 def test_an_experiment_that_does_not_compile_is_told(repo, workflow):
     edit(f"{repo}/experiments/small.yaml", ("model: sft, prompts", "modle: sft, prompts"))
     commit(repo, "a typing error")
-    job = Job(repo, script_of(workflow))
+    job = Job(repo, workflow)
     assert job.code == 2
     assert "small cannot be compiled" in job.sent[0]["body"]
     assert "did you mean 'model'" in job.sent[0]["body"]
@@ -152,7 +158,7 @@ def test_a_forks_token_that_cannot_write_leaves_the_review_in_the_summary(repo, 
     changed(repo)
     (repo.parent / "job").mkdir()
     (repo.parent / "job" / "refuse").touch()
-    job = Job(repo, script_of(workflow))
+    job = Job(repo, workflow)
     assert job.code == 0
     assert "::notice::" in job.out
     assert "epochs: 2 → 3" in job.summary.read_text()
@@ -163,7 +169,7 @@ def test_hostile_texts_of_a_pull_request_stay_texts(repo, workflow):
     hostile = f"$(touch {mark}) `touch {mark}` <script>alert(1)</script> @everyone ![x](http://evil.example/x.png)"
     edit(f"{repo}/constitutions/house.yaml", ("Say where the answer helps to break a law.", json.dumps(hostile)))
     commit(repo, hostile)
-    (sent,) = Job(repo, script_of(workflow)).sent
+    (sent,) = Job(repo, workflow).sent
     assert not mark.exists()
     assert re.search(r"(?<!\\)<script", sent["body"]) is None
     assert "@everyone" not in sent["body"]
@@ -171,11 +177,26 @@ def test_hostile_texts_of_a_pull_request_stay_texts(repo, workflow):
 
 
 def test_no_text_of_an_event_reaches_a_shell_and_permissions_are_few(workflow):
-    for step in workflow["jobs"]["review"]["steps"]:
-        assert "${{" not in step.get("run", "")
-    assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
+    for job in workflow["jobs"].values():
+        assert all("${{" not in step.get("run", "") for step in job["steps"])
+    assert workflow["permissions"] == {}
+    assert {name: job["permissions"] for name, job in workflow["jobs"].items()} == {
+        "review": {"contents": "read"},
+        "comment": {"pull-requests": "write"},
+    }
     triggers = workflow[True]  # ``on`` is a truth value in YAML 1.1.
     assert list(triggers) == ["pull_request"]
     assert {"experiments/**", "constitutions/**", "prompt_templates/**", "data/**"} <= set(
         triggers["pull_request"]["paths"]
     )
+
+
+def test_what_reads_the_pull_requests_files_has_no_secret_and_what_has_one_reads_none(workflow):
+    review, comment = workflow["jobs"]["review"], workflow["jobs"]["comment"]
+    assert not re.search(r"secrets\.|github\.token|GH_TOKEN|GITHUB_TOKEN", json.dumps(review))
+    checkout = next(step for step in review["steps"] if step.get("uses", "").startswith("actions/checkout"))
+    assert checkout["with"]["persist-credentials"] is False
+    assert "env" not in workflow
+    assert [step.get("uses", step.get("name")) for step in comment["steps"]] == ["actions/download-artifact@v4", "Comment"]
+    assert "secrets." not in json.dumps(comment)
+    assert "cai " not in step_of(workflow, "comment", "Comment")["run"]

@@ -145,6 +145,29 @@ def test_a_database_needs_all_of_mlflow(monkeypatch):
         check_trackers(tracked_plan({"mlflow": {"uri": "sqlite:///mlflow.db"}}))
 
 
+def test_a_password_goes_only_to_an_allowed_server_that_an_experiment_names(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plan = tracked_plan({"mlflow": {"uri": "https://mlflow.example.com"}})
+    assert check_trackers(plan) == ["mlflow"]
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    with pytest.raises(PrerequisiteError, match="MLFLOW_TRACKING_PASSWORD would be sent to mlflow.example.com") as told:
+        check_trackers(plan)
+    assert "hunter2" not in str(told.value)
+    monkeypatch.setenv("CAI_KEY_HOSTS", "MLFLOW_TRACKING_PASSWORD=mlflow.example.com")
+    assert check_trackers(plan) == ["mlflow"]
+    monkeypatch.delenv("CAI_KEY_HOSTS")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.com/")
+    assert check_trackers(plan) == ["mlflow"], "the user's own address"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\nmlflow_tracking_password = hunter2\n")
+    with pytest.raises(PrerequisiteError, match="MLFLOW_TRACKING_PASSWORD would be sent"):
+        check_trackers(plan)
+
+
 def test_without_tracking_nothing_of_it_is_imported():
     off = python(
         "import json, sys, cai.cli\nfrom cai.experiment.model import parse\n"
