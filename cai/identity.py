@@ -95,6 +95,13 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, of the names and digests of the files in it (not of folders below)."""
+    if path.is_file():
+        return file_digest(path)
+    return key_of({file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()})
+
+
 def row_id(*parts: str) -> str:
     """A row's id from what the row is about (its prompt): 16 hexadecimal digits."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
-from cai.errors import Problem, SpecError
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import key_of
 
 FORMAT = 1
@@ -306,24 +310,116 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
         SpecError: when the text is no plan, or one of another format.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_constant=_no_number)
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
-            raise SpecError(Problem(where, f"not a plan of format {FORMAT}", "make one with `plan --out FILE`"))
+            raise SpecError(Problem(where, f"not a plan of format {FORMAT}", _AGAIN))
+        # Only looked at: what it gives back has its keys in another order, and a plan keeps its bytes.
+        _plan_file().validate_python(raw, strict=True)
         data = {k: v for k, v in raw.items() if k != "format"}
-        steps = tuple(_step_from_json(step) for step in data.pop("steps"))
-        return Plan(steps=steps, **data)
-    except (ValueError, TypeError, KeyError) as error:
-        raise SpecError(
-            Problem(where, f"cannot be read as a plan ({error})", "make one with `plan --out FILE`")
-        ) from error
+        plan = Plan(steps=tuple(_step_from_json(step) for step in data.pop("steps")), **data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise SpecError(Problem(f"{where}: {_place(raw, d['loc'])}", d["msg"], _AGAIN) for d in details) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SpecError(Problem(where, f"cannot be read as a plan ({error})", _AGAIN)) from error
+    if problems := list(_loose_ends(plan, where)):
+        raise SpecError(problems)
+    return plan
+
+
+_AGAIN = "make one with `plan --out FILE`"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?$", max_length=160)]
+"""A step, an experiment or an engine: it becomes part of the names of files."""
+
+
+class _Text(TypedDict):
+    name: str
+    text: str
+
+
+@with_config(extra="forbid")
+class _Resources(TypedDict, total=False):
+    constitution: dict[str, Any]
+    template: _Text
+    templates: dict[str, _Text]
+    texts: dict[str, str]
+    api_keys: dict[str, str]
+    servers: dict[str, dict[str, Any]]
+
+
+@with_config(extra="allow")
+class _Engine(TypedDict):
+    kind: str
+
+
+@with_config(extra="forbid")
+class _StepFile(TypedDict):
+    name: Name
+    kind: str
+    makes: str
+    key: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    seed: Annotated[int, Field(ge=0)]
+    inputs: NotRequired[dict[str, Name | list[Name] | dict[str, Name]]]
+    spec: NotRequired[dict[str, Any]]
+    resources: NotRequired[_Resources]
+    ingredients: NotRequired[dict[str, Any]]
+    estimate: NotRequired[dict[str, Any]]
+    notes: NotRequired[list[str]]
+    engine: NotRequired[str]
+
+
+@with_config(extra="forbid")
+class _PlanFile(TypedDict):
+    format: int
+    experiment: Name
+    seed: Annotated[int, Field(ge=0)]
+    engine: _Engine
+    steps: Annotated[list[_StepFile], Field(min_length=1)]
+    source: NotRequired[dict[str, Any]]
+    outputs: NotRequired[dict[str, str]]
+    engines: NotRequired[dict[Name, _Engine]]
+
+
+@cache
+def _plan_file() -> TypeAdapter[_PlanFile]:
+    return TypeAdapter(_PlanFile)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of a plan")
 
 
 def _step_from_json(raw: Mapping[str, Any]) -> Step:
-    return Step(
-        **{
-            **raw,
-            "inputs": inputs_of(raw.get("inputs", {})),
-            "ingredients": Ingredients.from_json(raw.get("ingredients", {})),
-            "estimate": StepEstimate.from_json(raw.get("estimate", {})),
-        }
-    )
+    data = dict(raw)
+    data["inputs"] = inputs_of(data.get("inputs", {}))
+    data["ingredients"] = Ingredients.from_json(data.get("ingredients", {}))
+    data["estimate"] = StepEstimate.from_json(data.get("estimate", {}))
+    return Step(**data)
+
+
+def _place(raw: Mapping[str, Any], location: tuple[str | int, ...]) -> str:
+    """The field of a plan's file, with a step's name where it has one."""
+    if location[:1] == ("steps",) and len(location) > 1 and isinstance(location[1], int):
+        step = raw["steps"][location[1]]
+        name = step.get("name") if isinstance(step, Mapping) else None
+        location = (name if isinstance(name, str) else f"steps[{location[1]}]", *location[2:])
+    return ".".join(str(part) for part in location)
+
+
+def _loose_ends(plan: Plan, where: str) -> Iterator[Problem]:
+    """Names that stand for nothing, or for two things."""
+    before: set[str] = set()
+    for step in plan.steps:
+        if step.name in before:
+            yield Problem(f"{where}: {step.name}", "stands twice in the plan", _AGAIN)
+        for name in step.needs():
+            if name not in before:
+                reason = f"reads '{name}', which is no earlier step"
+                yield Problem(f"{where}: {step.name}", reason, did_you_mean(name, before) or _AGAIN)
+        if step.engine and step.engine not in plan.engines:
+            yield Problem(f"{where}: {step.name}.engine", f"the plan has no engine '{step.engine}'", _AGAIN)
+        before.add(step.name)
+    for makes, name in plan.outputs.items():
+        if name not in before:
+            yield Problem(f"{where}: outputs.{makes}", f"the plan has no step '{name}'", did_you_mean(name, before))

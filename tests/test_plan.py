@@ -44,13 +44,18 @@ OLD_STEP: dict[str, Any] = {
 """A step as plans had it before an estimate told the answers of a row, and a step its engine."""
 
 
+BEFORE = [{"name": name, "kind": "read", "makes": "prompts", "key": "0" * 64, "seed": 3} for name in ("base", "asked")]
+BEFORE = [json.loads(Plan("x", 0, {}, (Step(**step),)).to_json())["steps"][0] for step in BEFORE]
+"""The steps that it reads."""
+
+
 def plan_text(*steps: dict[str, Any]) -> str:
     plan = {
         "format": 1,
         "experiment": "old",
         "seed": 3,
         "engine": {"kind": "embedded"},
-        "steps": steps,
+        "steps": [*BEFORE, *steps],
         "source": {},
         "outputs": {},
     }
@@ -71,7 +76,7 @@ def test_a_plan_of_an_older_program_is_read_and_written_as_it_was() -> None:
     text = plan_text(OLD_STEP)
     plan = plan_from_json(text)
     assert plan.to_json() == text
-    (step,) = plan.steps
+    *_, step = plan.steps
     assert step.estimate == StepEstimate(rows=None, calls=0, prompt_tokens=0, tokens=0)
     assert step.ingredients.inputs == {"model": "a" * 64, "prompts": "b" * 64}
     assert step.ingredients.key() == key_of(OLD_STEP["ingredients"])
@@ -79,14 +84,14 @@ def test_a_plan_of_an_older_program_is_read_and_written_as_it_was() -> None:
 
 def test_a_step_without_ingredients_and_estimate_is_read() -> None:
     bare = {name: OLD_STEP[name] for name in ("name", "kind", "makes", "key", "seed")}
-    (step,) = plan_from_json(plan_text(bare)).steps
+    *_, step = plan_from_json(plan_text(bare)).steps
     assert (step.ingredients, step.estimate) == (Ingredients(), StepEstimate())
     assert json.loads(Plan("x", 0, {"kind": "none"}, (step,)).to_json())["steps"][0]["ingredients"] == {}
 
 
 def test_an_ingredient_that_is_not_known_is_kept_and_counts() -> None:
     written = {**OLD_STEP["ingredients"], "moon": "full", "other": [1, None]}
-    (step,) = plan_from_json(plan_text({**OLD_STEP, "ingredients": written})).steps
+    *_, step = plan_from_json(plan_text({**OLD_STEP, "ingredients": written})).steps
     assert step.ingredients.other == {"moon": "full", "other": [1, None]}
     assert step.ingredients.to_json() == written
     assert step.ingredients.key() == key_of(written) != key_of(OLD_STEP["ingredients"])
@@ -107,17 +112,17 @@ def test_every_known_ingredient_has_a_field_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"ingredients": {"spec": "all of it"}}, "ingredients.spec: not Mapping"),
-        ({"ingredients": {"template": None}}, "ingredients.template: not str"),
-        ({"ingredients": ["kind"]}, "ingredients: not a mapping"),
-        ({"estimate": {"rows": "many"}}, "estimate.rows: not a number"),
-        ({"estimate": 4}, "estimate: not a mapping"),
+        ({"ingredients": {"spec": "all of it"}}, "cannot be read as a plan (ingredients.spec: not Mapping)"),
+        ({"ingredients": {"template": None}}, "cannot be read as a plan (ingredients.template: not str)"),
+        ({"ingredients": ["kind"]}, "respond.ingredients: Input should be a valid dictionary"),
+        ({"estimate": {"rows": "many"}}, "cannot be read as a plan (estimate.rows: not a number)"),
+        ({"estimate": 4}, "respond.estimate: Input should be a valid dictionary"),
     ],
 )
 def test_parts_of_another_type_are_refused_by_name(part: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         plan_from_json(plan_text({**OLD_STEP, **part}), "old.json")
-    assert f"old.json: cannot be read as a plan ({message})" in str(error.value)
+    assert f"old.json: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_the_gpu_time_of_an_estimate_is_read_back() -> None:
 
 
 def test_what_another_program_estimates_besides_is_let_go() -> None:
-    (step,) = plan_from_json(plan_text({**OLD_STEP, "estimate": {"rows": 4, "calls": 8, "watts": 300}})).steps
+    *_, step = plan_from_json(plan_text({**OLD_STEP, "estimate": {"rows": 4, "calls": 8, "watts": 300}})).steps
     assert step.estimate == StepEstimate(rows=4, calls=8)
 
 

@@ -4,8 +4,8 @@ A known service's key goes to that service. Every other pair of variable and hos
 ``python -m cai allow VARIABLE HOST``, which keeps it in ``$XDG_CONFIG_HOME/cai/key_hosts.yaml`` (``~/.config/cai`` by
 default), or in ``CAI_KEY_HOSTS`` (``VARIABLE=HOST,VARIABLE=HOST``). An experiment cannot.
 
-A host is ``HOST``, ``HOST:PORT`` or ``*.DOMAIN``, and is asked over https. ``http://HOST`` allows what others on the way
-can read; the same machine (loopback) needs no https.
+A host is ``HOST``, ``HOST:PORT`` or ``*.DOMAIN``, and is asked over https. ``http://HOST`` allows what others on the
+way can read; the same machine (loopback) needs no https.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def allow(variable: str, host: str) -> Path:
             hosts = hosts_by_variable.setdefault(variable, [])
             if entry not in hosts:
                 hosts.append(entry)
-            write_durably(path, "# Which hosts a key may be sent to. `python -m cai allow` adds to it.\n" + dumps(hosts_by_variable))
+            write_durably(
+                path,
+                "# Which hosts a key may be sent to. `python -m cai allow` adds to it.\n" + dumps(hosts_by_variable),
+            )
     except OSError as error:
         hint = f"or export {SETTING}={variable}={entry}"
         raise PrerequisiteError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
@@ -141,10 +144,7 @@ def _allows(entry: str, url: str) -> bool:
     if match is None or (address.scheme != "https" and not match["http"] and not _is_loopback(host)):
         return False
     named = match["host"].strip("[]")
-    if named.startswith("*."):
-        same = host.endswith(named[1:])
-    else:
-        same = host == named
+    same = host.endswith(named[1:]) if named.startswith("*.") else host == named
     return same and match["port"] in (None, f":{address.port}")
 
 

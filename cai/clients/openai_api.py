@@ -278,7 +278,7 @@ def open_endpoint(
     ``api_key_env`` goes before the file's; ``replicas`` are more addresses of the same model.
 
     Raises:
-        PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent to these addresses.
+        PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent there.
     """
     raw = json.loads(path.read_text(encoding="utf-8"))
     model, url = raw["model"], raw["url"]

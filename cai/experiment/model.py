@@ -75,7 +75,12 @@ class ModelSpec(Settings):
             port, host = parts.port, parts.hostname
         except ValueError:
             raise ValueError("is no address; write https://HOST/v1") from None
-        if parts.scheme not in ("http", "https") or not host or port == 0 or any(c.isspace() or c == "\\" for c in value):
+        if (
+            parts.scheme not in ("http", "https")
+            or not host
+            or port == 0
+            or any(c.isspace() or c == "\\" for c in value)
+        ):
             raise ValueError("is no address; write https://HOST/v1")
         return value.rstrip("/")
 

@@ -1,8 +1,8 @@
 """What a file may say to Hydra and OmegaConf: files come from strangers, the command line is the user's own.
 
-Hydra runs what its own config names (callbacks, sweepers, launchers), and OmegaConf's resolvers read the environment and
-other text. So a file has no ``hydra`` at its top, its defaults list names only our groups, and its ``${...}`` are plain
-references to other fields, whose expansion is bounded. What the command line says is the user's and is not refused.
+Hydra runs what its own config names (callbacks, sweepers, launchers), and OmegaConf's resolvers read the environment
+and other text. So a file has no ``hydra`` at its top, its defaults list names only our groups, and its ``${...}`` are
+plain references to other fields, whose expansion is bounded. What the command line says is not refused.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def check_expansion(data: Mapping[str, Any]) -> None:
         if known is None:
             raise SpecError(Problem(".".join(path), "refers to itself", "write the value out"))
         if followed > MAX_FOLLOWED:
-            raise SpecError(Problem(".".join(path), f"is behind more than {MAX_FOLLOWED} references", "refer to it itself"))
+            raise SpecError(
+                Problem(".".join(path), f"is behind more than {MAX_FOLLOWED} references", "refer to it itself")
+            )
         if known >= 0:
             return known
         size_by_path[path] = None

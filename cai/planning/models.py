@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cai.errors import Problem, SpecError
 from cai.experiment.model import ModelSpec
 from cai.files.library import Library
-from cai.identity import file_digest, key_of
+from cai.identity import path_digest
 from cai.planning.engines import PlanEngine
+from cai.stages.fetch import is_local
 
 NOT_FETCHED = {"template", "replicas", "limits"}
 """Fields of a model that its fetch step does not need: how it is asked, not what it is."""
@@ -47,10 +47,10 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
         identity = {"api": rest, "revision": model.revision, "url": model.url}
         return {**identity, "logprobs": model.logprobs} if model.logprobs else identity
-    if scheme in ("gguf", "nemo") or (scheme == "hf" and local.exists()):
+    if is_local(model.source):
         if not local.exists():
             raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
-        return {"sha256": model.sha256 or _path_digest(local)}
+        return {"sha256": model.sha256 or path_digest(local)}
     identity = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
     if scheme == "hf":
         if not model.revision:
@@ -69,9 +69,3 @@ def endpoint_note(model: ModelSpec) -> str:
     key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
     more = f" and {len(model.replicas)} more" if model.replicas else ""
     return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}"
-
-
-def _path_digest(path: Path) -> str:
-    if path.is_file():
-        return file_digest(path)
-    return key_of({file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()})

@@ -16,10 +16,10 @@ from cai.data.source import DataSource, part_counts, part_makes, source_identity
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
-from cai.identity import text_digest
-from cai.plan import Ingredients, Input, InputKeys, Names, Plan, Step, StepEstimate, by_role, inputs_of
+from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
 from cai.planning.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
+from cai.planning.identity import complete, stage_ingredients
 from cai.planning.models import NOT_FETCHED, endpoint_note, model_identity, scheme_of
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
@@ -59,14 +59,6 @@ class _Compilation:
         for problem in error.problems:
             path = ".".join(part for part in (below, problem.where) if part)
             self.problems.append(Problem(self.where(path), problem.message, problem.next) if below else problem)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What a stage reads besides its inputs: what of it counts, and the frozen texts themselves."""
-
-    ingredients: Ingredients = field(default_factory=Ingredients)
-    resources: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve(
@@ -281,17 +273,12 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         return
     for problem in endpoint_problems(work.experiment, path, spec, names):
         work.wrong(problem.where, problem.message, problem.next)
-    constitution = _constitution(work, path, spec)
-    template = _template(work, path, spec, names) if spec.USES_TEMPLATE else _Reading()
-    endpoints = endpoint_resources(work.experiment, names)
-    texts = _stage_texts(work, path, parts)
-    ingredients = Ingredients(
-        spec={k: v for k, v in parts.semantic.items() if k != "kind"},
-        constitution=constitution.ingredients.constitution,
-        template=template.ingredients.template,
-        templates=template.ingredients.templates,
-        texts=texts.ingredients.texts,
-    )
+    resources = {
+        **_constitution(work, path, spec),
+        **(_template(work, path, spec, names) if spec.USES_TEMPLATE else {}),
+        **endpoint_resources(work.experiment, names),
+        **_stage_texts(work, path, parts),
+    }
     try:
         makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
         estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
@@ -306,11 +293,11 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         work,
         name,
         spec,
-        ingredients,
+        stage_ingredients(spec, parts.semantic, resources, work.constitution),
         makes=makes,
         estimate=estimate,
         inputs=tuple(Input(entry.role, entry.label, names[_labelled_role(entry)]) for entry in inputs_of(parts.inputs)),
-        resources={**constitution.resources, **template.resources, **endpoints, **texts.resources},
+        resources=resources,
         engine=engine,
         notes=cost_note(work.experiment, names, estimate),
     )
@@ -328,7 +315,7 @@ def _own_template(work: _Compilation, model_name: str) -> NamedText | None:
         return None
 
 
-def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str, str]) -> _Reading:
+def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str, str]) -> dict[str, Any]:
     """The chat template of a stage: the experiment's, or that of the model which answers.
 
     Training, and the mixing before it, keep to the experiment's: it is what they teach, and what the trained model is
@@ -340,15 +327,12 @@ def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str
     if template is None:
         if not work.experiment.template:
             work.wrong(path, "needs a chat template", "give `template=NAME`")
-        return _Reading()
-    ingredients = Ingredients(template=text_digest(template.text))
+        return {}
     resources: dict[str, Any] = {"template": {"name": template.name, "text": template.text}}
     others = {role.partition(".")[2]: text for role, text in own.items() if text.text != template.text}
     if others:
-        digests = {label: text_digest(text.text) for label, text in others.items()}
-        ingredients = replace(ingredients, templates=digests)
         resources["templates"] = {label: {"name": text.name, "text": text.text} for label, text in others.items()}
-    return _Reading(ingredients, resources)
+    return resources
 
 
 def _article(makes: str) -> str:
@@ -364,35 +348,29 @@ def _rows_by_role(work: _Compilation, inputs: Mapping[str, Names], names: Mappin
     return rows | {f"{role}:width": work.steps[step].estimate.width for role, step in names.items()}
 
 
-def _constitution(work: _Compilation, path: str, spec: StageSpec) -> _Reading:
+def _constitution(work: _Compilation, path: str, spec: StageSpec) -> dict[str, Any]:
     if not spec.PRINCIPLE_FIELDS:
-        return _Reading()
+        return {}
     if work.constitution is None:
         if work.experiment.constitution is None:
             work.wrong(path, "needs a constitution", "give `constitution=NAME`")
-        return _Reading()
+        return {}
     for finding in lint(work.constitution, tuple(f for f in spec.PRINCIPLE_FIELDS if f in TEXTS)):
         if finding.level == "error" and (finding.where, finding.message) not in work.linted:
             work.linted.add((finding.where, finding.message))
             reason = f"{finding.message} ('{path}' reads it)"
             work.problems.append(Problem(work.where(f"constitution: {finding.where}"), reason, finding.next))
-    return _Reading(
-        Ingredients(constitution={"principles": work.constitution.identity(spec.PRINCIPLE_FIELDS)}),
-        {"constitution": work.constitution.to_json()},
-    )
+    return {"constitution": work.constitution.to_json()}
 
 
-def _stage_texts(work: _Compilation, path: str, parts: SpecParts) -> _Reading:
+def _stage_texts(work: _Compilation, path: str, parts: SpecParts) -> dict[str, Any]:
     texts: dict[str, str] = {}
     for name, (folder, file) in parts.texts.items():
         try:
             texts[name] = read_text(folder, file, work.library, work.where(f"{path}.{name}"))
         except SpecError as error:
             work.gather(error)
-    if not texts:
-        return _Reading()
-    digests = {name: text_digest(text) for name, text in texts.items()}
-    return _Reading(Ingredients(texts=digests), {"texts": texts})
+    return {"texts": texts} if texts else {}
 
 
 def _step(
@@ -410,29 +388,19 @@ def _step(
 ) -> Step:
     """Complete the ingredients and hash them."""
     seed = work.experiment.seed
-    identity: dict[str, Any] | None = None
-    if isinstance(spec, EngineSpec) and engine is not None:
-        decides = engine.kind.identity(engine.settings, spec.kind, name, by_role(inputs))
-        identity = {"kind": engine.name, **decides}
-    complete = replace(
-        ingredients,
-        kind=spec.kind,
-        version=spec.VERSION,
-        inputs={role: _keys(work, names) for role, names in by_role(inputs).items()} if inputs else None,
-        engine=identity,
-        seed=seed if spec.kind not in ("fetch", "read") else None,
-    )
+    keys = {step.name: step.key for step in work.steps.values()}
+    completed = complete(ingredients, spec, name, inputs, keys=keys, engine=engine or work.engines.own, seed=seed)
     return Step(
         name=name,
         kind=spec.kind,
         makes=makes,
-        key=complete.key(),
+        key=completed.key(),
         seed=seed,
         inputs=inputs,
         # Which engine does the step is the plan's to say, not the spec's.
         spec=spec.model_dump(mode="json", by_alias=True, exclude={"engine"}),
         resources=dict(resources or {}),
-        ingredients=complete,
+        ingredients=completed,
         estimate=StepEstimate(
             rows=estimate.rows,
             calls=estimate.calls,
@@ -443,12 +411,3 @@ def _step(
         notes=[*(notes or []), *([f"with engine {engine.label}"] if engine is not None and engine.label else [])],
         engine=engine.label if engine is not None else "",
     )
-
-
-def _keys(work: _Compilation, names: Names) -> InputKeys:
-    if isinstance(names, str):
-        return work.steps[names].key
-    if isinstance(names, dict):
-        # Pairs, not a mapping: the order of the labels decides what is compared with what.
-        return [[label, work.steps[name].key] for label, name in names.items()]
-    return [work.steps[name].key for name in names]

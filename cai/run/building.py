@@ -225,6 +225,7 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         api_keys=step.resources.get("api_keys", {}),
         servers=step.resources.get("servers", {}),
         key=step.key,
+        planned_model=step.ingredients.model or {},
         serves=step.ingredients.engine or {},
         cache=request_cache(step_build.site.store.home),
     )

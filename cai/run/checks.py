@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from cai.clients.key_hosts import check_key_hosts
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
 from cai.plan import Plan
+from cai.planning.derivation import differences
+from cai.stages import KINDS
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
 
 
@@ -29,7 +31,7 @@ class StageWork(Protocol):
 
 
 def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, StageSpec]:
-    """Every step's spec, validated; a plan file may have been changed by hand.
+    """Every step's spec, validated, and every key derived anew: a plan's file is not believed.
 
     Raises:
         SpecError: with every problem found.
@@ -52,6 +54,8 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
             for detail in error.errors():
                 field = ".".join(map(str, ("spec", *detail["loc"])))
                 problems.append(Problem(f"{where}.{field}", detail["msg"], "make the plan again"))
+    if not problems and kinds is KINDS:
+        problems += differences(plan, specs)
     if problems:
         raise SpecError(problems)
     return specs

@@ -123,8 +123,9 @@ class Context:
 
     ``templates`` are those of models that have their own, where a role has several models (by label). ``api_keys`` are
     names of environment variables by role (``model``, ``models.LABEL``), ``servers`` what else an endpoint is asked
-    with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``serves`` what of the engine
-    decides an answer; ``cache`` is the folder of the request cache. A ``shard`` does only its part of the rows.
+    with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``planned_model`` what the plan
+    says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the folder of
+    the request cache. A ``shard`` does only its part of the rows.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Context:
     api_keys: Mapping[str, str] = field(default_factory=dict)
     servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     key: str = ""
+    planned_model: Mapping[str, Any] = field(default_factory=dict)
     serves: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
     shard: Shard | None = None

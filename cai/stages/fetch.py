@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from cai.engines.base import ModelSource
-from cai.identity import RUNTIME
+from cai.errors import Problem, SpecError
+from cai.files.library import Library
+from cai.identity import RUNTIME, path_digest
 from cai.stages.base import ENDPOINT, Context, Ledger, Outcome, StageSpec
 from cai.stages.flow.generation import write_json
 
 API = "api:"
 """What the source of a model behind an OpenAI-compatible server begins with."""
+
+
+def is_local(source: str) -> bool:
+    """Whether a model is a file or a folder of this machine."""
+    scheme, _, rest = source.partition(":")
+    return scheme in ("gguf", "nemo") or (scheme == "hf" and rest.startswith(("/", "./", "../", "~")))
 
 
 class FetchSpec(StageSpec):
@@ -37,6 +45,9 @@ def run(spec: FetchSpec, ctx: Context) -> Outcome:
 
     Of an endpoint nothing is fetched and nothing asked: ``endpoint.json`` says where it is and which variable has its
     key, never the key.
+
+    Raises:
+        SpecError: when a model of this machine is no longer the one that the plan was made for.
     """
     if spec.source.startswith(API):
         endpoint = {"model": spec.source.removeprefix(API), "url": spec.url, "api_key_env": spec.api_key_env}
@@ -44,5 +55,16 @@ def run(spec: FetchSpec, ctx: Context) -> Outcome:
             endpoint["logprobs"] = spec.logprobs
         write_json(ctx.out / ENDPOINT, endpoint)
         return Outcome(Ledger(), {"model": endpoint["model"], "url": spec.url})
+    _check_unchanged(spec, ctx)
     source = ModelSource(spec.source, spec.revision, spec.sha256)
     return Outcome(Ledger(), ctx.engine.fetch(source, ctx.out, ctx.progress))
+
+
+def _check_unchanged(spec: FetchSpec, ctx: Context) -> None:
+    planned = ctx.planned_model.get("sha256", "")
+    if spec.sha256 or not planned or not is_local(spec.source):
+        return  # with a digest in the spec the engine checks it
+    path = Library.here().local(spec.source.partition(":")[2])
+    if not path.exists() or path_digest(path) != planned:
+        message = "the model has changed since the plan was made" if path.exists() else "the model is not there"
+        raise SpecError(Problem(spec.source, message, "make the plan again"))

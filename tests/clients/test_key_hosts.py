@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 
@@ -24,12 +25,10 @@ def own_settings(tmp_path, monkeypatch):
 
 
 def allowed(variable, *urls):
-    try:
+    with contextlib.suppress(PrerequisiteError):
         check_key_hosts(variable, urls)
-    except PrerequisiteError as error:
-        assert KEY not in str(error)
-        return False
-    return True
+        return True
+    return False
 
 
 def test_a_known_service_gets_its_own_key_and_no_other():
@@ -62,6 +61,7 @@ def test_every_replica_counts():
     urls = ("https://api.openai.com/v1", "https://evil.example/v1")
     with pytest.raises(PrerequisiteError) as caught:
         check_key_hosts("OPENAI_API_KEY", urls)
+    assert KEY not in str(caught.value)
     assert str(caught.value) == (
         "OPENAI_API_KEY would be sent to evil.example, which is not allowed for it; if you trust that server with this "
         "key: python -m cai allow OPENAI_API_KEY evil.example"
@@ -95,7 +95,12 @@ def test_the_user_allows_a_server(entry, yes, no, by, monkeypatch, capsys):
 
 
 def test_what_is_offered_is_enough():
-    for url in ("http://node7:8000/v1", "https://judge.lan:8443/v1", "http://[fd00::2]:8000/v1", "http://127.0.0.1:8000"):
+    for url in (
+        "http://node7:8000/v1",
+        "https://judge.lan:8443/v1",
+        "http://[fd00::2]:8000/v1",
+        "http://127.0.0.1:8000",
+    ):
         with pytest.raises(PrerequisiteError) as caught:
             check_key_hosts("JUDGE_KEY", [url])
         *_, variable, host = str(caught.value).split()
@@ -105,7 +110,13 @@ def test_what_is_offered_is_enough():
 
 @pytest.mark.parametrize(
     "words",
-    [("judge_key", "a.lan"), ("JUDGE_KEY", "a b"), ("JUDGE_KEY", "*"), ("JUDGE_KEY", "*.*"), ("JUDGE_KEY", "ftp://a.lan")],
+    [
+        ("judge_key", "a.lan"),
+        ("JUDGE_KEY", "a b"),
+        ("JUDGE_KEY", "*"),
+        ("JUDGE_KEY", "*.*"),
+        ("JUDGE_KEY", "ftp://a.lan"),
+    ],
 )
 def test_what_cannot_be_allowed(words, capsys):
     assert main(["allow", *words]) == 2

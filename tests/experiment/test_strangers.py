@@ -104,7 +104,8 @@ def test_a_constitution_holds_none_either(write):
 
 
 def test_plain_references_and_escaped_ones_stay(write):
-    text = "seed: 7\nname: planted\nmodels: {a: {source: 'hf:x', max: '${seed}', up: '${.source}', far: '${..a.source}'}}\n"
+    fields = "source: 'hf:x', max: '${seed}', up: '${.source}', far: '${..a.source}'"
+    text = f"seed: 7\nname: planted\nmodels: {{a: {{{fields}}}}}\n"
     data = compose(["experiment=planted"], write(f"{HEAD}{text}description: 'costs \\${{price}}'\n")).data
     assert data["models"]["a"] == {"source": "hf:x", "max": 7, "up": "hf:x", "far": "hf:x"}
     assert data["description"] == "costs ${price}"
@@ -126,7 +127,9 @@ def test_references_that_multiply_are_bounded(write):
     assert "references come to more than 8 MiB" in refused(write(f"{HEAD}data:\n  a0: ab\n{more}\n"))
 
 
-@pytest.mark.parametrize("text", ["data: {a: '${data.b}', b: '${data.a}'}", "data: {a: {b: '${data}'}}", "seed: ${seed}"])
+@pytest.mark.parametrize(
+    "text", ["data: {a: '${data.b}', b: '${data.a}'}", "data: {a: {b: '${data}'}}", "seed: ${seed}"]
+)
 def test_a_reference_to_itself_is_told(write, text):
     assert "refers to itself" in refused(write(f"{HEAD}{text}\n"))
 

@@ -197,6 +197,9 @@ def test_what_reads_the_pull_requests_files_has_no_secret_and_what_has_one_reads
     checkout = next(step for step in review["steps"] if step.get("uses", "").startswith("actions/checkout"))
     assert checkout["with"]["persist-credentials"] is False
     assert "env" not in workflow
-    assert [step.get("uses", step.get("name")) for step in comment["steps"]] == ["actions/download-artifact@v4", "Comment"]
+    assert [step.get("uses", step.get("name")) for step in comment["steps"]] == [
+        "actions/download-artifact@v4",
+        "Comment",
+    ]
     assert "secrets." not in json.dumps(comment)
     assert "cai " not in step_of(workflow, "comment", "Comment")["run"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cai.engines.embedded.model_config import check_tokenizer, check_weights, checked_config, load_config
 from cai.errors import PrerequisiteError
 from cai.identity import file_digest
 
@@ -44,7 +45,7 @@ def check_folder(folder: Path, source: str) -> None:
     """Make sure that a folder holds a model that can be loaded without running foreign code.
 
     Raises:
-        PrerequisiteError: naming what is missing.
+        PrerequisiteError: naming what is missing, or what would choose code (``model_config``).
     """
     if not folder.is_dir():
         raise PrerequisiteError(f"{source}: {folder} is no folder; name a Hugging Face model folder")
@@ -56,6 +57,9 @@ def check_folder(folder: Path, source: str) -> None:
         raise PrerequisiteError(
             f"{source}: {folder} has no {', '.join(missing)}; save the model with save_pretrained(safe_serialization)"
         )
+    checked_config(folder)
+    check_tokenizer(folder)
+    check_weights(folder)
 
 
 @contextmanager
@@ -78,8 +82,11 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer, with a padding token (the end token where it has none of its own)."""
     from transformers import AutoTokenizer
 
+    check_tokenizer(folder)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), config=load_config(folder), local_files_only=True, trust_remote_code=False
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -90,9 +97,16 @@ def load_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> Any
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_weights(folder)
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+            str(folder),
+            config=load_config(folder),
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     return model.to(device).eval()
 

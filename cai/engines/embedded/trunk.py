@@ -24,6 +24,7 @@ from torch.nn import functional
 from cai.engines.embedded.batches import Packed
 from cai.engines.embedded.functions import gated, normed, rotated, without_gradient
 from cai.engines.embedded.lora import Group
+from cai.engines.embedded.model_config import check_weights, load_config
 from cai.engines.methods.base import Lora, Precision
 from cai.errors import PrerequisiteError, Problem, SpecError
 
@@ -116,16 +117,19 @@ class Trunk:
     """
 
     def __init__(self, folder: Path, precision: Precision, device: str) -> None:
-        from transformers import AutoConfig
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         self.folder = folder
         self.device = device
-        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config: Any = load_config(folder)
         if config.model_type not in FAMILIES:
             raise SpecError(
                 Problem(str(folder), f"model type {config.model_type!r} cannot be trained here", f"use {FAMILIES}")
             )
+        if config.hidden_act != "silu":
+            message = f"activation {config.hidden_act!r} cannot be trained here"
+            raise SpecError(Problem(str(folder), message, "take a model with silu"))
+        check_weights(folder)
         self.dtype = compute_dtype(precision, device)
         self.eps: float = config.rms_norm_eps
         self.heads = int(config.num_attention_heads)
