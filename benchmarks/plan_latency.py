@@ -47,6 +47,7 @@ def main() -> None:
         "runs": args.runs,
     }
     print(json.dumps(result))
+    sys.exit(int(result["ratio"] > result["at_most"]))
 
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ def main(argv: Sequence[str]) -> int:
         return int(getattr(module, f"{verb}_verb")(args))
     except SpecError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {_shown(problem)}", file=sys.stderr)
         if len(error.problems) > 1:
             print(f"{len(error.problems)} problems", file=sys.stderr)
         return error.exit_code
     except CaiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(error)}", file=sys.stderr)
         if os.environ.get("CAI_TRACE"):
             traceback.print_exc()
         return error.exit_code
@@ -90,6 +90,13 @@ def main(argv: Sequence[str]) -> int:
         # The reader went away (``| head``): nothing is wrong, but Python would complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _shown(error: object) -> str:
+    """What an error says, with whatever it repeats of a file shown and not obeyed."""
+    from cai.text import plain
+
+    return plain(str(error)).encode(errors="backslashreplace").decode()
 
 
 def _help_or_version(argv: Sequence[str]) -> str:

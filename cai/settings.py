@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cai.identity import RUNTIME, Added
+
+MAX_INT, MAX_FLOAT = 2**63 - 1, 1e15
+"""The largest numbers in an experiment: seeds are the largest whole ones."""
 
 
 class Settings(BaseModel):
@@ -21,6 +26,48 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     FORMER: ClassVar[Mapping[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_sane(cls, data: Any) -> Any:
+        """A number is no truth value (pydantic itself reads ``true`` as 1), and none is beyond what could be meant."""
+        if not isinstance(data, Mapping):
+            return data
+        errors: list[InitErrorDetails] = []
+        for name, value in data.items():
+            if isinstance(value, bool):
+                allowed = _types_of(cls, str(name))
+                if bool not in allowed and allowed & {int, float}:
+                    reason = f"must be a number, not {str(value).lower()}"
+                    errors.append({"type": PydanticCustomError("number", reason), "loc": (name,), "input": None})
+            elif _has_too_large(value):
+                reason = "is larger than any number that can be meant"
+                errors.append({"type": PydanticCustomError("number", reason), "loc": (name,), "input": value})
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return data
+
+
+@cache
+def _types_of(model: type[Settings], name: str) -> frozenset[Any]:
+    """The types that a field's annotation names, at any depth."""
+
+    def walk(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for inner in getattr(annotation, "__args__", ()):
+            yield from walk(inner)
+
+    by_name = {key: info for field, info in model.model_fields.items() for key in (field, info.alias or field)}
+    info = by_name.get(name)
+    return frozenset(part for part in walk(info.annotation) if isinstance(part, type)) if info else frozenset()
+
+
+def _has_too_large(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return abs(value) > (MAX_INT if isinstance(value, int) else MAX_FLOAT)
+    if isinstance(value, Mapping):
+        return any(map(_has_too_large, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_too_large, value))
 
 
 def counts(info: FieldInfo, value: Any) -> bool:

@@ -73,13 +73,14 @@ def serve_verb(args: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key-env", help="name of the environment variable with the key that callers must send")
     parsed = parser.parse_args(list(args))
+    from cai.serving.connections import is_loopback
     from cai.serving.server import api_key_from, make_app, serve
 
     key = api_key_from(parsed.api_key_env)
     sampling = replace(CHAT_SAMPLING, max_tokens=parsed.max_tokens, temperature=parsed.temperature)
     plan, step = _run_with_model(parsed.run, parsed.step)
     with _speaker(plan, step, sampling=sampling, seed=0, server=parsed.server) as speaker:
-        app = make_app(replace(speaker, name=plan.experiment), api_key=key)
+        app = make_app(replace(speaker, name=plan.experiment), api_key=key, local=is_loopback(parsed.host))
         serve(app, parsed.host, parsed.port)
     return 0
 

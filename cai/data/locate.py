@@ -16,6 +16,9 @@ from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.files.library import SHIPPED
 
 HUB = "hf:"
+MAX_PART = 255
+"""Bytes of one part of a path."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
 _GLOB = re.compile(r"[*?\[]")
@@ -83,13 +86,22 @@ def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> li
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SpecError(Problem("path", f"'{path}' leaves the shipped data", "name a file in it"))
     else:
-        name, searched = str(Path(path).expanduser()), ", ".join(str(r) for r in roots)
+        name, searched = str(_expanded(path)), ", ".join(str(r) for r in roots)
+    if any(len(part.encode(errors="replace")) > MAX_PART for part in PurePosixPath(name).parts) or "\0" in name:
+        raise SpecError(Problem("path", f"'{path[:60]}...' is longer than any file's name", "check the path"))
     if Path(name).is_absolute():
         roots, searched = (Path("/"),), str(Path(name).parent)
     for root in roots:
         if files := _matches(root, name, suffixes):
             return files
     raise SpecError(Problem("path", f"'{path}' is not in {searched}", _nearest(roots, name, suffixes)))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SpecError(Problem("path", f"'{path}': {error}", "write the path without ~")) from error
 
 
 def _matches(root: Path, name: str, suffixes: Sequence[str]) -> list[Path]:

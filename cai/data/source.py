@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cai.data.locate import HUB, hub_file, local_files
 from cai.data.mirror import hub_path
@@ -22,15 +22,14 @@ from cai.data.rows import Row
 from cai.data.splits import split_rows
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import file_digest
+from cai.settings import Settings
 
 _SMALL = 2 << 20
 """Bytes of files that planning reads whole, to know the rows exactly."""
 
 
-class DataSource(BaseModel):
+class DataSource(Settings):
     """Files and how to read them. ``splits`` names the parts and their shares; one part needs no name in use."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: Annotated[
         str | tuple[str, ...],
@@ -38,7 +37,7 @@ class DataSource(BaseModel):
     ]
     reader: Annotated[str, Field(description=f"the format: {', '.join(READERS)}")] = "jsonl"
     makes: Literal["prompts", "conversations", "comparisons"] | None = None
-    splits: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"all": 1.0}
+    splits: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(default={"all": 1.0})
     split_by: Literal["topic", "prompt"] = "prompt"
     split_seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1, description="rows kept, drawn by hash, before the split")] | None = None
@@ -47,7 +46,7 @@ class DataSource(BaseModel):
     expect: (
         Annotated[int, Field(ge=1, description="rows of files that are not here yet; for estimates only")] | None
     ) = None
-    options: dict[str, bool | int | float | str | list[str] | dict[str, str]] = {}
+    options: dict[str, bool | int | float | str | list[str] | dict[str, str]] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod

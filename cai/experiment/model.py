@@ -7,7 +7,7 @@ its file, line and field. It decides nothing else: wiring between stages is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -137,6 +137,9 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         SpecError: with every problem there is.
     """
     problems: list[Problem] = []
+    problems += (Problem(where(path), message, "take it out") for path, message in _odd_texts(raw, ""))
+    if problems:
+        raise SpecError(problems)
     for key in raw:
         if key not in FIELDS:
             problems.append(Problem(where(str(key)), "unknown field", did_you_mean(str(key), FIELDS)))
@@ -180,6 +183,25 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
     )
 
 
+_ODD = re.compile("[\0\ud800-\udfff]")
+
+
+def _odd_texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Texts that no file can hold and no terminal show, wherever they stand."""
+    if isinstance(value, str):
+        if odd := _ODD.search(value):
+            yield path, "holds a NUL" if odd[0] == "\0" else f"holds half a character (\\u{ord(odd[0]):x})"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if _ODD.search(str(key)):
+                yield path, "has a field whose name is no text"
+            else:
+                yield from _odd_texts(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _odd_texts(inner, f"{path}[{number}]")
+
+
 def _is_name(name: object) -> bool:
     return (
         isinstance(name, str)
@@ -197,7 +219,7 @@ def _engine(raw: Any, path: str, where: Where, problems: list[Problem]) -> dict[
         problems.append(Problem(where(path), "must be a mapping", f"{path}: {{kind: embedded}}"))
         return {}
     kind = raw.get("kind", "embedded")
-    if kind not in ENGINES:
+    if not isinstance(kind, str) or kind not in ENGINES:
         problems.append(Problem(where(f"{path}.kind"), f"unknown engine {kind!r}", did_you_mean(str(kind), ENGINES)))
         return {}
     settings = {k: v for k, v in raw.items() if k != "kind"}
@@ -237,6 +259,9 @@ def _tracking(raw: Any, where: Where, problems: list[Problem]) -> Tracking:
 
 def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[Problem]) -> type[StageSpec] | None:
     kind = raw.get("kind", name)
+    if not isinstance(kind, str):
+        problems.append(Problem(where(f"stages.{name}.kind"), "must name a kind of stage", did_you_mean("", KINDS)))
+        return None
     kinds = [k for k in KINDS if k not in STEP_KINDS]
     if kind in kinds:
         return KINDS[kind].spec.variant(raw)

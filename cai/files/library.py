@@ -20,6 +20,9 @@ GROUPS = {
 }
 """Hydra group -> folder."""
 
+MAX_NAME = 200
+"""Characters of a name; file systems have 255 bytes."""
+
 SHIPPED = "shipped:"
 """How the path of a data file that comes with the program begins."""
 
@@ -88,6 +91,8 @@ class Library:
         return str(self.data / name)
 
     def _candidates(self, folder: str, name: str) -> Iterator[Path]:
+        if len(name) > MAX_NAME or "\0" in name:
+            return  # no file system has such a name, and asking would be an error
         for root in self.roots:
             base = (root / folder).resolve()
             for suffix in ("", *SUFFIXES[folder]):

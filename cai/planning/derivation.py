@@ -46,7 +46,7 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
     for step in plan.steps:
         where, spec, engine = f"plan: {step.name}", specs[step.name], engines[step.engine]
         try:
-            ingredients = _ingredients(step, spec, engine, makes, constitutions)
+            ingredients = _ingredients(step, spec, engine=engine, makes=makes, constitutions=constitutions)
             ingredients = complete(ingredients, spec, step.name, step.inputs, keys=keys, engine=engine, seed=plan.seed)
             made = spec.makes({_labelled(entry): makes[entry.step] for entry in step.inputs})
         except SpecError as error:
@@ -82,6 +82,7 @@ def _engine(label: str, block: Mapping[str, Any]) -> PlanEngine:
 def _ingredients(
     step: Step,
     spec: StageSpec,
+    *,
     engine: PlanEngine,
     makes: Mapping[str, str],
     constitutions: dict[int, Constitution],

@@ -77,8 +77,8 @@ def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:
                 server = step.resources.get("servers", {}).get(role, {})
                 urls = (plan.step(entry.step).spec.get("url", ""), *server.get("replicas", ()))
                 urls_by_variable.setdefault(variable, []).extend(urls)
-    for variable, urls in urls_by_variable.items():
-        check_key_hosts(variable, urls)
+    for variable, destinations in urls_by_variable.items():
+        check_key_hosts(variable, destinations)
 
 
 def check_keys(plan: Plan, step_names: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:

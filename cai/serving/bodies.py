@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -13,6 +14,7 @@ from cai.clients.base import Sampling
 from cai.errors import did_you_mean
 
 MAX_BODY = 4 * 1024 * 1024
+BODY_SECONDS = 30.0
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 
@@ -35,7 +37,8 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The HTTP response."""
-        headers = {"Retry-After": "1"} if self.status == 503 else None
+        # What was not read to its end leaves a connection that cannot be used again.
+        headers = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}.get(self.status)
         return JSONResponse(self.body, self.status, headers)
 
 
@@ -165,10 +168,15 @@ async def read_body(http: HttpRequest, max_body: int) -> bytes:
         # Also what keeps other web pages out: a browser asks before it sends JSON across sites.
         raise ApiError(415, f"send the body as application/json, not '{kind}'", code="unsupported_media_type")
     body = bytearray()
-    async for chunk in http.stream():
-        body += chunk
-        if len(body) > max_body:
-            raise ApiError(413, f"the body is larger than {max_body} bytes", code="request_too_large")
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            async for chunk in http.stream():
+                body += chunk
+                if len(body) > max_body:
+                    raise ApiError(413, f"the body is larger than {max_body} bytes", code="request_too_large")
+    except TimeoutError as error:
+        message = f"the body has not come within {BODY_SECONDS:g} seconds"
+        raise ApiError(408, message, kind="timeout_error", code="request_timeout") from error
     return bytes(body)
 
 

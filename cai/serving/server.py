@@ -13,6 +13,7 @@ import asyncio
 import errno
 import hmac
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -24,10 +25,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
 from rich.console import Console
 from rich.text import Text
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -37,6 +40,7 @@ from cai.clients.base import Completion, Request
 from cai.errors import CaiError, PrerequisiteError
 from cai.identity import sampling_seed
 from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, parse_body, read_body
+from cai.serving.connections import KnownCallers, LimitedConnection, Rarely, is_loopback
 from cai.serving.model_thread import Event, ModelJob, ModelThread
 from cai.terminal.chat import ChatModel
 from cai.text import make_console, plain
@@ -140,12 +144,14 @@ def make_app(
     max_batch: int = 16,
     max_waiting: int = 256,
     max_tokens: int = 4096,
+    local: bool = True,
 ) -> Starlette:
     """The application: ``/v1/chat/completions``, ``/v1/completions``, ``/v1/models`` and ``/health``.
 
     ``speaker.name`` is the model's name in the API, ``speaker.sampling`` what a request leaves out (its ``max_tokens``
     included). ``api_key``: callers must send it as a bearer token. ``max_body`` is in bytes, ``max_tokens`` the most a
-    request may ask for. The caller owns ``speaker.client`` and closes it after the server has stopped.
+    request may ask for. ``local``: it listens on loopback, and answers only what is addressed to this machine and comes
+    from no other site's page. The caller owns ``speaker.client`` and closes it after the server has stopped.
     """
     model = ModelThread(speaker.client, max_batch, max_waiting)
     card = {"id": speaker.name, "object": "model", "created": int(time.time()), "owned_by": "constitution-as-code"}
@@ -244,6 +250,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model),
             Route("/health", health),
         ],
+        middleware=[Middleware(KnownCallers, local=local)],
         lifespan=lifespan,
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _nobody},
     )
@@ -320,14 +327,29 @@ def api_key_from(variable: str | None) -> str | None:
     return key
 
 
+def make_server(app: Starlette) -> uvicorn.Server:
+    """uvicorn with limits on connections, and with logs that a flood of requests does not fill."""
+    config = uvicorn.Config(
+        app,
+        http=LimitedConnection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, Rarely) for known in logger.filters):
+            logger.addFilter(Rarely())
+    return uvicorn.Server(config)
+
+
 def serve(app: Starlette, host: str = "127.0.0.1", port: int = 8000, console: Console | None = None) -> None:
     """Serve until Ctrl-C; ``port`` 0 takes a free one.
 
     Raises:
         PrerequisiteError: when the address cannot be had.
     """
-    import uvicorn
-
     console = console or make_console()
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -337,9 +359,8 @@ def serve(app: Starlette, host: str = "127.0.0.1", port: int = 8000, console: Co
         raise PrerequisiteError(f"{host}:{port}: {why}") from error
     with listener:
         _announce(app, host, listener.getsockname()[1], console)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            make_server(app).run(sockets=[listener])
     console.print(Text("stopped", style="dim"))
 
 
@@ -348,7 +369,7 @@ def _announce(app: Starlette, host: str, port: int, console: Console) -> None:
     guarded = app.state.guarded
     body = json.dumps({"model": app.state.model_name, "messages": [{"role": "user", "content": "Hello"}]})
     console.print(Text(plain(f"{app.state.model_name} is served at {base}/v1 (Ctrl-C stops)"), style="bold"))
-    if not guarded and host not in ("127.0.0.1", "localhost", "::1"):
+    if not guarded and not is_loopback(host):
         console.print(Text(f"warning: {host} is open to others and no API key is asked for (--api-key-env)", "yellow"))
     key = " -H 'Authorization: Bearer '\"$API_KEY\"" if guarded else ""
     console.out(

@@ -340,11 +340,11 @@ def _plain_names(value: Any) -> list[str] | dict[str, str]:
 class Sampled(Settings):
     """How a stage draws tokens; ``stop`` adds to the template's own stop strings."""
 
-    max_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 64
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_048_576)] = 0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     stop: tuple[str, ...] = ()
 
     def sampling(self, stops: tuple[str, ...] = ()) -> Sampling:

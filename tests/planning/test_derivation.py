@@ -80,7 +80,7 @@ def engine(**fields):
 
 
 CHANGES = {
-    "other hyper-parameters": (spec("sl", training={**{"epochs": 9}}), "sl.key: is not that of what the step would do"),
+    "other hyper-parameters": (spec("sft", training={"epochs": 9}), "sft.key: is not that of what the step would do"),
     "another template": (
         resource("respond", "template", "text", to="{{ messages[0].content }}"),
         "respond.key: is not that of what the step would do (template)",
@@ -91,7 +91,7 @@ CHANGES = {
     ),
     "no constitution": (lambda raw: step_of(raw, "revise")["resources"].pop("constitution"), "resources.constitution"),
     "another model": (spec("base", sha256="0" * 64), "base.key: is not that of what the step would do (model)"),
-    "another precision": (engine(generation_precision="bfloat16"), "(engine)"),
+    "another precision": (engine(generator="transformers"), "(engine)"),
     "another seed": (lambda raw: step_of(raw, "respond").update(seed=7), "respond.seed: is 7"),
     "another seed of all": (lambda raw: raw.update(seed=7), "respond.seed: is 0"),
     "another kind of artifact": (
@@ -137,9 +137,9 @@ def test_the_ingredients_of_another_experiment_do_not_pass(raw, plans):
 
 
 def test_runtime_fields_may_be_changed(raw):
-    step_of(raw, "respond")["spec"]["chunk"] = 3
+    step_of(raw, "respond")["spec"]["max_drop_rate"] = 0.25
     step_of(raw, "respond")["notes"] = ["of mine"]
-    assert check(raw).step("respond").spec["chunk"] == 3
+    assert check(raw).step("respond").spec["max_drop_rate"] == 0.25
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
-import uvicorn
 from rich.console import Console
 
 from cai.clients.base import Completion, Request
 from cai.errors import PrerequisiteError
-from cai.serving.server import api_key_from, make_app, serve
+from cai.serving.server import api_key_from, make_app, make_server, serve
 from tests.support.chat_models import SeededWords, words_model
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
@@ -53,7 +52,8 @@ def served(client: SeededWords, **options: object) -> Iterator[str]:
     fields = {k: options.pop(k) for k in ("context", "count") if k in options}
     app = make_app(words_model(client, **fields), **options)  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        server = make_server(app)
+        server.config.timeout_graceful_shutdown = 1
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -74,6 +74,12 @@ def checked_config(folder: Path) -> dict[str, Any]:
         value = config.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most):
             raise PrerequisiteError(f"{path}: {name} is {str(value)[:40]!r}, and no model's is; get its files again")
+    for field in ("rope_parameters", "rope_scaling"):
+        for name, value in (config.get(field) or {}).items() if isinstance(config.get(field), dict) else ():
+            if name in ("rope_theta", "factor") and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise PrerequisiteError(
+                    f"{path}: {field}.{name} is {str(value)[:40]!r}, no number; get its files again"
+                )
     return config
 
 
@@ -114,7 +120,9 @@ def load_config(folder: Path) -> Any:
     fields = checked_config(folder)
     kind, activation = fields["model_type"], fields.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2CLS:
-        raise PrerequisiteError(f"{folder}: transformers has no activation {str(activation)[:40]!r}; take another model")
+        raise PrerequisiteError(
+            f"{folder}: transformers has no activation {str(activation)[:40]!r}; take another model"
+        )
     if kind not in CONFIG_MAPPING:
         raise PrerequisiteError(f"{folder}: transformers knows no model type {kind[:40]!r}; update it, or take another")
     try:

@@ -50,8 +50,8 @@ class Lora(Settings):
 class SupervisedSettings(Settings):
     """What supervised and reward training share. Batch sizes count examples (pairs for the reward model)."""
 
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     schedule: Schedule = Schedule.CONSTANT
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     batch_size: Annotated[int, Field(ge=1)] = 16

@@ -23,7 +23,7 @@ from cai.engines.methods.base import FIT_COLUMNS, Curve, Method, PairText, Plot,
 class DpoSettings(SupervisedSettings):
     """Direct preference optimisation with soft labels, against the model that training starts from or another one."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     beta: Annotated[float, Field(gt=0, description="how dear it is to leave the reference, per nat of an answer")] = 0.1
 
 

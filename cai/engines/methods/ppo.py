@@ -31,8 +31,8 @@ class RlSettings(Settings):
     batch_size: Annotated[int, Field(ge=1, description="answers per optimizer step")] = 32
     micro_batch_size: Annotated[int, Field(ge=1)] = 8
     ppo_epochs: Annotated[int, Field(ge=1)] = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    critic_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     critic: CriticStart = CriticStart.POLICY
     critic_warmup: Annotated[int, Field(ge=0, description="first iterations that train only the critic")] = 0
     max_tokens: Annotated[int, Field(ge=1, description="tokens of an answer")] = 48

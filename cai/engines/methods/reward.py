@@ -15,7 +15,7 @@ from cai.engines.methods.base import FIT_COLUMNS, Curve, Method, PairText, Plot,
 class RewardSettings(SupervisedSettings):
     """Bradley-Terry reward model with soft labels: -[p log s(d) + (1 - p) log s(-d)], d = r_chosen - r_rejected."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     center_coefficient: Annotated[
         float, Field(ge=0, description="weight of (r_chosen + r_rejected)^2, arXiv 2312.09244")
     ] = 0.01

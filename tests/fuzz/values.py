@@ -1,0 +1,52 @@
+"""Values that people and machines write by mistake, or on purpose, and how many of them a test tries."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+VALUES: tuple[Any, ...] = (
+    None,
+    -1,
+    0,
+    1,
+    10**30,
+    2**63,
+    -(10**30),
+    1e308,
+    0.5,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    " ",
+    "none",
+    "../../up",
+    "x" * 300,
+    "a\0b",
+    "\ud800",
+    "\u202e\x1b[31m",
+    "${seed}",
+    True,
+    False,
+    [],
+    [None],
+    [[]],
+    {},
+    {"": None},
+    {"a": {"b": 1}},
+    {"\ud800": "\0"},
+)
+
+SEED = int(os.environ.get("CAI_FUZZ_SEED", "0"))
+
+
+def chosen(cases: Sequence[T], budget: int) -> list[T]:
+    """``budget`` of the cases, drawn by the seed in CAI_FUZZ_SEED; all of them where CAI_FUZZ is ``all``."""
+    if os.environ.get("CAI_FUZZ") == "all":
+        return list(cases)
+    return random.Random(SEED).sample(list(cases), min(budget, len(cases)))
