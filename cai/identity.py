@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -93,6 +94,25 @@ def file_digest(path: Path) -> str:
         while size := file.readinto(block):
             digest.update(block[:size])
     return digest.hexdigest()
+
+
+_ODD = re.compile("[\0\ud800-\udfff]")
+
+
+def odd_texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Texts in plain data that no file holds and nothing can be hashed of: (field path, what is odd)."""
+    if isinstance(value, str):
+        if odd := _ODD.search(value):
+            yield path, "holds a NUL" if odd[0] == "\0" else f"holds half a character (\\u{ord(odd[0]):x})"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if _ODD.search(str(key)):
+                yield path, "has a field whose name is no text"
+            else:
+                yield from odd_texts(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from odd_texts(inner, f"{path}[{number}]")
 
 
 def path_digest(path: Path) -> str:

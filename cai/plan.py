@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, wit
 from typing_extensions import NotRequired, TypedDict
 
 from cai.errors import Problem, SpecError, did_you_mean
-from cai.identity import key_of
+from cai.identity import key_of, odd_texts
 
 FORMAT = 1
 """The version of a plan's file, and so of the ingredients and of the estimates in it."""
@@ -313,6 +313,8 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
         raw = json.loads(text, parse_constant=_no_number)
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             raise SpecError(Problem(where, f"not a plan of format {FORMAT}", _AGAIN))
+        if odd := [Problem(f"{where}: {path}", message, _AGAIN) for path, message in odd_texts(raw)]:
+            raise SpecError(odd)
         # Only looked at: what it gives back has its keys in another order, and a plan keeps its bytes.
         _plan_file().validate_python(raw, strict=True)
         data = {k: v for k, v in raw.items() if k != "format"}

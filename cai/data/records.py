@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from cai.data.bounds import check_useful, open_gzip
 from cai.errors import PrerequisiteError
 
 MAX_RECORD = 64 << 20
@@ -36,23 +37,27 @@ def open_bytes(path: Path) -> IO[bytes]:
         head = file.read(len(_POINTER))
     if head == _POINTER:
         raise PrerequisiteError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
-    return gzip.open(path, "rb") if head[:2] == b"\x1f\x8b" else path.open("rb")  # type: ignore[return-value]
+    return open_gzip(path) if head[:2] == b"\x1f\x8b" else path.open("rb")
 
 
 def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file or of one JSON array, in order; odd ones are counted in ``tally`` by reason.
 
     Raises:
-        PrerequisiteError: when the file cannot be read or is damaged.
+        PrerequisiteError: when the file cannot be read, is damaged, or has a million values that are no objects.
     """
     try:
         with open_bytes(path) as file:
             values = _array(file, path, tally) if _starts_array(file) else _lines(file, tally)
+            useless = useful = 0
             for value in values:
                 if isinstance(value, dict):
+                    useful += 1
                     yield value
                 else:
                     tally["not_object"] += 1
+                    useless += 1
+                    check_useful(path, useless, useful)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PrerequisiteError(f"{path}: damaged ({error}); fetch the file again") from error
     except OSError as error:

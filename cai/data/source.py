@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import file_digest
 from cai.settings import Settings
 
-_SMALL = 2 << 20
+_SMALL, _FEW = 2 << 20, 100_000
 """Bytes of files that planning reads whole, to know the rows exactly."""
 
 
@@ -167,8 +168,9 @@ def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int
     files = _local_files(source, roots)
     if sum(f.stat().st_size for f in files) <= _SMALL:
         reader, makes = READERS[source.reader], part_makes(source)
-        rows = list(reader.rows(files, makes, source.options, Counter()))
-        return {part: sum(1 for _ in _split(source, lambda: iter(rows), part)) for part in source.splits}
+        rows = list(islice(reader.rows(files, makes, source.options, Counter()), _FEW + 1))
+        if len(rows) <= _FEW:
+            return {part: sum(1 for _ in _split(source, lambda: iter(rows), part)) for part in source.splits}
     counts = [count_rows(file) for file in files]
     if any(count is None for count in counts):
         return unknown

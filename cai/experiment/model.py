@@ -7,7 +7,7 @@ its file, line and field. It decides nothing else: wiring between stages is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.library import FIELDS
-from cai.identity import RUNTIME
+from cai.identity import RUNTIME, odd_texts
 from cai.settings import Settings
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
@@ -137,7 +137,7 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         SpecError: with every problem there is.
     """
     problems: list[Problem] = []
-    problems += (Problem(where(path), message, "take it out") for path, message in _odd_texts(raw, ""))
+    problems += (Problem(where(path), message, "take it out") for path, message in odd_texts(raw))
     if problems:
         raise SpecError(problems)
     for key in raw:
@@ -181,25 +181,6 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         raw=raw,
         tracking=tracking,
     )
-
-
-_ODD = re.compile("[\0\ud800-\udfff]")
-
-
-def _odd_texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Texts that no file can hold and no terminal show, wherever they stand."""
-    if isinstance(value, str):
-        if odd := _ODD.search(value):
-            yield path, "holds a NUL" if odd[0] == "\0" else f"holds half a character (\\u{ord(odd[0]):x})"
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if _ODD.search(str(key)):
-                yield path, "has a field whose name is no text"
-            else:
-                yield from _odd_texts(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            yield from _odd_texts(inner, f"{path}[{number}]")
 
 
 def _is_name(name: object) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cai.data.bounds import check_useful
 from cai.data.readers.plain import nemo_chat, nemo_rl_preference, openai_messages, simple
 from cai.data.readers.shape import Odd
 from cai.data.readers.tables import parquet_records
@@ -51,13 +52,17 @@ class Reader:
             PrerequisiteError: when a file cannot be read or is damaged.
         """
         seen_ids = Seen()
+        useless = useful = 0
         for path in files:
             for raw in self.records(path, tally):
                 try:
                     row = self.parse(raw, makes, options)
                 except Odd as odd:
                     tally[odd.reason] += 1
+                    useless += 1
+                    check_useful(path, useless, useful)
                     continue
+                useful += 1
                 if seen_ids.add(row.id):
                     yield row
                 else:

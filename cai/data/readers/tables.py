@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cai.data.bounds import check_rows, check_unpacked
 from cai.errors import PrerequisiteError
 
 
@@ -14,14 +15,19 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
     """The rows of a parquet file as plain objects.
 
     Raises:
-        PrerequisiteError: when the file is no whole parquet file.
+        PrerequisiteError: when the file is no whole parquet file, or becomes too much.
     """
     import pyarrow  # late: it is a quarter of a second, and most data are JSON
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            check_rows(path, file.metadata.num_rows)
+            size = 0
+            # Few at a time: one value of a dictionary can be large and stand in every row.
+            for batch in file.iter_batches(batch_size=64):
+                size += batch.nbytes
+                check_unpacked(path, size)
                 yield from _plain(batch, tally)
     except (pyarrow.ArrowException, OSError) as error:
         raise PrerequisiteError(f"{path}: cannot be read as parquet ({error}); fetch the file again") from error
