@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Servers of tests are on this machine, and these are the variables with their keys.
-os.environ["CAI_KEY_HOSTS"] = "TEST_KEY=127.0.0.1,OTHER_KEY=127.0.0.1"
+os.environ["CAI_KEY_HOSTS"] = "TEST_KEY=127.0.0.1,OTHER_KEY=127.0.0.1,NGC_API_KEY=127.0.0.1"
 
 # What is checked there is told as fully as in a test.
 pytest.register_assert_rewrite("tests.support")
