@@ -122,7 +122,8 @@ def _model(step: Step, spec: FetchSpec, engine: PlanEngine) -> Ingredients:
     """What counts of a model. The digest of a file without one in its spec is the plan's to say: fetching checks it."""
     planned = dict(step.ingredients.model or {})
     digest = str(planned.get("sha256", ""))
-    if is_local(spec.source) and not spec.sha256 and planned.keys() == {"sha256"} and _DIGEST.fullmatch(digest):
+    local = is_local(spec.source) or (spec.source.startswith("hf:") and not spec.revision)
+    if local and not spec.sha256 and planned.keys() == {"sha256"} and _DIGEST.fullmatch(digest):
         identity: dict[str, Any] = planned
     else:
         fields = spec.model_dump(exclude={"kind", *NOT_FETCHED})

@@ -47,7 +47,7 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
         identity = {"api": rest, "revision": model.revision, "url": model.url}
         return {**identity, "logprobs": model.logprobs} if model.logprobs else identity
-    if is_local(model.source):
+    if is_local(model.source) or (scheme == "hf" and not model.revision and local.exists()):
         if not local.exists():
             raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
         return {"sha256": model.sha256 or path_digest(local)}

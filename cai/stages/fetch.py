@@ -62,8 +62,8 @@ def run(spec: FetchSpec, ctx: Context) -> Outcome:
 
 def _check_unchanged(spec: FetchSpec, ctx: Context) -> None:
     planned = ctx.planned_model.get("sha256", "")
-    if spec.sha256 or not planned or not is_local(spec.source):
-        return  # with a digest in the spec the engine checks it
+    if spec.sha256 or spec.revision or not planned:
+        return  # with a digest in the spec the engine checks it, and a commit is what it is
     path = Library.here().local(spec.source.partition(":")[2])
     if not path.exists() or path_digest(path) != planned:
         message = "the model has changed since the plan was made" if path.exists() else "the model is not there"

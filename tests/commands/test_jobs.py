@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_sigterm_ends_a_step_with_a_word_and_its_work_kept(project: ToyProject, 
     monkeypatch.setenv("CAI_TEST_PAUSE", "0.1")
     run_dir = tmp_path / "r"
     run_dir.mkdir()
-    (run_dir / "plan.json").write_text(small_plan().to_json())
+    (run_dir / "plan.json").write_text(replace(small_plan(), engine={"kind": "embedded"}).to_json())
     program = (
         "from cai import stages; from cai.cli import main; from tests.support.executor_kinds import KINDS\n"
         "import sys; stages.KINDS.update(KINDS); sys.exit(main(sys.argv[1:]))"

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from cai.data.journal import Journal, Record
+from cai.identity import RUNTIME
 from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.run.executor import run
-from cai.stages.base import Context, Ledger, Outcome, StageSpec
+from cai.stages.base import Context, Ledger, Outcome, StageSpec, Wants, take_apart
 from cai.store.artifacts import Store
 
 SIDE = "CAI_TEST_SIDE"
@@ -30,12 +33,15 @@ class CountSpec(StageSpec):
     rows: int = 8
     drop: int = 0
     lose: int = 0
-    max_drop_rate: float = 0.5
+    max_drop_rate: Annotated[float, RUNTIME] = 0.5
 
 
 class JoinSpec(StageSpec):
     MAKES: ClassVar[str] = "prompts"
     kind: str = "join"
+    a: Annotated[str, Wants("prompts")] = ""
+    b: Annotated[tuple[str, ...], Wants("prompts")] = ()
+    c: Annotated[dict[str, str], Wants("prompts")] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,14 @@ KINDS = {"count": Kind(CountSpec, count), "join": Kind(JoinSpec, join)}
 
 
 def step(name: str, kind: str = "count", seed: int = 0, inputs: Any = None, keys: Any = None, **spec: Any) -> Step:
-    counted = {k: v for k, v in spec.items() if k != "max_drop_rate"}
-    ingredients = Ingredients(kind=kind, spec=counted, seed=seed, inputs=keys or {})
+    # Kinds of other tests are known to them only.
+    spec_type = KINDS[kind].spec if kind in KINDS else StageSpec
+    named = (inputs or {}) if kind in KINDS else {}
+    counted = {name: value for name, value in spec.items() if name != "max_drop_rate"}
+    if kind in KINDS:
+        checked = spec_type.model_validate({"kind": kind, **spec, **named})
+        counted = {name: value for name, value in take_apart(checked).semantic.items() if name != "kind"}
+    ingredients = Ingredients(kind=kind, version=spec_type.VERSION, spec=counted, seed=seed, inputs=keys)
     return Step(
         name,
         kind,
@@ -98,7 +110,7 @@ def step(name: str, kind: str = "count", seed: int = 0, inputs: Any = None, keys
         ingredients.key(),
         seed,
         inputs_of(inputs or {}),
-        {"kind": kind, **spec},
+        {"kind": kind, **spec, **named},
         ingredients=ingredients,
     )
 

@@ -174,6 +174,11 @@ class Finished:
         """Whether the artifacts of a kind have the bytes that they have here."""
         return _digests(self.home, kind) == _digests(home, kind) != {}
 
+    def same_files(self, home: Path, kind: str) -> bool:
+        """The same, of artifacts under other keys."""
+        ours, theirs = (list(_digests(each, kind).values()) for each in (self.home, home))
+        return ours == theirs != []
+
 
 def _digests(home: Path, kind: str) -> dict[str, Any]:
     return {path.stem: _files(path) for path in (home / "store").glob(f"{kind}-*.json")}

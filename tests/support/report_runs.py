@@ -244,7 +244,11 @@ def make_run(
     for step, kind, makes, inputs in STEPS:
         if kinds is not None and kind not in kinds:
             continue
-        inputs = {r: v for r, v in inputs.items() if isinstance(v, dict) or v in keys}
+        inputs = {
+            role: {label: name for label, name in names.items() if name in keys} if isinstance(names, dict) else names
+            for role, names in inputs.items()
+            if isinstance(names, dict) or names in keys
+        }
         # Only what the constitution decides differs between runs of different principles.
         decides = rules if kind in ("revise", "judge", "sft", "reward", "rl", "evaluate", "sample") else 0
         keys[step] = key_of([step, seed, decides, rows, kinds is None])
