@@ -332,7 +332,7 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
 _AGAIN = "make one with `plan --out FILE`"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?$", max_length=160)]
-"""A step, an experiment or an engine: it becomes part of the names of files."""
+"""A step or an engine: it becomes part of the names of files."""
 
 
 class _Text(TypedDict):
@@ -374,7 +374,7 @@ class _StepFile(TypedDict):
 @with_config(extra="forbid")
 class _PlanFile(TypedDict):
     format: int
-    experiment: Name
+    experiment: Annotated[str, StringConstraints(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=160)]
     seed: Annotated[int, Field(ge=0)]
     engine: _Engine
     steps: Annotated[list[_StepFile], Field(min_length=1)]
