@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
-from importlib import resources
 from statistics import mean
-from typing import Any
 
 import pytest
 
 from cai.data.source import DataSource, part_rows
+from tests.support.shipped_rows import grams, records
 
 SETS = {
     "red_team": (240, "prompts"),
@@ -19,16 +17,6 @@ SETS = {
     "harmless_seed_comparisons": (120, "comparisons"),
     "independent_test": (100, "comparisons"),
 }
-
-
-def records(name: str) -> list[dict[str, Any]]:
-    text = (resources.files("cai.data") / "quickstart" / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def grams(text: str) -> frozenset[str]:
-    words = f" {re.sub('[^a-z0-9]+', ' ', text.lower()).strip()} "
-    return frozenset(words[i : i + 4] for i in range(len(words) - 3))
 
 
 def mismatch(pair: dict[str, str]) -> float:

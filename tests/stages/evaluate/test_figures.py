@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from cai.stages.evaluate.caveats import caveats
 from cai.stages.evaluate.revisions import figures, ways
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.evaluate.stage import run
+from tests.support.shipped_rows import grams, records
 from tests.support.stage_doubles import Memory, Stopped, artifact, context, user
 
 
@@ -104,16 +103,6 @@ def test_wilson_is_that_of_statsmodels_with_half_wins_too() -> None:
         found = intervals.share(won, n)
         assert found.low == pytest.approx(max(0.0, (middle - half) / (1 + z * z / n)), abs=1e-12)
         assert found.high == pytest.approx(min(1.0, (middle + half) / (1 + z * z / n)), abs=1e-12)
-
-
-def records(name: str) -> list[dict[str, Any]]:
-    text = (resources.files("cai.data") / "quickstart" / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def grams(text: str) -> frozenset[str]:
-    words = f" {re.sub('[^a-z0-9]+', ' ', text.lower()).strip()} "
-    return frozenset(words[i : i + 4] for i in range(len(words) - 3))
 
 
 def test_the_shipped_requests_that_look_unsafe_are_readable_and_nowhere_else() -> None:

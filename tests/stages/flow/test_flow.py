@@ -271,21 +271,32 @@ def test_repeated_ids_and_limits_are_counted_in_the_order_of_the_input(tmp_path:
     assert outcome.metrics["usage"] == {"asked": 9, "attempts": 9, "most calls at once": 40}
 
 
+def shard_asked(folder: Path, shard: Shard) -> list[str]:
+    """Do a shard's part; what it asked."""
+    engine = Flowing()
+    ctx = flow_context(folder, engine, shard=shard)
+    source = source_of(ctx.input("prompts"), as_prompt)
+    with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
+        drive(flow)
+    return [call.id for call in engine.server.asked]
+
+
+def merged_without_asking(folder: Path) -> bytes:
+    """What the step makes of the shards' parts alone."""
+    merging = Flowing()
+    merged = run_flow(folder, merging)
+    assert merging.server.opened == 0
+    return merged
+
+
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_shards_make_the_bytes_of_one_process(tmp_path: Path, count: int) -> None:
     whole = run_flow(tmp_path / "whole", Flowing())
     asked: list[str] = []
     for index in range(count):
-        engine = Flowing()
-        ctx = flow_context(tmp_path / "shards", engine, shard=Shard(index, count))
-        source = source_of(ctx.input("prompts"), as_prompt)
-        with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
-            drive(flow)
-        asked += [call.id for call in engine.server.asked]
+        asked += shard_asked(tmp_path / "shards", Shard(index, count))
     assert len(asked) == len(set(asked)) == 4 * len(ROWS)
-    merging = Flowing()
-    assert run_flow(tmp_path / "shards", merging) == whole
-    assert merging.server.opened == 0
+    assert merged_without_asking(tmp_path / "shards") == whole
 
 
 def test_what_a_shard_did_not_finish_the_merging_process_does(tmp_path: Path) -> None:
@@ -333,13 +344,6 @@ def test_a_shard_takes_over_what_was_done_under_another_division(tmp_path: Path,
         drive(flow)
     asked = list(first.server.order)
     for index in range(2):
-        engine = Flowing()
-        ctx = flow_context(tmp_path / "a", engine, shard=Shard(index, 2))
-        source = source_of(ctx.input("prompts"), as_prompt)
-        with Flow(ctx, "model", source, chained, size=16) as flow, pytest.raises(ShardDone):
-            drive(flow)
-        asked += [call.id for call in engine.server.asked]
+        asked += shard_asked(tmp_path / "a", Shard(index, 2))
     assert len(asked) == len(set(asked)) == 4 * len(ROWS)
-    merging = Flowing()
-    assert run_flow(tmp_path / "a", merging) == whole
-    assert merging.server.opened == 0
+    assert merged_without_asking(tmp_path / "a") == whole
