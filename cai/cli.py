@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "store": ("looking", "ls, verify, gc: the artifacts that runs share"),
     "download": ("fetching", "fetch a model or a data file from the hub, e.g. where the nodes have no network"),
     "export": ("exporting", "write rows of data or of a finished step as a file for another trainer"),
-    "allow": ("talking", "let the key in an environment variable be sent to a server"),
+    "allow": ("allowing", "let the key in an environment variable be sent to a server"),
     "import": ("importing", "read a published principle file into constitutions/"),
     "chat": ("talking", "talk to the finished model"),
     "serve": ("talking", "serve the finished model with an OpenAI-compatible API"),

@@ -32,6 +32,11 @@ class Input:
     label: str | int | None
     step: str
 
+    @property
+    def place(self) -> str:
+        """``role``, or ``role.label``: how problems, keys' variables and what a stage makes name it."""
+        return self.role if self.label is None else f"{self.role}.{self.label}"
+
 
 def inputs_of(steps_by_role: Mapping[str, Names]) -> tuple[Input, ...]:
     """The inputs that a plan's file has, by role."""
@@ -331,8 +336,8 @@ def plan_from_json(text: str, where: str = "plan") -> Plan:
 
 _AGAIN = "make one with `plan --out FILE`"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)?$", max_length=160)]
-"""A step or an engine: it becomes part of the names of files."""
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=300)]
+"""A step or an engine. What is in it has no say in where files lie: names of files are quoted (``job_files``)."""
 
 
 class _Text(TypedDict):
@@ -358,7 +363,7 @@ class _Engine(TypedDict):
 @with_config(extra="forbid")
 class _StepFile(TypedDict):
     name: Name
-    kind: str
+    kind: Annotated[str, StringConstraints(pattern="^[a-z_]+$")]
     makes: str
     key: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
     seed: Annotated[int, Field(ge=0)]

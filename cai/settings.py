@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -35,39 +35,49 @@ class Settings(BaseModel):
             return data
         errors: list[InitErrorDetails] = []
         for name, value in data.items():
-            if isinstance(value, bool):
-                allowed = _types_of(cls, str(name))
-                if bool not in allowed and allowed & {int, float}:
-                    reason = f"must be a number, not {str(value).lower()}"
+            types = _types_of(cls, str(name))
+            if any(issubclass(kind, Settings) for kind in types):
+                continue  # they look at their own, and know the field
+            for leaf in _leaves(value):
+                if isinstance(leaf, bool):
+                    wrong = bool not in types and bool(types & {int, float})
+                    reason = f"must be a number, not {str(leaf).lower()}"
+                else:
+                    wrong = isinstance(leaf, int | float) and abs(leaf) > (
+                        MAX_INT if isinstance(leaf, int) else MAX_FLOAT
+                    )
+                    reason = "is larger than any number that can be meant"
+                if wrong:
                     errors.append({"type": PydanticCustomError("number", reason), "loc": (name,), "input": None})
-            elif _has_too_large(value):
-                reason = "is larger than any number that can be meant"
-                errors.append({"type": PydanticCustomError("number", reason), "loc": (name,), "input": value})
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return data
 
 
+def types_in(annotation: Any) -> Iterator[Any]:
+    """An annotation and everything that it is made of."""
+    yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from types_in(inner)
+
+
 @cache
 def _types_of(model: type[Settings], name: str) -> frozenset[Any]:
     """The types that a field's annotation names, at any depth."""
-
-    def walk(annotation: Any) -> Iterator[Any]:
-        yield annotation
-        for inner in getattr(annotation, "__args__", ()):
-            yield from walk(inner)
-
     by_name = {key: info for field, info in model.model_fields.items() for key in (field, info.alias or field)}
-    info = by_name.get(name)
-    return frozenset(part for part in walk(info.annotation) if isinstance(part, type)) if info else frozenset()
+    if name not in by_name:
+        return frozenset()
+    # In Python 3.10 a generic alias passes for a type.
+    parts = types_in(by_name[name].annotation)
+    return frozenset(part for part in parts if isinstance(part, type) and get_origin(part) is None)
 
 
-def _has_too_large(value: Any) -> bool:
-    if isinstance(value, int | float):
-        return abs(value) > (MAX_INT if isinstance(value, int) else MAX_FLOAT)
-    if isinstance(value, Mapping):
-        return any(map(_has_too_large, value.values()))
-    return isinstance(value, list | tuple) and any(map(_has_too_large, value))
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(inner)
+    else:
+        yield value
 
 
 def counts(info: FieldInfo, value: Any) -> bool:

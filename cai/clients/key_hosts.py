@@ -140,8 +140,8 @@ def _read(path: Path) -> dict[str, list[str]]:
 def _allows(entry: str, url: str) -> bool:
     match = _HOST.fullmatch(entry)
     address = _address(url)
-    host = (address.host or "").rstrip(".").lower()
-    if match is None or (address.scheme != "https" and not match["http"] and not _is_loopback(host)):
+    host = (address.raw_host or "").rstrip(".").lower()
+    if match is None or (address.scheme != "https" and not match["http"] and not is_loopback(host)):
         return False
     named = match["host"].strip("[]")
     same = host.endswith(named[1:]) if named.startswith("*.") else host == named
@@ -151,9 +151,9 @@ def _allows(entry: str, url: str) -> bool:
 def _origin(url: str) -> str:
     """A server as the user would allow it."""
     address = _address(url)
-    host = address.host or ""
+    host = address.raw_host or ""
     port = "" if address.is_default_port() else f":{address.port}"
-    plain = address.scheme != "https" and not _is_loopback(host)
+    plain = address.scheme != "https" and not is_loopback(host)
     return f"{'http://' if plain else ''}{f'[{host}]' if ':' in host else host}{port}"
 
 
@@ -165,7 +165,8 @@ def _address(url: str) -> URL:
         raise PrerequisiteError(f"{url!r} is no address ({error}); write https://HOST/v1") from error
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is always this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.commands.common import options
+from cai.engines.model_config import check_model
 from cai.errors import PrerequisiteError, Problem, SpecError
 
 _MODEL = re.compile(r"hf:(?P<name>[^/@:\s]+/[^/@:\s]+)@(?P<revision>[0-9a-f]{40})")
@@ -46,4 +47,5 @@ def _model(name: str, revision: str, folder: Path) -> Path:
             "revision, the licence (some models ask for HF_TOKEN) and the network, or download it elsewhere and give "
             "the folder as hf:/path/to/folder"
         ) from error
+    check_model(folder)
     return folder

@@ -54,18 +54,6 @@ def _talk(speaker: ChatModel, beside: ChatModel | None, questions: Sequence[str]
         chat(speaker, beside=beside, system=system)
 
 
-def allow_verb(args: Sequence[str]) -> int:
-    """Add a host to those that a key may be sent to."""
-    parser = options("allow", "Let the key in an environment variable be sent to a server that an experiment names.")
-    parser.add_argument("variable", help="the variable's name, as in api_key_env")
-    parser.add_argument("host", help="HOST, HOST:PORT, *.DOMAIN, or http://HOST:PORT where there is no https")
-    parsed = parser.parse_args(list(args))
-    from cai.clients.key_hosts import allow
-
-    print(f"{parsed.variable} may be sent to {parsed.host}: {allow(parsed.variable, parsed.host)}")
-    return 0
-
-
 def serve_verb(args: Sequence[str]) -> int:
     """Serve until interrupted."""
     parser = _model_options("serve", "Serve the finished model with an OpenAI-compatible API.")
@@ -73,7 +61,7 @@ def serve_verb(args: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key-env", help="name of the environment variable with the key that callers must send")
     parsed = parser.parse_args(list(args))
-    from cai.serving.connections import is_loopback
+    from cai.clients.key_hosts import is_loopback
     from cai.serving.server import api_key_from, make_app, serve
 
     key = api_key_from(parsed.api_key_env)

@@ -26,7 +26,10 @@ from cai.identity import file_digest
 from cai.settings import Settings
 
 _SMALL, _FEW = 2 << 20, 100_000
-"""Bytes of files that planning reads whole, to know the rows exactly."""
+"""Bytes and rows of files that planning reads whole, to know the rows exactly."""
+
+PartName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
+"""Any text on one line: it becomes part of a step's name."""
 
 
 class DataSource(Settings):
@@ -38,7 +41,7 @@ class DataSource(Settings):
     ]
     reader: Annotated[str, Field(description=f"the format: {', '.join(READERS)}")] = "jsonl"
     makes: Literal["prompts", "conversations", "comparisons"] | None = None
-    splits: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(default={"all": 1.0})
+    splits: Annotated[dict[PartName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(default={"all": 1.0})
     split_by: Literal["topic", "prompt"] = "prompt"
     split_seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1, description="rows kept, drawn by hash, before the split")] | None = None

@@ -7,7 +7,7 @@ its file, line and field. It decides nothing else: wiring between stages is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.library import FIELDS
 from cai.identity import RUNTIME, odd_texts
-from cai.settings import Settings
+from cai.settings import Settings, types_in
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
 from cai.trackers.settings import Tracking
@@ -345,13 +345,7 @@ def _field_model(model: Any, part: str | int) -> Any:
     info = model.model_fields.get(part)
     if info is None:
         return model
-    for candidate in _types(info.annotation):
+    for candidate in types_in(info.annotation):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return model
-
-
-def _types(annotation: Any) -> Iterable[Any]:
-    yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _types(inner)

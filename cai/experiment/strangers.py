@@ -65,7 +65,8 @@ def _refused_default(entry: Any) -> str:
         words = location.split()
         if words and words[-1].strip("/").partition("/")[0] == "hydra":
             return "names Hydra's own settings, which can run code"
-        if any(re.match(r"(_global_\.|_group_\.)*hydra\b", part) for part in package.split(":")):
+        # ``_name_`` stands for the file's own name, which may be hydra.
+        if {"hydra", "_name_"} & set(re.split(r"[.:]", package)):
             return "puts a file among Hydra's own settings, which can run code"
     return ""
 

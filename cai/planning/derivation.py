@@ -18,7 +18,7 @@ from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.experiment.model import ModelSpec
 from cai.files.library import Library
-from cai.plan import Ingredients, Input, Plan, Step, inputs_of
+from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.planning.engines import PlanEngine, method_problem, open_engine
 from cai.planning.identity import complete, stage_ingredients
 from cai.planning.models import NOT_FETCHED, model_identity
@@ -35,20 +35,19 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
     engines: dict[str, PlanEngine] = {}
     for label, block in {"": plan.engine, **plan.engines}.items():
         try:
-            engines[label] = _engine(label, block)
+            engines[label] = planned_engine(label, block)
         except SpecError as error:
             yield from error.problems
     if len(engines) <= len(plan.engines):
         return
     keys: dict[str, str] = {}
     makes: dict[str, str] = {}
-    constitutions: dict[int, Constitution] = {}
     for step in plan.steps:
         where, spec, engine = f"plan: {step.name}", specs[step.name], engines[step.engine]
         try:
-            ingredients = _ingredients(step, spec, engine=engine, makes=makes, constitutions=constitutions)
-            ingredients = complete(ingredients, spec, step.name, step.inputs, keys=keys, engine=engine, seed=plan.seed)
-            made = spec.makes({_labelled(entry): makes[entry.step] for entry in step.inputs})
+            own = own_ingredients(step, spec, engine, makes)
+            ingredients = complete(own, spec, step.name, step.inputs, keys=keys, engine=engine, seed=plan.seed)
+            made = spec.makes({entry.place: makes[entry.step] for entry in step.inputs})
         except SpecError as error:
             yield from (Problem(f"{where}.{problem.where}", problem.message, AGAIN) for problem in error.problems)
             keys[step.name], makes[step.name] = step.key, step.makes
@@ -65,7 +64,12 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
             yield Problem(where, *lacking)
 
 
-def _engine(label: str, block: Mapping[str, Any]) -> PlanEngine:
+def planned_engine(label: str, block: Mapping[str, Any]) -> PlanEngine:
+    """The engine of a plan's block.
+
+    Raises:
+        SpecError: when there is no such engine, or it has other settings.
+    """
     where = f"plan: engines.{label}" if label else "plan: engine"
     kind = block.get("kind")
     if kind not in ENGINES:
@@ -79,15 +83,12 @@ def _engine(label: str, block: Mapping[str, Any]) -> PlanEngine:
         ) from error
 
 
-def _ingredients(
-    step: Step,
-    spec: StageSpec,
-    *,
-    engine: PlanEngine,
-    makes: Mapping[str, str],
-    constitutions: dict[int, Constitution],
-) -> Ingredients:
-    """What counts of a step by itself."""
+def own_ingredients(step: Step, spec: StageSpec, engine: PlanEngine, makes: Mapping[str, str]) -> Ingredients:
+    """What counts of a step by itself; ``makes`` is what the steps before it make.
+
+    Raises:
+        SpecError: when the step's inputs and frozen texts are not those that its spec names.
+    """
     if isinstance(spec, FetchSpec):
         return _model(step, spec, engine)
     if isinstance(spec, ReadSpec):
@@ -112,9 +113,7 @@ def _ingredients(
         raise SpecError(Problem("resources.texts", "are not those that its spec names"))
     constitution = None
     if spec.PRINCIPLE_FIELDS:
-        raw = frozen["constitution"]
-        constitution = constitutions.get(id(raw)) or Constitution.from_json(raw, "resources.constitution")
-        constitutions[id(raw)] = constitution
+        constitution = Constitution.from_json(frozen["constitution"], "resources.constitution")
     return stage_ingredients(spec, parts.semantic, frozen, constitution)
 
 
@@ -137,14 +136,17 @@ def _model(step: Step, spec: FetchSpec, engine: PlanEngine) -> Ingredients:
     return Ingredients(model=identity, format=None if served else engine.kind.model_format or None)
 
 
-def _labelled(entry: Input) -> str:
-    return entry.role if entry.label is None else f"{entry.role}.{entry.label}"
-
-
 def _difference(said: Ingredients, derived: Ingredients) -> str:
     """Which ingredients are others than what the step would do."""
     claimed, real = said.to_json(), derived.to_json()
     if claimed.get("version") != real["version"] and claimed.get("kind") == real["kind"]:
         return "was made by another version of this program"
-    names = [name for name in {**real, **claimed} if claimed.get(name) != real.get(name)]
-    return f"is not that of what the step would do ({', '.join(names) or 'its hash'})"
+    differ = [name for name in {**real, **claimed} if claimed.get(name) != real.get(name)]
+    planned, here = claimed.get("engine"), real.get("engine")
+    if differ == ["engine"] and isinstance(planned, Mapping) and isinstance(here, Mapping):
+        # Most often the plan of another machine, where ``auto`` was something else.
+        fields = (name for name in {**here, **planned} if planned.get(name) != here.get(name))
+        differ = [
+            f"engine.{name} was planned as {planned.get(name)!r} and is {here.get(name)!r} here" for name in fields
+        ]
+    return f"is not that of what the step would do ({', '.join(differ) or 'its hash'})"

@@ -147,11 +147,7 @@ def _order(work: _Compilation) -> list[str]:
 
 def _refs(inputs: Mapping[str, Names]) -> list[tuple[str, str]]:
     """(role, name) pairs; items of a list or a mapping as ``role.0`` and ``role.label``."""
-    return [(_labelled_role(entry), entry.step) for entry in inputs_of(inputs)]
-
-
-def _labelled_role(entry: Input) -> str:
-    return entry.role if entry.label is None else f"{entry.role}.{entry.label}"
+    return [(entry.place, entry.step) for entry in inputs_of(inputs)]
 
 
 # ---- what a stage's inputs stand for -------------------------------------------------------------------------------
@@ -296,7 +292,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         stage_ingredients(spec, parts.semantic, resources, work.constitution),
         makes=makes,
         estimate=estimate,
-        inputs=tuple(Input(entry.role, entry.label, names[_labelled_role(entry)]) for entry in inputs_of(parts.inputs)),
+        inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
         resources=resources,
         engine=engine,
         notes=cost_note(work.experiment, names, estimate),

@@ -54,6 +54,7 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
             for detail in error.errors():
                 field = ".".join(map(str, ("spec", *detail["loc"])))
                 problems.append(Problem(f"{where}.{field}", detail["msg"], "make the plan again"))
+    # Kinds of a caller's own have engines and inputs that this program's planning does not know.
     if not problems and kinds is KINDS:
         problems += differences(plan, specs)
     if problems:
@@ -72,9 +73,8 @@ def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:
     for step in plan.steps:
         variables = step.resources.get("api_keys", {}) if step.name in names else {}
         for entry in step.inputs:
-            role = entry.role if entry.label is None else f"{entry.role}.{entry.label}"
-            if variable := variables.get(role):
-                server = step.resources.get("servers", {}).get(role, {})
+            if variable := variables.get(entry.place):
+                server = step.resources.get("servers", {}).get(entry.place, {})
                 urls = (plan.step(entry.step).spec.get("url", ""), *server.get("replicas", ()))
                 urls_by_variable.setdefault(variable, []).extend(urls)
     for variable, destinations in urls_by_variable.items():

@@ -13,11 +13,13 @@ from cai.files.durable import write_durably
 
 
 def job_file(run_dir: Path, step: str, end: str) -> Path:
-    """A step's file in a run's folder; ``end`` is ``.sbatch``, ``.json``, ``.out`` or ``.exit.json``.
+    """A step's file in a run's folder; ``end`` is ``.sbatch``, ``.json``, ``.out`` or ``.exit.json``."""
+    return run_dir / "jobs" / f"{file_name(step)}{end}"
 
-    Names of data parts may hold anything, so they are quoted.
-    """
-    return run_dir / "jobs" / f"{quote(step, safe=' ')}{end}"
+
+def file_name(step: str) -> str:
+    """A step's name as part of a file's: whatever is in it, the file lies where it should."""
+    return quote(step, safe=" ")
 
 
 def word_file(run_dir: Path, step: str, shard: int | None = None) -> Path:

@@ -20,6 +20,7 @@ from cai.launchers.outside import host_variable
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_script import dependency
 from cai.plan import Plan, Step
+from cai.run.job_files import file_name
 from cai.run.job_graph import PlannedJob, job_graph
 from cai.store.artifacts import Store
 
@@ -40,10 +41,10 @@ def write_scripts(plan: Plan, store: Store, folder: Path) -> Path:
     for number, job in enumerate(graph, 1):
         step = job.step
         suffix = "sbatch" if isinstance(launcher, Slurm) else "sh"
-        names[step.name] = f"{number:02d}-{step.name.replace('.', '-')}.{suffix}"
+        names[step.name] = f"{number:02d}-{file_name(step.name).replace('.', '-')}.{suffix}"
         body = _body(job, folder, isinstance(launcher, Slurm))
         if isinstance(launcher, Slurm):
-            log, job_name = folder / "logs" / f"{step.name}.out", f"cai-{step.name}"
+            log, job_name = folder / "logs" / f"{file_name(step.name)}.out", f"cai-{step.name}"
             text = job.script(launcher, body, log=log, name=job_name)
             if job.shards > 1:
                 array = job.array_script(launcher, body, log=log, name=job_name)
@@ -91,7 +92,7 @@ def _parts(job: PlannedJob, folder: Path) -> list[str]:
     shards = job.shards
     if shards == 1:
         return []
-    log = shlex.quote(str(folder / "logs" / f"{job.step.name}.shard"))
+    log = shlex.quote(str(folder / "logs" / f"{file_name(job.step.name)}.shard"))
     return [
         f"# {shards} parts side by side; then the step puts them together and does what one of them left.",
         "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT",
@@ -109,7 +110,7 @@ def _command(command: Command, others: Sequence[Command], *, folder: Path, step:
         lines.append(f"export {variable}={_host(role, others, slurm)}")
     env = [f"{name}={shlex.quote(value)}" for name, value in command.env.items()]
     lines.append(" \\\n    ".join([*env, *_grouped(command.argv)]))
-    log = shlex.quote(str(folder / "logs" / f"{step.name}-{command.role}.log"))
+    log = shlex.quote(str(folder / "logs" / f"{file_name(step.name)}-{command.role}.log"))
     if not command.background:
         return [*lines, ""]
     lines[-1] += f" \\\n    >> {log} 2>&1 &"

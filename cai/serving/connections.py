@@ -8,7 +8,6 @@ its own that leads here too: so on loopback only requests to this machine's name
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import resource
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cai.clients.key_hosts import is_loopback
 from cai.serving.bodies import ApiError
 
 MOST = 256
@@ -87,7 +87,12 @@ class LimitedConnection(H11Protocol):
         self._waiting = self.loop.call_later(HEADERS_SECONDS, self._close_if_waiting, self.cycle)
 
     def _close_if_waiting(self, cycle: Any) -> None:
-        if self.cycle is cycle and not self.transport.is_closing():
+        if self.cycle is not cycle:
+            return
+        # Closing waits for what is not sent yet, and so for a caller who reads nothing.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
             self.transport.close()
 
     def _stop_waiting(self) -> None:
@@ -125,14 +130,6 @@ class KnownCallers:
             if not (is_loopback(origin) if self._local else origin in hosts and origin):
                 return "this server does not answer pages of other sites"
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is always this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _host(authority: str) -> str:

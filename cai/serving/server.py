@@ -37,10 +37,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cai.clients.base import Completion, Request
+from cai.clients.key_hosts import is_loopback
 from cai.errors import CaiError, PrerequisiteError
 from cai.identity import sampling_seed
 from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, parse_body, read_body
-from cai.serving.connections import KnownCallers, LimitedConnection, Rarely, is_loopback
+from cai.serving.connections import KnownCallers, LimitedConnection, Rarely
 from cai.serving.model_thread import Event, ModelJob, ModelThread
 from cai.terminal.chat import ChatModel
 from cai.text import make_console, plain

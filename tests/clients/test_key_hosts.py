@@ -141,3 +141,11 @@ def test_no_request_is_made_with_a_key_that_may_not_go_there(tmp_path):
     with pytest.raises(PrerequisiteError, match="evil"):
         open_endpoint(tmp_path / "endpoint.json", replicas=("https://evil.example/v1",))
     assert stat.S_IMODE(settings_file().stat().st_mode) & 0o022 == 0
+
+
+def test_a_name_in_other_letters_is_offered_and_allowed_as_it_travels():
+    url = "https://bücher.example/v1"
+    with pytest.raises(PrerequisiteError, match=r"would be sent to xn--bcher-kva\.example, which") as caught:
+        check_key_hosts("JUDGE_KEY", [url])
+    assert main(["allow", "JUDGE_KEY", str(caught.value).split()[-1]]) == 0
+    check_key_hosts("JUDGE_KEY", [url])

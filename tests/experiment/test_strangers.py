@@ -43,7 +43,9 @@ def test_hydras_own_settings_are_no_files_to_say(write, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["constitutions", "experiments"])
-@pytest.mark.parametrize("package", ["@hydra", "@_global_", "@hydra.callbacks", "@_global_.hydra"])
+@pytest.mark.parametrize(
+    "package", ["@hydra", "@_global_", "@hydra.callbacks", "@_global_.hydra", "@_here_.hydra", "@x:hydra"]
+)
 def test_nor_can_a_file_be_put_among_them(write, tmp_path, folder, package):
     write("hydra: {callbacks: {x: {_target_: subprocess.call}}}\ncallbacks: {x: {}}\n", "other", folder)
     group = "constitution" if folder == "constitutions" else "experiment"

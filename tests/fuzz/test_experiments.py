@@ -12,13 +12,14 @@ from pydantic import BaseModel
 
 from cai.cli import main
 from cai.engines import ENGINES
-from cai.errors import CaiError
+from cai.errors import CaiError, SpecError
 from cai.experiment.compose import compose
-from cai.experiment.model import _types, parse
+from cai.experiment.model import parse
 from cai.files.library import Library, shipped_root
 from cai.plan import plan_from_json
 from cai.planning.resolver import resolve
 from cai.run.checks import checked_specs
+from cai.settings import types_in
 from cai.stages import KINDS
 from tests.fuzz.values import VALUES, chosen
 
@@ -32,7 +33,7 @@ def fields_of(model: Any, path: Path, depth: int = 0) -> Iterator[Path]:
     """Every field of settings, nested ones too, whether an experiment writes it or not."""
     for name, info in model.model_fields.items():
         yield (*path, info.alias or name)
-        for inner in _types(info.annotation):
+        for inner in types_in(info.annotation):
             if depth < 3 and isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from fields_of(inner, (*path, info.alias or name), depth + 1)
 
@@ -119,3 +120,23 @@ def test_an_odd_value_in_a_file_ends_with_two_or_a_plan(tmp_path, monkeypatch, c
         assert err.startswith("error: ")
         assert "\x1b" not in err
         assert "\u202e" not in err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("stages.respond.sampling", {"max_tokens": 10**30}, "stages.respond.sampling.max_tokens"),
+        ("stages.respond.limit", True, "stages.respond.limit"),
+        ("data.red_team.splits", {"sl": True, "rl": 1, "heldout": 1}, "data.red_team.splits"),
+        ("stages.sample.temperatures", [True], "stages.sample.temperatures"),
+        ("stages.respond.sampling", {"temperature": -1}, "stages.respond.sampling.temperature"),
+        ("stages.respond.sampling", {"top_p": 0}, "stages.respond.sampling.top_p"),
+        ("stages.sft.training", {"learning_rate": 3}, "stages.sft.training.learning_rate"),
+        ("stages.sft.training", {"epochs": float("nan")}, "stages.sft.training.epochs"),
+    ],
+)
+def test_a_number_out_of_bounds_is_told_where_it_stands(library: Library, field: str, value: Any, where: str) -> None:
+    raw = compose(["experiment=quickstart"], library).data
+    with pytest.raises(SpecError) as caught:
+        parse(with_value(raw, tuple(field.split(".")), value))
+    assert [problem.where for problem in caught.value.problems] == [where]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 
 import pytest
+from pydantic import ValidationError
 
 from cai.cli import main
 from cai.commands.planning import compile_plan
+from cai.data.source import DataSource
 from cai.errors import SpecError
 from cai.files.library import Library, shipped_root
 from cai.identity import key_of
 from cai.plan import Plan, plan_from_json
 from cai.run.checks import checked_specs
+from cai.run.scripts import write_scripts
 from cai.stages import KINDS
+from cai.store.artifacts import Store
 
 EXPERIMENTS = ("quickstart", "mistral_rl_cai", "dpo_cai")
 
@@ -91,7 +96,7 @@ CHANGES = {
     ),
     "no constitution": (lambda raw: step_of(raw, "revise")["resources"].pop("constitution"), "resources.constitution"),
     "another model": (spec("base", sha256="0" * 64), "base.key: is not that of what the step would do (model)"),
-    "another precision": (engine(generator="transformers"), "(engine)"),
+    "another generator": (engine(generator="transformers"), "(engine.generator was planned as"),
     "another seed": (lambda raw: step_of(raw, "respond").update(seed=7), "respond.seed: is 7"),
     "another seed of all": (lambda raw: raw.update(seed=7), "respond.seed: is 0"),
     "another kind of artifact": (
@@ -153,7 +158,8 @@ def test_runtime_fields_may_be_changed(raw):
         (lambda raw: raw["engine"].update(device=7), "plan: engine.device"),
         (lambda raw: raw.update(experiment=5), "experiment: Input should be a valid string"),
         (lambda raw: raw.update(experiment="../up"), "experiment: String should match pattern"),
-        (lambda raw: raw["steps"][0].update(name="../up"), "String should match pattern"),
+        (lambda raw: raw["steps"][0].update(name="a\nb"), "name: String should match pattern"),
+        (lambda raw: raw["steps"][0].update(kind="../up"), "kind: String should match pattern"),
         (lambda raw: raw["steps"][0].update(key="k"), "key: String should match pattern"),
         (lambda raw: raw["steps"][0].update(kind=3), "kind: Input should be a valid string"),
         (lambda raw: raw["steps"][0].update(seed="0"), "seed: Input should be a valid integer"),
@@ -219,3 +225,33 @@ def test_a_model_of_this_machine_is_the_planned_one_or_not_fetched(tmp_path, mon
     (tmp_path / "m.gguf").write_bytes(b"one")
     run(fetch_spec, context())
     assert len(fetched) == 1
+
+
+def test_the_plan_of_another_machine_says_what_is_other_here(raw):
+    raw["engine"]["generator"] = "transformers"
+    with pytest.raises(SpecError, match=r"engine\.generator was planned as '\w+' and is 'transformers' here"):
+        check(rehashed(raw))
+
+
+def test_parts_of_data_may_be_called_anything_on_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "odd.yaml").write_text(
+        "defaults:\n  - quickstart\n  - _self_\n"
+        "data: {red_team: {splits: {'a/../../b c': 0.5, rl: 0.25, heldout: 0.25}}}\n"
+        "stages: {respond: {prompts: 'red_team.a/../../b c'}}\n"
+    )
+    plan = compile_plan(["experiment=odd"], Library((tmp_path, shipped_root())))
+    again = check(json.loads(plan.to_json()))
+    write_scripts(again, Store(tmp_path / "home"), tmp_path / "x" / "y" / "scripts")
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / "experiments" / "odd.yaml"}
+    assert len(written) > len(again.steps)
+    assert all(path.is_relative_to(tmp_path / "x" / "y" / "scripts") for path in written)
+    for script in (tmp_path / "x" / "y" / "scripts").glob("*.sh"):
+        assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["a\nrm -rf ~\n", "a\x1b[31m", ""])
+def test_but_not_on_two(name):
+    with pytest.raises(ValidationError, match="splits"):
+        DataSource(path="x.jsonl", splits={name: 1.0})

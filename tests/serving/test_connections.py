@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -197,3 +198,27 @@ def test_a_flood_of_broken_requests_is_logged_once(base):
         logging.getLogger("uvicorn.error").removeHandler(handler)
     assert len(lines) <= 1
     assert httpx.get(f"{base}/health").status_code == 200
+
+
+def test_a_whole_answer_that_nobody_reads_ends_too(monkeypatch):
+    """What is made and not sent would keep a connection that is only closed."""
+    monkeypatch.setattr(connections, "HEADERS_SECONDS", 0.3)
+
+    class Long(SeededWords):
+        def complete(self, request):
+            return replace(super().complete(request), text="word " * 4_000_000)
+
+    with served(Long()) as base:
+        before = descriptors()
+        with connect(base) as sock:
+            body = json.dumps(HELLO).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            sock.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            end = time.monotonic() + 20
+            while descriptors() <= before + 1:
+                assert time.monotonic() < end, "the answer has not begun"
+                time.sleep(0.01)
+            # The caller's own end stays open; the server's goes.
+            while descriptors() > before + 1:
+                assert time.monotonic() < end, "the connection stays"
+                time.sleep(0.05)

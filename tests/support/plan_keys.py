@@ -6,9 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from cai.constitution import Constitution
 from cai.plan import plan_from_json
-from cai.planning.derivation import _engine, _ingredients
+from cai.planning.derivation import own_ingredients, planned_engine
 from cai.planning.identity import complete
 from cai.stages import KINDS
 
@@ -16,14 +15,13 @@ from cai.stages import KINDS
 def rekeyed(raw: dict[str, Any]) -> dict[str, Any]:
     """The plan with every step's ingredients and key derived anew."""
     plan = plan_from_json(json.dumps(raw))
-    engines = {label: _engine(label, block) for label, block in {"": plan.engine, **plan.engines}.items()}
+    engines = {label: planned_engine(label, block) for label, block in {"": plan.engine, **plan.engines}.items()}
     keys: dict[str, str] = {}
     makes: dict[str, str] = {}
-    constitutions: dict[int, Constitution] = {}
     steps = []
     for step in plan.steps:
         spec, engine = KINDS[step.kind].spec.variant(step.spec).model_validate(step.spec), engines[step.engine]
-        own = _ingredients(step, spec, engine=engine, makes=makes, constitutions=constitutions)
+        own = own_ingredients(step, spec, engine, makes)
         ingredients = complete(own, spec, step.name, step.inputs, keys=keys, engine=engine, seed=plan.seed)
         keys[step.name], makes[step.name] = ingredients.key(), step.makes
         steps.append(replace(step, ingredients=ingredients, key=ingredients.key()))

@@ -89,6 +89,7 @@ def gguf_to_folder(path: Path, dest: Path) -> dict[str, Any]:
         "pretrained_model_name_or_path": str(path.parent),
         "gguf_file": path.name,
         "local_files_only": True,
+        "trust_remote_code": False,
     }
     with quiet(), _no_bar():
         try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cai.engines.embedded.model_config import check_tokenizer, check_weights, checked_config, load_config
+from cai.engines.model_config import check_model, check_tokenizer, check_weights, load_config
 from cai.errors import PrerequisiteError
 from cai.identity import file_digest
 
@@ -57,9 +57,7 @@ def check_folder(folder: Path, source: str) -> None:
         raise PrerequisiteError(
             f"{source}: {folder} has no {', '.join(missing)}; save the model with save_pretrained(safe_serialization)"
         )
-    checked_config(folder)
-    check_tokenizer(folder)
-    check_weights(folder)
+    check_model(folder)
 
 
 @contextmanager

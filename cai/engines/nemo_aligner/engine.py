@@ -21,6 +21,7 @@ from cai.engines.methods.base import D, Method, S
 from cai.engines.methods.ppo import PPO, PpoData, RlSettings
 from cai.engines.methods.reward import REWARD, RewardData, RewardSettings
 from cai.engines.methods.sft import SFT, SftData, SftSettings
+from cai.engines.model_config import check_model
 from cai.engines.nemo_aligner.archive import ARCHIVE, MODEL, model_in, unpack
 from cai.engines.nemo_aligner.checkpoints import CriticRun, Logs
 from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, serve_alone
@@ -184,6 +185,8 @@ class NemoSession:
                     )
             about["bytes"] = unpack(nemo_file, dest / MODEL)
         elif scheme == "hf":
+            if Path(name).expanduser().is_dir():
+                check_model(Path(name).expanduser())  # one from the hub is looked at by ``download``
             archive = work / ARCHIVE
             if not _done_outside():
                 archive.unlink(missing_ok=True)  # the converter may have been stopped while it wrote

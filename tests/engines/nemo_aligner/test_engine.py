@@ -420,6 +420,20 @@ def test_a_nemo_file_is_unpacked_once_and_its_digest_checked(plan: Plan, model: 
     assert runner.done == []
 
 
+def test_a_folder_that_brings_code_is_not_given_to_upstreams_converter(plan: Plan, tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "x.X"}}))
+    runner = Recorder()
+    session = opened(plan, runner, tmp_path).session(plan.step("base"))
+    out, _ = folders(plan, "base", tmp_path)
+    quiet = Silent().step_started(None, False)  # type: ignore[arg-type]
+    with pytest.raises(PrerequisiteError, match="auto_map"):
+        session.fetch(ModelSource(f"hf:{folder}"), out, quiet)
+    assert runner.done == []
+
+
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
 def test_a_nemo_file_cannot_write_outside_of_its_folder(plan: Plan, tmp_path: Path, name: str):
     engine = opened(plan, Recorder(), tmp_path)

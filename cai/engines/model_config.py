@@ -54,6 +54,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_model(folder: Path) -> None:
+    """What a loader will read of a folder chooses no code and is bounded; a pickle is not even looked at.
+
+    Raises:
+        PrerequisiteError: naming the file, and what to do.
+    """
+    checked_config(folder)
+    check_tokenizer(folder)
+    check_weights(folder)
+
+
 def checked_config(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json`` without what would choose code.
 
@@ -61,7 +72,7 @@ def checked_config(folder: Path) -> dict[str, Any]:
         PrerequisiteError: for code of the model's own, quantised weights, or sizes that no model has.
     """
     path = folder / "config.json"
-    config = {name: value for name, value in read_json(path).items() if name not in _OURS}
+    config = _without_ours(read_json(path))
     _refuse_code(path, config)
     if config.get("quantization_config") or config.get("compression_config"):
         raise PrerequisiteError(
@@ -130,6 +141,15 @@ def load_config(folder: Path) -> Any:
     except Exception as error:  # each class checks its fields with errors of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrerequisiteError(f"{folder}/config.json: {reason}; get the model's files again") from error
+
+
+def _without_ours(config: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a model of several (``text_config``) have configurations of their own."""
+    return {
+        name: _without_ours(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _OURS
+    }
 
 
 def _refuse_code(path: Path, data: dict[str, Any]) -> None:

@@ -8,11 +8,12 @@ import struct
 import pytest
 import torch
 
+from cai.cli import main
 from cai.engines.base import ModelSource
-from cai.engines.embedded.model_config import load_config
 from cai.engines.embedded.model_sources import fetch
 from cai.engines.embedded.models import load_model, load_tokenizer
 from cai.engines.embedded.trunk import Trunk
+from cai.engines.model_config import checked_config, load_config
 from cai.errors import PrerequisiteError, SpecError
 
 
@@ -134,3 +135,16 @@ def test_pickles_are_not_read(folder, loader):
     with pytest.raises((PrerequisiteError, OSError)):
         LOADERS[loader](folder)
     assert not (folder / "ran").exists()
+
+
+def test_parts_of_a_model_choose_no_code_either(folder):
+    edit(folder, text_config={"_attn_implementation": "evil/repo:x", "hidden_size": 8})
+    assert checked_config(folder)["text_config"] == {"hidden_size": 8}
+
+
+def test_what_is_downloaded_for_other_loaders_is_looked_at_too(folder, monkeypatch):
+    import huggingface_hub
+
+    edit(folder, auto_map={"AutoConfig": "x.X"})
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **more: str(folder))
+    assert main(["download", f"hf:org/model@{'a' * 40}", "--to", str(folder)]) == 2
