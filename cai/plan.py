@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from cai.errors import Problem, SpecError, did_you_mean
@@ -345,7 +345,7 @@ class _Text(TypedDict):
     text: str
 
 
-@with_config(extra="forbid")
+@with_config(ConfigDict(extra="forbid"))
 class _Resources(TypedDict, total=False):
     constitution: dict[str, Any]
     template: _Text
@@ -355,12 +355,12 @@ class _Resources(TypedDict, total=False):
     servers: dict[str, dict[str, Any]]
 
 
-@with_config(extra="allow")
+@with_config(ConfigDict(extra="allow"))
 class _Engine(TypedDict):
     kind: str
 
 
-@with_config(extra="forbid")
+@with_config(ConfigDict(extra="forbid"))
 class _StepFile(TypedDict):
     name: Name
     kind: Annotated[str, StringConstraints(pattern="^[a-z_]+$")]
@@ -376,7 +376,7 @@ class _StepFile(TypedDict):
     engine: NotRequired[str]
 
 
-@with_config(extra="forbid")
+@with_config(ConfigDict(extra="forbid"))
 class _PlanFile(TypedDict):
     format: int
     experiment: Annotated[str, StringConstraints(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=160)]
