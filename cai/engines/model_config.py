@@ -119,30 +119,6 @@ def check_weights(folder: Path) -> None:
             raise PrerequisiteError(f"{path}: its header cannot be {length:,} bytes; get the model's files again")
 
 
-def load_config(folder: Path) -> Any:
-    """The folder's configuration as transformers has it, by transformers' own class for its ``model_type``.
-
-    Raises:
-        PrerequisiteError: as ``checked_config``, and for a model or an activation that transformers does not know.
-    """
-    from transformers import CONFIG_MAPPING
-    from transformers.activations import ACT2CLS
-
-    fields = checked_config(folder)
-    kind, activation = fields["model_type"], fields.get("hidden_act", "silu")
-    if not isinstance(activation, str) or activation not in ACT2CLS:
-        raise PrerequisiteError(
-            f"{folder}: transformers has no activation {str(activation)[:40]!r}; take another model"
-        )
-    if kind not in CONFIG_MAPPING:
-        raise PrerequisiteError(f"{folder}: transformers knows no model type {kind[:40]!r}; update it, or take another")
-    try:
-        return CONFIG_MAPPING[kind].from_dict(fields)
-    except Exception as error:  # each class checks its fields with errors of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PrerequisiteError(f"{folder}/config.json: {reason}; get the model's files again") from error
-
-
 def _without_ours(config: dict[str, Any]) -> dict[str, Any]:
     """Parts of a model of several (``text_config``) have configurations of their own."""
     return {

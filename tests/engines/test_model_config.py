@@ -11,9 +11,9 @@ import torch
 from cai.cli import main
 from cai.engines.base import ModelSource
 from cai.engines.embedded.model_sources import fetch
-from cai.engines.embedded.models import load_model, load_tokenizer
+from cai.engines.embedded.models import load_config, load_model, load_tokenizer
 from cai.engines.embedded.trunk import Trunk
-from cai.engines.model_config import checked_config, load_config
+from cai.engines.model_config import checked_config
 from cai.errors import PrerequisiteError, SpecError
 
 

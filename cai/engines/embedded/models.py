@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cai.engines.model_config import check_model, check_tokenizer, check_weights, load_config
+from cai.engines.model_config import check_model, check_tokenizer, check_weights, checked_config
 from cai.errors import PrerequisiteError
 from cai.identity import file_digest
 
@@ -58,6 +58,30 @@ def check_folder(folder: Path, source: str) -> None:
             f"{source}: {folder} has no {', '.join(missing)}; save the model with save_pretrained(safe_serialization)"
         )
     check_model(folder)
+
+
+def load_config(folder: Path) -> Any:
+    """The folder's configuration as transformers has it, by transformers' own class for its ``model_type``.
+
+    Raises:
+        PrerequisiteError: as ``checked_config``, and for a model or an activation that transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.activations import ACT2CLS
+
+    fields = checked_config(folder)
+    kind, activation = fields["model_type"], fields.get("hidden_act", "silu")
+    if not isinstance(activation, str) or activation not in ACT2CLS:
+        raise PrerequisiteError(
+            f"{folder}: transformers has no activation {str(activation)[:40]!r}; take another model"
+        )
+    if kind not in CONFIG_MAPPING:
+        raise PrerequisiteError(f"{folder}: transformers knows no model type {kind[:40]!r}; update it, or take another")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(fields)
+    except Exception as error:  # each class checks its fields with errors of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PrerequisiteError(f"{folder}/config.json: {reason}; get the model's files again") from error
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from torch.nn import functional
 from cai.engines.embedded.batches import Packed
 from cai.engines.embedded.functions import gated, normed, rotated, without_gradient
 from cai.engines.embedded.lora import Group
+from cai.engines.embedded.models import load_config
 from cai.engines.methods.base import Lora, Precision
-from cai.engines.model_config import check_weights, load_config
+from cai.engines.model_config import check_weights
 from cai.errors import PrerequisiteError, Problem, SpecError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
