@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from cai.chat.messages import ROLES, Message, Span
 from cai.chat.prompt import PromptTemplate
-from cai.chat.template import ChatTemplate
-from cai.chat.template_file import Format, TurnError, description_of
+from cai.chat.template import ChatTemplate, read_text
+from cai.chat.template_file import Format, TurnError, description_of, is_chat
 
-__all__ = ["ROLES", "ChatTemplate", "Format", "Message", "PromptTemplate", "Span", "TurnError", "description_of"]
+__all__ = [
+    "ROLES",
+    "ChatTemplate",
+    "Format",
+    "Message",
+    "PromptTemplate",
+    "Span",
+    "TurnError",
+    "description_of",
+    "is_chat",
+    "read_text",
+]

@@ -29,7 +29,7 @@ class Guard:
         SpecError: for a control string that cannot be broken: shorter than two characters, or with U+200B in it.
     """
 
-    __slots__ = ("_ends", "_every", "_longest", "_loose", "_pattern", "_starts", "controls")
+    __slots__ = ("_closing", "_every", "_longest", "_loose", "_opened", "_pattern", "controls")
 
     def __init__(self, controls: Iterable[str], where: str) -> None:
         self.controls = tuple(sorted({c for c in controls if c}, key=lambda c: (-len(c), c)))
@@ -50,8 +50,8 @@ class Guard:
         self._loose = re.compile(loose or "(?!)", re.IGNORECASE)
         self._every = re.compile(f"(?=({joined}))")
         self._longest = max(map(len, self.controls), default=0)
-        self._ends = frozenset(c[:n] for c in self.controls for n in range(1, len(c)))
-        self._starts = frozenset(c[n:] for c in self.controls for n in range(1, len(c)))
+        self._opened = tuple({c[:n] for c in self.controls for n in range(1, len(c))})
+        self._closing = tuple({c[n:] for c in self.controls for n in range(1, len(c))})
 
     def clean(self, content: str) -> str:
         """``content`` without any control string; the same object when there was none."""
@@ -74,8 +74,7 @@ class Guard:
         return self._loose.sub(lambda match: f"{match.group()[0]}{BREAK}{match.group()[1:]}", content)
 
     def _meets(self, content: str) -> bool:
-        ends, starts = self._ends, self._starts
-        return any(content[-n:] in ends or content[:n] in starts for n in range(1, self._longest))
+        return content.endswith(self._opened) or content.startswith(self._closing)
 
     def occurrences(self, text: str) -> list[str]:
         """Every control string in ``text`` in order, overlapping ones included."""

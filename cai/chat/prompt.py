@@ -68,11 +68,11 @@ class PromptTemplate:
 
     def variables(self) -> frozenset[str]:
         """Every variable that the template reads, optional ones included."""
-        return self._body.variables.every - {"bos_token", "eos_token"}
+        return self._body.inspection.every - {"bos_token", "eos_token"}
 
     def required(self) -> frozenset[str]:
         """The variables without ``is defined`` or ``default`` anywhere; ``render`` must be given these."""
-        return self._body.variables.required - {"bos_token", "eos_token"}
+        return self._body.inspection.required - {"bos_token", "eos_token"}
 
     def render(self, **values: Any) -> str:
         """The prompt. Values are plain data: texts, numbers, none, messages, and lists and mappings of them.
@@ -87,9 +87,9 @@ class PromptTemplate:
         plain_values = {name: self._plain(value, name) for name, value in values.items()}
 
         def render(variables: dict[str, Any]) -> str:
-            return self._body.render({"bos_token": header.bos_token, "eos_token": header.eos_token, **variables})[0]
+            return self._body.render({"bos_token": header.bos_token, "eos_token": header.eos_token, **variables}).text
 
-        return self._guard.apply(plain_values, _each, render, always=self._body.alters, where=self.where)[1]
+        return self._guard.apply(plain_values, _each, render, always=self._body.inspection.alters, where=self.where)[1]
 
     def _plain(self, value: Any, name: str) -> Any:
         if isinstance(value, Message):

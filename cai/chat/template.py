@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cai.chat.guard import Guard
 from cai.chat.messages import ROLES, Message, Span
+from cai.chat.sandbox import MAX_SOURCE, Rendered
 from cai.chat.template_file import Header, TemplateBody, TemplateKind, TurnError, read_header
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
@@ -45,7 +46,7 @@ class ChatTemplate:
         object.__setattr__(self, "header", header)
         object.__setattr__(self, "_body", TemplateBody(self.text, self.where))
         object.__setattr__(self, "_guard", Guard((*header.controls, *self.guard), self.where))
-        unknown = sorted(self._body.variables.required - _KNOWN)
+        unknown = sorted(self._body.inspection.required - _KNOWN)
         if unknown:
             raise SpecError([Problem(self.where, f"unknown variable {n!r}", did_you_mean(n, _KNOWN)) for n in unknown])
         self.answer((Message("user", "ping"),), "pong")  # a template that cannot do this is of no use to any stage
@@ -133,7 +134,7 @@ class ChatTemplate:
         """
         turns, whole = self._safe(messages, False)
         answer_turns = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
-        blocks = self._raw(turns, False)[1] if "endgeneration" in self.text else []
+        blocks = self._raw(turns, False).blocks if "endgeneration" in self.text else []
         if blocks:
             answer_ranges = [self._block(whole, start, end) for start, end in blocks]
             answer_ranges = [(s, e) for s, e in answer_ranges if s < e]
@@ -143,7 +144,7 @@ class ChatTemplate:
             chosen = answer_turns[-1:] if loss == "last" else answer_turns
             answer_ranges = []
             for i in chosen:
-                prompt = self._raw(turns[:i], True)[0]
+                prompt = self._raw(turns[:i], True).text
                 answer_ranges.append((len(prompt), self._end(turns, i, whole, prompt)))
         spans, position = list[Span](), 0
         for start, end in answer_ranges:
@@ -169,7 +170,7 @@ class ChatTemplate:
             if cut >= 0 and whole[len(prompt) : cut].strip() == turns[i][1].strip():
                 return cut + len(closing)
             # The template changed the answer: where it ends shows in the text that ends with this turn.
-            alone = self._raw(turns[: i + 1], False)[0]
+            alone = self._raw(turns[: i + 1], False).text
             if cut >= 0 and whole.startswith(alone) and cut + len(closing) <= len(alone):
                 return cut + len(closing)
             message = f"the answer in turn {i + 1} is not closed by answer_end {closing!r}"
@@ -197,12 +198,12 @@ class ChatTemplate:
         return self._guard.apply(
             tuple((m.role, m.content) for m in messages),
             _each,
-            lambda turns: self._raw(turns, add_generation_prompt)[0],
-            always=self._body.alters,
+            lambda turns: self._raw(turns, add_generation_prompt).text,
+            always=self._body.inspection.alters,
             where=self.where,
         )
 
-    def _raw(self, turns: Turns, add_generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+    def _raw(self, turns: Turns, add_generation_prompt: bool) -> Rendered:
         return self._body.render(
             {
                 "messages": [{"role": role, "content": content} for role, content in turns],
@@ -228,9 +229,11 @@ def read_text(path: Path) -> str:
     """A template file's text.
 
     Raises:
-        SpecError: no such file, or not UTF-8.
+        SpecError: no such file, too large for a template, or not UTF-8.
     """
     try:
+        if (size := path.stat().st_size) > 4 * MAX_SOURCE:
+            raise SpecError(Problem(str(path), f"template of {size:,} bytes; at most {MAX_SOURCE:,} characters"))
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(Problem(str(path), f"cannot be read ({error})")) from error

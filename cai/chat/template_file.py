@@ -22,16 +22,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
-import jinja2
 import yaml
-from jinja2 import meta, nodes
-from jinja2.parser import Parser
 
-from cai.chat.sandbox import BUDGET, MAX_SOURCE, MAX_TEXT, SANDBOX, Budget, Refusal
+from cai.chat import sandbox
+from cai.chat.isolation import PROCESS
+from cai.chat.sandbox import MAX_SOURCE, Inspection, Rendered, TemplateFailure
+from cai.chat.shipped import SHIPPED
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.identity import text_digest
 
 _FRONT = re.compile(r"\s*\{#---[ \t]*\r?\n(.*?)(?:\r?\n)?---#\}", re.DOTALL)
 
@@ -78,118 +79,59 @@ class Header:
         return tuple(dict.fromkeys(filter(None, (self.answer_end, self.eos_token, *self.stop))))
 
 
-@dataclass(frozen=True)
-class Variables:
-    """The names a body reads: all of them, and those it cannot do without."""
-
-    every: frozenset[str]
-    required: frozenset[str]
-
-
 class TemplateBody:
-    """A compiled template. Holds no state between renders; safe to share between threads.
+    """A template that compiles. Holds no state between renders; safe to share between threads.
 
-    ``alters`` says that the body may cut, join or change texts, so that contents cannot be judged by their ends alone.
+    One that ships renders here, any other in a process of its own (``cai.chat.isolation``).
     """
 
     def __init__(self, text: str, where: str) -> None:
         self.where = where
         self._text = text
-        self._size = len(text)
         if len(text) > MAX_SOURCE:
             raise SpecError(Problem(where, f"template of {len(text):,} characters; at most {MAX_SOURCE:,}"))
+        self._renderer: _Renderer = sandbox if text_digest(text) in SHIPPED else PROCESS
         try:
-            self._template = _compile(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise SpecError(Problem(f"{where}:{error.lineno}", error.message or "not Jinja")) from error
-        except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError, jinja2.TemplateError) as error:
-            raise SpecError(Problem(where, f"cannot be compiled ({error})")) from error
+            self._renderer.check(text)
+        except TemplateFailure as error:
+            raise SpecError(Problem(self._place(error), error.message)) from error
 
     @cached_property
-    def variables(self) -> Variables:
-        """The names that the body reads; found when first asked for, which planning never does."""
-        return _variables(self._tree())
+    def inspection(self) -> Inspection:
+        """What the source says of itself; found when first asked for, which planning seldom does."""
+        return self._renderer.inspect(self._text)
 
-    @cached_property
-    def alters(self) -> bool:
-        """Whether the body may cut, join or change texts."""
-        return _alters(self._tree())
-
-    def _tree(self) -> nodes.Template:
-        return Parser(SANDBOX, self._text).parse()  # as the author wrote it, without the sandbox's meters
-
-    def render(self, values: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and where ``generation`` blocks lie in it (start, end).
+    def render(self, values: dict[str, Any]) -> Rendered:
+        """The text, and where ``generation`` blocks lie in it.
 
         Raises:
             TurnError: the body called ``raise_exception``.
             SpecError: anything else that goes wrong while rendering, with file and line.
         """
-        budget = Budget(self._size)
-        token = BUDGET.set(budget)
-        pieces: list[str] = []
         try:
-            for piece in self._template.root_render_func(self._template.new_context(values)):
-                pieces.append(piece)
-                budget.written += len(piece)
-                if budget.written > MAX_TEXT:
-                    raise jinja2.TemplateRuntimeError(f"renders more than {MAX_TEXT:,} characters")
-            text = "".join(pieces)
-            if not all(text.startswith(block, start) for start, block in budget.blocks):
-                raise jinja2.TemplateRuntimeError("a generation block inside a macro, set or call cannot be placed")
-            return text, [(start, start + len(block)) for start, block in budget.blocks]
-        except Refusal as error:
-            raise TurnError(Problem(self._place_of(error), error.message or "refused")) from error
-        except Exception as error:
-            raise SpecError(Problem(self._place_of(error), f"{error or type(error).__name__}")) from error
-        finally:
-            BUDGET.reset(token)
+            return self._renderer.render(self._text, values)
+        except TemplateFailure as error:
+            failure = TurnError if error.refused else SpecError
+            raise failure(Problem(self._place(error), error.message)) from error
 
-    def _place_of(self, error: BaseException) -> str:
-        line, trace = 0, error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == _FILENAME:
-                line = self._template.get_corresponding_lineno(trace.tb_lineno)
-            trace = trace.tb_next
-        return f"{self.where}:{line}" if line else self.where
+    def _place(self, error: TemplateFailure) -> str:
+        return f"{self.where}:{error.line}" if error.line else self.where
 
 
-_FILENAME = "<cai template>"
+class _Renderer(Protocol):
+    """``cai.chat.sandbox``, here or in another process."""
+
+    def check(self, text: str) -> None: ...
+
+    def inspect(self, text: str) -> Inspection: ...
+
+    def render(self, text: str, values: dict[str, Any]) -> Rendered: ...
+
+
+MAX_FRONT = 8192
+"""Characters of front matter."""
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@lru_cache(maxsize=256)
-def _compile(text: str) -> jinja2.Template:
-    code = SANDBOX.compile(text, _FILENAME, _FILENAME)
-    return jinja2.Template.from_code(SANDBOX, code, SANDBOX.make_globals(None))
-
-
-def _variables(tree: nodes.Template) -> Variables:
-    every = meta.find_undeclared_variables(tree) - set(SANDBOX.globals)
-    optional: set[str] = set()
-    for test in tree.find_all(nodes.Test):
-        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name):
-            optional.add(test.node.name)
-    for used in tree.find_all(nodes.Filter):
-        if used.name in ("default", "d") and isinstance(used.node, nodes.Name):
-            optional.add(used.node.name)
-    return Variables(frozenset(every), frozenset(every - optional))
-
-
-def _alters(tree: nodes.Template) -> bool:
-    if any(f.name != "trim" or f.args or f.kwargs for f in tree.find_all(nodes.Filter)):
-        return True
-    for call in tree.find_all(nodes.Call):
-        helper = isinstance(call.node, nodes.Name) and call.node.name in ("raise_exception", "namespace")
-        strips = isinstance(call.node, nodes.Getattr) and call.node.attr == "strip" and not call.args
-        generation = isinstance(call.node, nodes.ExtensionAttribute)
-        if not (helper or strips or generation):
-            return True
-    for item in tree.find_all(nodes.Getitem):
-        text = isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str)
-        if not text and not (isinstance(item.node, nodes.Name) and item.node.name == "messages"):
-            return True
-    return any(not (isinstance(f.iter, nodes.Name) and f.iter.name == "messages") for f in tree.find_all(nodes.For))
 
 
 def read_header(text: str, where: str) -> Header:
@@ -202,8 +144,13 @@ def read_header(text: str, where: str) -> Header:
     if match is None:
         raise SpecError(Problem(f"{where}:1", "no front matter", "open the file with {#--- and YAML, closed by ---#}"))
     offset = text[: match.start(1)].count("\n")
+    if len(match.group(1)) > MAX_FRONT:
+        message = f"front matter of {len(match.group(1)):,} characters; at most {MAX_FRONT:,}"
+        raise SpecError(Problem(f"{where}:{offset + 1}", message))
     try:
         raw = yaml.load(match.group(1), Loader=_Loader)
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:  # nests deep; a date that there is not
+        raise SpecError(Problem(f"{where}:{offset + 1}", f"front matter cannot be read ({error})")) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = offset + (mark.line + 1 if mark is not None else 1)
@@ -255,6 +202,12 @@ def read_header(text: str, where: str) -> Header:
     if problems:
         raise SpecError(problems)
     return Header(**values)
+
+
+def is_chat(text: str) -> bool:
+    """Whether a template's front matter says, or was meant to say, that it is a chat template."""
+    match = _FRONT.match(text)
+    return match is not None and bool(re.search(r"^kind\s*:\s*[\"']?chat\b", match.group(1), re.MULTILINE))
 
 
 def description_of(text: str) -> str:

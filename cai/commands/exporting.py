@@ -83,11 +83,11 @@ def _count(text: str) -> int:
 
 
 def _text(parsed: argparse.Namespace) -> TextOptions:
-    from cai.chat import ChatTemplate
+    from cai.chat import ChatTemplate, read_text
 
     library = Library.here()
     path = library.find("prompt_templates", parsed.template, "--template")
-    template = ChatTemplate.from_text(parsed.template, path.read_text(encoding="utf-8"), library.display_path(path))
+    template = ChatTemplate.from_text(parsed.template, read_text(path), library.display_path(path))
     if parsed.tokenizer is None:
         return TextOptions(template)
     from cai.data.nemo_tokens import open_tokenizer

@@ -39,9 +39,12 @@ def _about(path: Path) -> str:
         described = data.get("description", "") if isinstance(data, dict) else ""
         return " ".join(str(described).split())[:90]
     if path.suffix == ".jinja":
-        from cai.chat import description_of
+        from cai.chat import description_of, read_text
 
-        return description_of(path.read_text(encoding="utf-8"))[:90]
+        try:
+            return description_of(read_text(path))[:90]
+        except SpecError:
+            return ""  # asking for it says why
     return ""
 
 
@@ -85,16 +88,19 @@ def _group_of(library: Library, name: str) -> str:
 
 
 def _show_template(library: Library, name: str) -> None:
-    from cai.chat import ChatTemplate, Message
+    from cai.chat import ChatTemplate, Message, PromptTemplate, is_chat, read_text
 
     path = library.find("prompt_templates", name)
-    text = path.read_text(encoding="utf-8")
-    print(f"# {library.display_path(path)}")
-    try:
-        template = ChatTemplate.from_text(name, text, library.display_path(path))
-    except SpecError:
+    text = read_text(path)
+    where = library.display_path(path)
+    print(f"# {where}")
+    if not is_chat(text):
         sys.stdout.write(text)  # a prompt template or a few-shot file: its text is what there is to see
+        sys.stdout.flush()
+        if path.suffix == ".jinja":
+            PromptTemplate.from_text(name, text, where)  # a bad one is an error, below its text
         return
+    template = ChatTemplate.from_text(name, text, where)
     talk = (Message("user", "Hello!"), Message("assistant", "Hello, how can I help?"), Message("user", "Tell me more."))
     print(template.prompt(talk))
     print(f"# stop strings: {', '.join(map(repr, template.stops)) or 'none'}")

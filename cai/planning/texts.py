@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.chat import ChatTemplate, PromptTemplate
+from cai.chat import read_text as read_file
 from cai.constitution import Constitution, resolve_constitution
 from cai.errors import Problem, SpecError
 from cai.files.library import Library
@@ -64,7 +65,7 @@ def read_template(name: str, library: Library, where: str) -> NamedText:
         SpecError: when there is none of that name, or it cannot be used.
     """
     path = library.find("prompt_templates", name, where)
-    text = path.read_text(encoding="utf-8")
+    text = read_file(path)
     ChatTemplate.from_text(name, text, library.display_path(path))
     return NamedText(name, text)
 
@@ -76,7 +77,7 @@ def read_text(folder: str, file: str, library: Library, where: str) -> str:
         SpecError: as ``read_template``.
     """
     path = library.find(folder, file, where)
-    text = path.read_text(encoding="utf-8")
+    text = read_file(path)
     if path.suffix == ".jinja":
         PromptTemplate.from_text(file, text, library.display_path(path))
     return text

@@ -299,3 +299,17 @@ def test_no_token_straddles_a_span(tokenizer: Any, name: str) -> None:
             learnt += [token] if inside[0] else []
         wanted = "".join(m.content + "<|im_end|>" for m in messages if m.role == "assistant")
         assert tokenizer.decode(learnt) == wanted
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "description: " + "[" * 8000,
+        "description: " + "[" * 60_000,
+        "kind: chat\ndescription: 2026-99-99",
+        "? {a: 1}\n: b",
+    ],
+)
+def test_front_matter_that_yaml_chokes_on_is_an_error(front: str) -> None:
+    with pytest.raises(SpecError, match=r"^bad\.jinja:\d: front matter"):
+        ChatTemplate.from_text("bad", f"{{#---\n{front}\n---#}}\nx", "bad.jinja")

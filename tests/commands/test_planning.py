@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -107,6 +108,28 @@ def test_wrong_input_exits_with_2_and_says_what_to_do(tmp_path, args, words):
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", [["validate", "template=bomb"], ["plan", "template=bomb"], ["show", "bomb"]])
+def test_a_template_that_would_never_end_is_an_error(tmp_path, verb):
+    nested = "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+    template = (shipped_root() / "prompt_templates" / "chatml.jinja").read_text()
+    (tmp_path / "prompt_templates").mkdir()
+    (tmp_path / "prompt_templates" / "bomb.jinja").write_text(template + nested + "{{ n.x | lower }}")
+    done = cai(*verb, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.match(r"error: prompt_templates/bomb\.jinja:\d+: (takes longer than 1 s|needs more than)", done.stderr)
+
+
+def test_a_prompt_template_that_cannot_be_used_is_shown_and_is_an_error(tmp_path):
+    (tmp_path / "prompt_templates").mkdir()
+    (tmp_path / "prompt_templates" / "mine.jinja").write_text(
+        "{#---\ndescription: d\nkind: prompt\n---#}\n{{ a | nothing }}\n"
+    )
+    done = cai("show", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "{{ a | nothing }}" in done.stdout
+    assert "prompt_templates/mine.jinja:5: No filter named 'nothing'." in done.stderr
 
 
 def test_schemas_are_not_written_over_a_file(tmp_path):
