@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from cai.errors import CaiError, SpecError
+from cai.text import shown_output
 
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("running", "compile an experiment, show the plan, run it (the verb when none is given)"),
@@ -58,9 +59,14 @@ def usage() -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong input, 3 incomplete, 130 interrupted."""
-    args = list(argv)
     # Loading classes makes no garbage: looking for it would be a fifth of the start-up. Work switches it on again.
     gc.disable()
+    with shown_output():
+        return _exit_code(list(argv))
+
+
+def _exit_code(argv: list[str]) -> int:
+    args = list(argv)
     verb = args.pop(0) if args and not _is_override(args[0]) else "run"
     try:
         if text := _help_or_version(argv):
@@ -74,12 +80,12 @@ def main(argv: Sequence[str]) -> int:
         return int(getattr(module, f"{verb}_verb")(args))
     except SpecError as error:
         for problem in error.problems:
-            print(f"error: {_shown(problem)}", file=sys.stderr)
+            print(f"error: {problem}", file=sys.stderr)
         if len(error.problems) > 1:
             print(f"{len(error.problems)} problems", file=sys.stderr)
         return error.exit_code
     except CaiError as error:
-        print(f"error: {_shown(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         if os.environ.get("CAI_TRACE"):
             traceback.print_exc()
         return error.exit_code
@@ -90,13 +96,6 @@ def main(argv: Sequence[str]) -> int:
         # The reader went away (``| head``): nothing is wrong, but Python would complain while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _shown(error: object) -> str:
-    """What an error says, with whatever it repeats of a file shown and not obeyed."""
-    from cai.text import plain
-
-    return plain(str(error)).encode(errors="backslashreplace").decode()
 
 
 def _help_or_version(argv: Sequence[str]) -> str:

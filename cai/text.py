@@ -1,16 +1,19 @@
 """Text for a terminal: model text made harmless, numbers and times as a person reads them.
 
-Whatever a model or a data set wrote is shown through ``plain``: control characters become visible and do nothing. It
-is printed as rich ``Text`` or with ``Console.out``, so that markup in it does nothing either.
+Whatever a model, a data set or a file says is shown through ``plain``: control characters become visible and do
+nothing. ``shown_output`` does it for all that a verb prints; rich consoles do it for theirs (``terminal.output``).
+Texts go to them as rich ``Text`` or with ``Console.out``, so that markup in them does nothing either.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
-from typing import IO
-
-from rich.console import Console
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import IO, Any
 
 # C0 and C1 controls, DEL, and the marks that turn the direction of text around; tab and line feed stay.
 _CONTROLS = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A)}
@@ -18,6 +21,7 @@ _CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(
     [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
 )
 _CONTROLS |= dict.fromkeys((0x2028, 0x2029), 0x0A)
+_UNSHOWN = re.compile(f"[{''.join(map(chr, sorted(set(_CONTROLS) - set(range(0x20)))))}\ud800-\udfff]")  # JSON has C0
 
 
 def plain(text: str) -> str:
@@ -31,12 +35,57 @@ def one_line(text: str, limit: int = 200) -> str:
     return flat if len(flat) <= limit else flat[: limit - 3] + "..."
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console on standard output (or error) whose stream shows what it cannot encode instead of failing."""
-    stream: IO[str] = sys.stderr if stderr else sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON with letters as they are, and whatever a terminal obeys or no stream can encode as ``\\uXXXX``."""
+    return _UNSHOWN.sub(
+        lambda match: f"\\u{ord(match.group()):04x}", json.dumps(value, indent=indent, ensure_ascii=False)
+    )
+
+
+@contextmanager
+def shown_output() -> Iterator[None]:
+    """Standard output and error show what the program writes, and hand nothing on that a terminal obeys.
+
+    This is the one gate for everything that verbs print, whoever wrote it. Consoles write their own styles past it
+    (``raw``), and ``exact`` a file's text where no terminal listens.
+    """
+    with redirect_stdout(_ShownStream(sys.stdout)), redirect_stderr(_ShownStream(sys.stderr)):
+        yield
+
+
+def raw(stream: Any) -> IO[str]:
+    """The stream behind ``shown_output``'s, or this one where there is none."""
+    behind: IO[str] = stream.stream if isinstance(stream, _ShownStream) else stream
+    return behind
+
+
+def exact(text: str) -> None:
+    """Write a file's text to standard output: letter by letter into a pipe or a file, harmless to a terminal."""
+    stream = raw(sys.stdout)
+    stream.write(plain(text) if stream.isatty() else text)
+    stream.flush()
+
+
+class _ShownStream:
+    """A text stream that writes through ``plain``, and writes what it cannot encode with backslashes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Write; the number of characters is the caller's own."""
+        self.stream.write(plain(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def duration(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ from cai.commands.common import options
 from cai.constitution import dump_yaml, import_files, lint
 from cai.errors import Problem, SpecError
 from cai.files.durable import write_durably
+from cai.text import exact
 
 
 def import_verb(args: Sequence[str]) -> int:
@@ -24,7 +25,7 @@ def import_verb(args: Sequence[str]) -> int:
     constitution = import_files(parsed.files, name)
     text = dump_yaml(constitution)
     if parsed.out is None:
-        sys.stdout.write(text)
+        exact(text)
     else:
         if parsed.out.exists() and not parsed.force:
             raise SpecError(Problem(str(parsed.out), "is already there", "give another name, or --force to replace it"))

@@ -29,6 +29,7 @@ from cai.launchers.outside import COMMANDS, Half, Prepared
 from cai.plan import Plan
 from cai.run.job_files import now, word_file, write_json
 from cai.run.stopping import sigterm_raises, stopped_error
+from cai.text import json_text
 
 if TYPE_CHECKING:
     from cai.stages.base import Shard
@@ -202,7 +203,7 @@ def status_verb(args: Sequence[str]) -> int:
     data = {"format": 1, "run": str(run_dir), "experiment": plan.experiment, "seed": plan.seed, **status}
     data["exit_code"] = code_of(data["state"])
     if parsed.format == "json":
-        print(json.dumps(data, indent=1, ensure_ascii=False))
+        print(json_text(data, indent=1))
     else:
         _print_status(data)
     return int(data["exit_code"])
@@ -274,18 +275,18 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
 
 def _print_status(data: dict[str, Any]) -> None:
     from cai.run.submission import shown_run
-    from cai.text import one_line, plain
+    from cai.text import one_line
 
     run = shown_run(Path(data["run"]))
     state_line = f"{data['experiment']}, seed {data['seed']}, {data['launcher']}: {data['state']}"
     print(f"{state_line}  ({run}; exit code {data['exit_code']})")
     if data["error"]:
-        print(plain(data["error"]))
+        print(data["error"])
     name, state = (max(len(step[field]) for step in data["steps"]) for field in ("name", "state"))
     for step in data["steps"]:
         job = f"  (job {step['job']})" if step.get("job") else ""
         line = f"  {step['name']:<{name}}  {step['state']:<{state}}  {one_line(step['reason'], 300)}{job}"
-        print(plain(line).rstrip())
+        print(line.rstrip())
     for step in data["steps"]:
         if step.get("tail"):
             print(f"{step['log']} ends with:\n{step['tail']}")

@@ -11,6 +11,7 @@ from cai.commands.common import find_run, named_constitution, options, read_plan
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.library import GROUPS, Library
 from cai.files.yaml_lines import load as load_yaml
+from cai.text import exact, json_text
 
 
 def list_verb(args: Sequence[str]) -> int:
@@ -60,7 +61,7 @@ def show_verb(args: Sequence[str]) -> int:
     if group == "constitution":
         from cai.constitution import dump_yaml
 
-        sys.stdout.write(dump_yaml(named_constitution(library, name)))
+        exact(dump_yaml(named_constitution(library, name)))
     elif group == "template":
         _show_template(library, name)
     else:
@@ -71,7 +72,7 @@ def show_verb(args: Sequence[str]) -> int:
 
         composed = compose(parsed.overrides if equals else [f"experiment={name}", *rest], library)
         parse(composed.data, composed.where)
-        sys.stdout.write(yaml.safe_dump(composed.data, sort_keys=False, allow_unicode=True, width=110))
+        exact(yaml.safe_dump(composed.data, sort_keys=False, allow_unicode=True, width=110))
     return 0
 
 
@@ -95,8 +96,7 @@ def _show_template(library: Library, name: str) -> None:
     where = library.display_path(path)
     print(f"# {where}")
     if not is_chat(text):
-        sys.stdout.write(text)  # a prompt template or a few-shot file: its text is what there is to see
-        sys.stdout.flush()
+        exact(text)  # a prompt template or a few-shot file: its text is what there is to see
         if path.suffix == ".jinja":
             PromptTemplate.from_text(name, text, where)  # a bad one is an error, below its text
         return
@@ -164,7 +164,7 @@ def rows_verb(args: Sequence[str]) -> int:
         if parsed.limit and count >= parsed.limit:
             print(f"... more; --limit 0 prints all ({artifact.path})", file=sys.stderr)
             break
-        print(json.dumps(row, ensure_ascii=False))
+        print(json_text(row))
     return 0
 
 

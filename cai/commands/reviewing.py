@@ -145,23 +145,21 @@ def _compiled(
 
 def _show(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]], parsed: argparse.Namespace) -> None:
     if parsed.format == "text":
-        from rich.console import Console
-
         from cai.review.text import ReviewText
-        from cai.text import make_console
+        from cai.terminal.output import PlainConsole, make_console
 
         text_view = ReviewText(reviews, verdicts, parsed.since)
         make_console().print(text_view)
         if parsed.out:
             file = io.StringIO()
-            Console(file=file, width=_WIDTH, highlight=False, markup=False, emoji=False).print(text_view)
+            PlainConsole(file=file, width=_WIDTH, highlight=False, markup=False, emoji=False).print(text_view)
             _write(parsed.out, file.getvalue())
         return
     if parsed.format == "md":
         from cai.review.markdown import document
     else:
         from cai.review.data import document
-    from cai.text import make_console
+    from cai.terminal.output import make_console
 
     text = document(reviews, verdicts, parsed.since)
     make_console().out(text, end="", highlight=False)

@@ -114,8 +114,8 @@ def see_through(folder: Path, detach: bool = False, group: str = "") -> int:
     """Watch a submitted run to its end and show its summary; with ``detach`` say how to come back."""
     from cai.run.submission import shown_run, watch
     from cai.run.submitted import open_submission
+    from cai.terminal.output import make_console
     from cai.terminal.summary import print_summary
-    from cai.text import make_console
     from cai.trackers.watching import tracked
 
     if detach:

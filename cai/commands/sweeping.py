@@ -29,7 +29,7 @@ def plan_sweep(overrides: Sequence[str], format: Format, out: Path | None, scrip
     from cai.store.artifacts import default_store
     from cai.sweep.cells import compile_cells
     from cai.sweep.plan import render_sweep_plan, sweep_plan
-    from cai.text import make_console
+    from cai.terminal.output import make_console
 
     rendered = render_sweep_plan(sweep_plan(compile_cells(overrides), default_store()), format)
     console = make_console()
@@ -53,7 +53,7 @@ def run_sweep(overrides: Sequence[str], detach: bool = False, runs: Path = RUNS)
     from cai.sweep.multirun import check_launch, launch_numbers
     from cai.sweep.plan import render_sweep_plan, sweep_plan
     from cai.sweep.run_cells import run_cell, stopped_by, write_sweep
-    from cai.text import make_console
+    from cai.terminal.output import make_console
     from cai.trackers.watching import check_trackers
 
     cells = compile_cells(overrides)
@@ -92,7 +92,7 @@ def finish(folder: Path) -> int:
     from cai.sweep.run_cells import CellState, ended_cells
     from cai.sweep.tables import write_tables
     from cai.sweep.view import print_board
-    from cai.text import make_console
+    from cai.terminal.output import make_console
 
     # Every cell's run pointed it to itself; among cells there is no newest one.
     (folder / "latest").unlink(missing_ok=True)

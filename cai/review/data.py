@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +15,7 @@ from cai.review.phrases import headline
 from cai.review.reruns import Effect
 from cai.review.results import Results
 from cai.review.review import Review
+from cai.text import json_text
 
 FORMAT = 1
 
@@ -43,7 +43,7 @@ def document(reviews: Sequence[Review], verdicts: Sequence[Sequence[GateVerdict]
         for r, gate_verdicts in zip(reviews, verdicts, strict=True)
     ]
     content: dict[str, Any] = documents[0] if since is None else {"since": since, "reviews": documents}
-    return json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
+    return json_text({"format": FORMAT, **content}, indent=1) + "\n"
 
 
 def _change(change: Change) -> dict[str, Any]:

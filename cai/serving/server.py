@@ -44,7 +44,8 @@ from cai.serving.bodies import MAX_BODY, ApiError, Body, ChatBody, TextBody, par
 from cai.serving.connections import KnownCallers, LimitedConnection, Rarely
 from cai.serving.model_thread import Event, ModelJob, ModelThread
 from cai.terminal.chat import ChatModel
-from cai.text import make_console, plain
+from cai.terminal.output import make_console
+from cai.text import plain
 
 _CLOSED = 499  # What servers log when the client hung up; nobody reads the answer.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ from cai.run.status import Action, statuses_since
 from cai.store.artifacts import Store
 from cai.sweep.cells import Cells
 from cai.terminal.plan_view import Format, escape_markdown, short
-from cai.text import count, duration, one_line
+from cai.text import count, duration, json_text, one_line
 
 COSTS = ("calls", "prompt_tokens", "tokens", "seconds")
 SHOWN = 40
@@ -165,7 +164,7 @@ def sweep_data(plan: SweepPlan) -> dict[str, Any]:
 def render_sweep_plan(plan: SweepPlan, format: Format = "text") -> str | RenderableType:
     """The sweep's plan for the terminal, as Markdown or as JSON."""
     if format == "json":
-        return json.dumps(sweep_data(plan), indent=1, ensure_ascii=False) + "\n"
+        return json_text(sweep_data(plan), indent=1) + "\n"
     if format == "md":
         return "\n".join(_markdown(plan)) + "\n"
     return Group(*_terminal(plan))

@@ -172,7 +172,7 @@ def _runs_elsewhere(plan: Plan) -> bool:
 
 def _submitted(plan: Plan, cell_dir: Path, *, detach: bool, say: Callable[[str], None], group: str) -> CellState:
     from cai.run.submission import shown_run, submit, watch
-    from cai.text import make_console
+    from cai.terminal.output import make_console
     from cai.trackers.watching import tracked
 
     submit(plan, default_store(), cell_dir)

@@ -20,7 +20,8 @@ from cai.chat import Message
 from cai.clients.base import Client, Completion, Finish, Request, Sampling
 from cai.errors import Problem, SpecError
 from cai.identity import sampling_seed
-from cai.text import make_console, plain
+from cai.terminal.output import make_console
+from cai.text import plain
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /help shows this, /quit leaves"
 CHAT_SAMPLING = Sampling(max_tokens=256, temperature=0.7, top_p=0.95)

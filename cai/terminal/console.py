@@ -21,8 +21,9 @@ from typing_extensions import Self
 
 from cai.errors import Incomplete
 from cai.plan import Plan, Step
+from cai.terminal.output import make_console
 from cai.terminal.plan_view import print_plan, render_plan
-from cai.text import count, duration, make_console, one_line, plain
+from cai.text import count, duration, one_line, plain
 
 __all__ = [
     "ConsoleWatcher",

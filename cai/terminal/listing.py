@@ -11,7 +11,8 @@ from rich.table import Table
 from cai.files.durable import size_text
 from cai.run.ledger import LedgerLine
 from cai.store.upkeep import Removed, StoreEntry
-from cai.text import count, duration, make_console, plain
+from cai.terminal.output import make_console
+from cai.text import count, duration, plain
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

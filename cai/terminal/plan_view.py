@@ -5,7 +5,6 @@ Text for the terminal, a Markdown table for pull requests, JSON for programs. Wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, overload
@@ -16,8 +15,9 @@ from rich.text import Text
 from cai.launchers.base import Command
 from cai.launchers.settings import is_local
 from cai.plan import Plan, Step
+from cai.terminal.output import make_console
 from cai.terminal.shell_text import LEAST, block
-from cai.text import count, duration, make_console, one_line
+from cai.text import count, duration, json_text, one_line
 
 Format = Literal["text", "md", "json"]
 COSTS = ("rows", "calls", "prompt_tokens", "tokens", "seconds", "gpu_hours")
@@ -105,7 +105,7 @@ def render_plan(
     """The plan in one of three formats; ``text`` is something that rich prints, the others are strings."""
     data = plan_data(plan, statuses, commands)
     if format == "json":
-        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        return json_text(data, indent=1) + "\n"
     return _markdown(data) if format == "md" else _PlanText(data)
 
 

@@ -37,9 +37,10 @@ from cai.files.durable import write_durably
 from cai.plan import Plan
 from cai.run.submitted import launcher_of
 from cai.terminal.accounts import FinishedArtifact, judge_tables, ledger_rows, usage_rows
+from cai.terminal.output import make_console
 from cai.terminal.plan_view import escape_markdown
 from cai.terminal.shell_text import comment, folded, shell_word
-from cai.text import duration, make_console, one_line, plain
+from cai.text import duration, one_line, plain
 
 if TYPE_CHECKING:
     from cai.run.results import RunResult

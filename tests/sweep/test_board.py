@@ -20,7 +20,7 @@ from cai.sweep.board import over_cells, read_board
 from cai.sweep.run_cells import ended_cells
 from cai.sweep.tables import write_tables
 from cai.sweep.view import change, columns, print_board
-from cai.text import make_console
+from cai.terminal.output import make_console
 
 N = 60
 

@@ -17,7 +17,8 @@ from cai.plan import Plan, Step, StepEstimate
 from cai.run.status import Action, StepStatus
 from cai.run.watch import Watcher
 from cai.terminal.console import ConsoleWatcher, event_line, print_plan, record_line, render_plan
-from cai.text import count, duration, make_console, one_line, plain
+from cai.terminal.output import make_console
+from cai.text import count, duration, one_line, plain
 
 HOSTILE = "[bold]\x1b[2J\x1b]0;owned\x07[/bold]\r\x9b31m\u202e :smile:"
 
