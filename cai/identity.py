@@ -55,6 +55,18 @@ def canonical(value: Any) -> str:
     return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says, as plain data.
+
+    Raises:
+        ValueError: for whatever is no JSON, and for what nests deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nests too deep") from error
+
+
 def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | str):
         return value.value if isinstance(value, Enum) else value

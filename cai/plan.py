@@ -89,6 +89,22 @@ _INGREDIENT_TYPES: dict[str, type] = {
 """The ingredients that this program knows, in the order in which plans and records have them."""
 
 
+class HubFile(TypedDict):
+    """A file of a hub's repository that data was read from."""
+
+    name: str
+    revision: str
+    file: str
+
+
+class DataIdentity(TypedDict, total=False):
+    """What is relied on of a data source's ingredients; more may stand there."""
+
+    sha256: list[str]
+    hub: list[HubFile]
+    splits: list[tuple[str, float | int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Ingredients:
     """What a step's key is the hash of; None stands for what has no part in it, which an empty mapping has.
@@ -131,6 +147,8 @@ class Ingredients:
         for name, value in known.items():
             if not isinstance(value, _INGREDIENT_TYPES[name]):
                 raise ValueError(f"ingredients.{name}: not {_INGREDIENT_TYPES[name].__name__}")
+        if "data" in known:
+            _data_identity().validate_python(known["data"])
         return cls(**known, other={name: value for name, value in raw.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
@@ -386,6 +404,11 @@ class _PlanFile(TypedDict):
     source: NotRequired[dict[str, Any]]
     outputs: NotRequired[dict[str, str]]
     engines: NotRequired[dict[Name, _Engine]]
+
+
+@cache
+def _data_identity() -> TypeAdapter[DataIdentity]:
+    return TypeAdapter(DataIdentity)
 
 
 @cache

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.files.locks import locked
+from cai.identity import parse_json
 
 LAPSE = 600.0
 """Seconds without a sign of life after which a claim is taken over; an in-process model may be silent for minutes."""
@@ -169,7 +170,7 @@ class RequestCache:
         ours = []
         for key in keys:
             if key in results:
-                lookups.append(json.loads(results[key]))
+                lookups.append(parse_json(results[key]))
             elif key in claims and claims[key] != self._owner and alive[claims[key]]:
                 lookups.append(Whereabouts.ELSEWHERE)
             else:

@@ -37,6 +37,7 @@ from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Anew, Answered, Reply, Sent
 from cai.clients.traffic import Traffic
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
+from cai.identity import parse_json
 
 PASSING = frozenset({408, 425, 429})
 """Statuses below 500 that may be different the next time."""
@@ -280,7 +281,7 @@ def open_endpoint(
     Raises:
         PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent there.
     """
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = parse_json(path.read_text(encoding="utf-8"))
     model, url = raw["model"], raw["url"]
     variable = raw["api_key_env"] if api_key_env is None else api_key_env
     if variable:

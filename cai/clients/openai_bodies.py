@@ -27,6 +27,7 @@ from cai.clients.base import (
     ScoreRequest,
 )
 from cai.clients.openai_logprobs import continuation, options, positions
+from cai.identity import parse_json
 
 LONGEST_RETRY_AFTER = 120.0
 """Seconds that are waited at most where a server says how long."""
@@ -112,7 +113,7 @@ def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Resu
         ValueError: it is no answer; NoLogprobs among them: it is one, without what was asked for.
     """
     try:
-        raw = json.loads(payload)
+        raw = parse_json(payload)
         choice, usage = raw["choices"][0], raw.get("usage") or {}
         if not isinstance(choice, Mapping) or not isinstance(usage, Mapping):
             raise TypeError
@@ -182,7 +183,7 @@ def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
     """The extensions in ``request_body`` that a refusal names."""
     # The message and the place of the error, not what the server repeats of the request: that names every field.
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
         details = raw.get("detail")
         if isinstance(details, list):
             error_text = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
@@ -197,7 +198,7 @@ def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
 def message(text: str) -> str:
     """The server's own words, where they can be found; else the body."""
     try:
-        raw: Any = json.loads(text)
+        raw: Any = parse_json(text)
     except (ValueError, RecursionError):
         return text
     for name in ("error", "detail", "message"):

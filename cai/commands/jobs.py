@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -235,6 +234,7 @@ def _cluster_status(run_dir: Path) -> dict[str, Any]:
 
 
 def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
+    from cai.run.finished import read_run_record
     from cai.run.status import Action, statuses_since
     from cai.store.artifacts import default_store
     from cai.store.events import read_events
@@ -249,7 +249,7 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
             elif event["event"] in ("run.done", "run.failed", "run.incomplete"):
                 going = False
             elif event["event"] == "step.failed":
-                failed[event["step"]] = event["error"]
+                failed[event.get("step", "")] = str(event.get("error", ""))
     steps = []
     for status in statuses_since(plan, plan, default_store()):
         in_store = status.reason == "in the store" or status.reason.startswith("the same work as")
@@ -257,20 +257,14 @@ def _local_status(run_dir: Path, plan: Plan) -> dict[str, Any]:
         if status.action is not Action.REUSE and status.step.name in failed:
             word, reason = "failed", failed[status.step.name]
         steps.append({"name": status.step.name, "kind": status.step.kind, "state": word, "reason": reason})
-    record = _record(run_dir)
+    record = read_run_record(run_dir)
     if record is None or going:
         # A run writes its record at its end, whatever end that is but kill -9. One that is gone on with has the record
         # of its last attempt still.
         at_work = any(step["state"] == "running" for step in steps)
         record = {"status": "running" if at_work else "killed", "error": ""}
-    return {"launcher": "local", "state": record["status"], "error": record["error"], "steps": steps}
-
-
-def _record(run_dir: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((run_dir / "record.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    state, error = record.get("status", "unknown"), record.get("error", "")
+    return {"launcher": "local", "state": state, "error": error, "steps": steps}
 
 
 def _print_status(data: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ principle moves no row, adding one to sixteen equals moves about one row in seve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing_extensions import Self
 
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.yaml_lines import field_path
-from cai.identity import rendezvous, rendezvous_order
+from cai.identity import parse_json, rendezvous, rendezvous_order
 
 TEXTS = ("critique", "revision", "comparison")
 """The fields of a principle that models read."""
@@ -186,7 +185,7 @@ class Constitution(Frozen):
             SpecError: when the data is no resolved constitution.
         """
         try:
-            return cls.model_validate(json.loads(data) if isinstance(data, str) else dict(data))
+            return cls.model_validate(parse_json(data) if isinstance(data, str) else dict(data))
         except ValidationError as error:
             raise SpecError(problems_of(error, lambda field: f"{where}: {field}", Constitution)) from error
         except (ValueError, TypeError, RecursionError) as error:

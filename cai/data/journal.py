@@ -27,6 +27,7 @@ from zlib import crc32
 
 from cai.errors import Incomplete, StepFailed
 from cai.files.durable import disk_space, sync_folder, write_whole
+from cai.identity import parse_json
 
 # Made once: json.dumps would make it anew for every record.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -159,7 +160,7 @@ class Journal:
         line = os.pread(self._fds[file], length, offset)
         if _head(line) is None:
             raise StepFailed(f"{self._paths[file]}: byte {offset}: row {row} changed on the disk while it was in use")
-        value: dict[str, Any] = json.loads(line)["v"]
+        value: dict[str, Any] = parse_json(line)["v"]
         return value
 
     def _write(self, data: bytes) -> None:

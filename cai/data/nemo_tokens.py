@@ -6,13 +6,13 @@ hash; the members are read into memory one by one, and gigabytes of weights are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from cai.errors import PrerequisiteError
+from cai.identity import parse_json
 
 NEMO, UNPACKED = "model.nemo", "model"
 CONFIG = "model_config.yaml"
@@ -100,7 +100,7 @@ def context_length(model: Path) -> int | None:
         config = _yaml(unpacked.read_bytes(), unpacked)
     elif (model / _CONFIG_HF).is_file():
         try:
-            config = json.loads((model / _CONFIG_HF).read_text(encoding="utf-8"))
+            config = parse_json((model / _CONFIG_HF).read_text(encoding="utf-8"))
         except ValueError as error:
             raise PrerequisiteError(f"{model / _CONFIG_HF}: is not JSON ({error})") from error
     else:
@@ -244,7 +244,7 @@ def _special(folder: Path, which: str) -> str:
     """What transformers' ``tokenizer_config.json`` calls the token; empty where there is none."""
     path = folder / "tokenizer_config.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8")).get(which) if path.is_file() else None
+        value = parse_json(path.read_text(encoding="utf-8")).get(which) if path.is_file() else None
     except ValueError as error:
         raise PrerequisiteError(f"{path}: is not JSON ({error})") from error
     value = value.get("content") if isinstance(value, dict) else value

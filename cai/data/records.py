@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from cai.data.bounds import check_useful, open_gzip
 from cai.errors import PrerequisiteError
+from cai.identity import parse_json
 
 MAX_RECORD = 64 << 20
 """Bytes, in an array characters; a larger record is counted as ``too_large``."""
@@ -84,7 +85,7 @@ def _lines(file: IO[bytes], tally: Counter[str]) -> Iterator[Any]:
         if not (line := line.removeprefix(codecs.BOM_UTF8)).strip():
             continue
         try:
-            yield json.loads(line.decode())
+            yield parse_json(line.decode())
         except UnicodeDecodeError:
             tally["not_utf8"] += 1
         except (ValueError, RecursionError):

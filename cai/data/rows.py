@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.chat import Message
+from cai.identity import parse_json
 
 # Made once: json.dumps would make it anew for every row.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -111,7 +112,7 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.strip():
-                yield from_json(kind, json.loads(line))
+                yield from_json(kind, parse_json(line))
 
 
 def write_rows(path: Path, rows: Iterator[Row] | list[Row]) -> int:

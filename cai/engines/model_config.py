@@ -7,11 +7,11 @@ is left out and the others are refused. What could take memory or time without b
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cai.errors import PrerequisiteError
+from cai.identity import parse_json
 
 MAX_JSON = 64 * 2**20
 """Bytes of one of a model's JSON files; the largest tokenizers have 20 MiB."""
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON + 1)
-        data = json.loads(raw) if len(raw) <= MAX_JSON else None
+        data = parse_json(raw) if len(raw) <= MAX_JSON else None
     except (OSError, ValueError, RecursionError) as error:
         raise PrerequisiteError(f"{path}: cannot be read as JSON ({error}); get the model's files again") from error
     if data is None:

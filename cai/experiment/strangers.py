@@ -71,6 +71,30 @@ def _refused_default(entry: Any) -> str:
     return ""
 
 
+def check_words(words: Sequence[str], where: str) -> None:
+    """Refuse overrides that a file brings along (a lock does) and that only a person may give.
+
+    Raises:
+        SpecError: naming each.
+    """
+    problems: list[Problem] = []
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        if word.startswith("-"):
+            message = "is an option of the command line, not an override"
+        elif {"hydra", "_name_"} & set(re.split(r"[./@:]", key)):
+            message = "is Hydra's own setting, which can run code"
+        elif ".." in key or (key in GROUPS and ".." in value):
+            message = "leaves its folder"
+        elif len(_OPENING.findall(word)) != len(_REFERENCE.findall(word)):
+            message = "reads or computes: only plain references such as ${seed} may stand in a file"
+        else:
+            continue
+        problems.append(Problem(f"{where}: overrides: {word}", message, "give it on the command line"))
+    if problems:
+        raise SpecError(problems)
+
+
 def texts_with_references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text of plain data with a ``${`` in it, and the path where it stands."""
     if isinstance(value, str):

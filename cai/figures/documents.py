@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cai.errors import Problem, SpecError
+from cai.identity import parse_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -23,7 +24,7 @@ def load_document(path: Path) -> Any:
         SpecError: when it cannot be read, or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(Problem(str(path), f"cannot be read ({error})", _REPAIR)) from error
 

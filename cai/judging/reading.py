@@ -3,13 +3,14 @@ why nothing can be read."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from cai.identity import parse_json
 
 NO_NUMBER = "no log-probability"
 UNLISTED = "options not listed"
@@ -93,7 +94,7 @@ def _object(text: str) -> dict[str, Any] | None:
     if not 0 <= start < end:
         return None
     try:
-        parsed = json.loads(text[start : end + 1])
+        parsed = parse_json(text[start : end + 1])
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None

@@ -84,7 +84,8 @@ def _measured_seconds(step: Step, records: list[Mapping[str, Any]]) -> float | N
     if step.kind in _FIXED:
         return float(median(float(r["seconds"]) for r in records)) if records else None
     rows = step.estimate.rows
-    per_row = [r["seconds"] / r["outcome"]["ledger"]["rows_in"] for r in records if r["outcome"]["ledger"]["rows_in"]]
+    counted = [(r["seconds"], r["outcome"].get("ledger", {}).get("rows_in")) for r in records]
+    per_row = [seconds / rows_in for seconds, rows_in in counted if rows_in]
     return float(median(per_row)) * float(rows) if per_row and rows else None
 
 
@@ -109,9 +110,13 @@ def _recent_records(store: Store, kind: str, engine: str) -> list[Mapping[str, A
     for path in paths[:RECENT]:
         try:
             record = read_record(path)
-            ingredients = Ingredients.from_json(record["ingredients"])
+            ingredients = Ingredients.from_json(record.get("ingredients", {}))
             maker = (ingredients.engine or {}).get("kind", engine)
-            if maker == engine and (kind != "fetch" or (ingredients.format is not None) == converts):
+            if (
+                "seconds" in record
+                and maker == engine
+                and (kind != "fetch" or (ingredients.format is not None) == converts)
+            ):
                 records.append(record)
         except (OSError, ValueError):
             continue  # A record that cannot be read tells no time; `store verify` reports it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from cai.errors import SpecError
 from cai.figures.evaluation import EVALUATION, Evaluation, read_evaluation
+from cai.identity import parse_json
 from cai.plan import Plan, Step
 from cai.planning.reasons import plan_changes
 from cai.run.finished import Finished
@@ -149,7 +149,7 @@ def json_lines(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError:
                 continue
 

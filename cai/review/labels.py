@@ -5,7 +5,6 @@ Rows are streamed and of each only a digest of its two texts and its label is ke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.rows import ROW_TYPES, from_json
+from cai.identity import parse_json
 from cai.plan import Step
 from cai.review.changes import Paired
 from cai.run.finished import Finished
@@ -136,4 +136,4 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     whole = folder / "rows.jsonl"
     for path in [whole] if whole.is_file() else sorted(folder.glob("*.jsonl")):
         with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (parse_json(line) for line in file if line.strip())

@@ -12,16 +12,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from cai.constitution import Constitution
 from cai.errors import Problem, SpecError
 from cai.experiment.compose import DEFAULT_EXPERIMENT
+from cai.experiment.strangers import check_words
 from cai.files.library import Library
-from cai.files.yaml_lines import dumps, load_mapping
+from cai.files.yaml_lines import dumps, field_path, load_mapping
 from cai.identity import canonical
-from cai.plan import Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
+from cai.plan import HubFile, Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
 from cai.review.changes import flat
 from cai.review.compare import compare
 from cai.review.inputs import source_name
@@ -79,7 +84,8 @@ def check_lock(
     if not path.is_file():
         return [Problem(str(path), "there is no lock", again)]
     lock = read_lock(path)
-    locked = [str(word) for word in lock.get("overrides", ()) if not str(word).startswith("experiment=")]
+    locked = [word for word in lock["overrides"] if not word.startswith("experiment=")]
+    check_words(locked, str(path))
     again = f"if that is meant, run `python -m cai lock {shlex.join([f'experiment={name}', *locked])}`"
     plan = compile_plan([f"experiment={name}", *locked, *overrides])
     words = list(stale(lock, plan, str(path)))
@@ -188,9 +194,50 @@ def read_lock(path: Path) -> dict[str, Any]:
         SpecError: when it is not there or is no lock of this format.
     """
     lock = dict(load_mapping(path, str(path)))
-    if lock.get("format") != FORMAT or not isinstance(lock.get("steps"), list):
-        raise SpecError(Problem(str(path), f"is no lock of format {FORMAT}", "make one with `python -m cai lock`"))
+    if lock.get("format") != FORMAT:
+        raise SpecError(Problem(str(path), f"is no lock of format {FORMAT}", _AGAIN))
+    try:
+        canonical(lock)
+        _lock_file().validate_python(lock, strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise SpecError(Problem(f"{path}: {field_path(d['loc'])}", d["msg"], _AGAIN) for d in details) from error
+    except (TypeError, ValueError) as error:
+        raise SpecError(Problem(str(path), f"cannot be read as a lock ({error})", _AGAIN)) from error
     return lock
+
+
+_AGAIN = "make one with `python -m cai lock`"
+
+
+class _LockedEngine(TypedDict):
+    settings: dict[str, Any]
+    counts: dict[str, Any]
+
+
+class _LockedData(TypedDict):
+    source: dict[str, Any]
+    hub: NotRequired[list[HubFile]]
+    sha256: NotRequired[list[str]]
+
+
+class _LockFile(TypedDict):
+    """What is relied on; more may stand there."""
+
+    experiment: str
+    overrides: list[str]
+    seed: int
+    engine: _LockedEngine
+    steps: list[dict[str, Any]]
+    description: NotRequired[str]
+    engines: NotRequired[dict[str, dict[str, Any]]]
+    constitution: NotRequired[dict[str, Any]]
+    data: NotRequired[dict[str, _LockedData]]
+
+
+@cache
+def _lock_file() -> TypeAdapter[_LockFile]:
+    return TypeAdapter(_LockFile)
 
 
 def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
@@ -210,9 +257,7 @@ def plan_of_lock(data: Mapping[str, Any], where: str) -> Plan:
             engines={str(name): dict(block) for name, block in data.get("engines", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SpecError(
-            Problem(where, f"cannot be read as a lock ({error})", "make one with `python -m cai lock`")
-        ) from error
+        raise SpecError(Problem(where, f"cannot be read as a lock ({error})", _AGAIN)) from error
 
 
 def _step_of(data: Mapping[str, Any], step: Mapping[str, Any]) -> Step:
@@ -222,7 +267,8 @@ def _step_of(data: Mapping[str, Any], step: Mapping[str, Any]) -> Step:
         identity = {**{k: source[k] for k in _SAID}, "splits": [[k, v] for k, v in source["splits"].items()]}
         identity |= {k: v for k, v in data["data"][step["data"]].items() if k != "source"}
         spec = {"kind": kind, "source": source, "part": step["part"]}
-        ingredients = Ingredients(kind=kind, version=step["version"], data=identity, part=step["part"])
+        counted = {"kind": kind, "version": step["version"], "data": identity, "part": step["part"]}
+        ingredients = Ingredients.from_json(counted)
         estimate = StepEstimate(rows=step.get("rows"))
         return Step(name, kind, "", key, data["seed"], (), spec, {}, ingredients, estimate)
     if kind == "fetch":
@@ -263,7 +309,7 @@ def stale(lock: Mapping[str, Any], plan: Plan, where: str) -> Iterator[str]:
         SpecError: when the data is no lock.
     """
     locked = plan_of_lock(lock, where)
-    now = lock_data(_as_decided(plan, lock), lock.get("overrides", ()))
+    now = lock_data(_as_decided(plan, lock), lock["overrides"])
     if canonical(now) == canonical(dict(lock)):
         return
     changes = [change.words for change in compare(locked, plan_of_lock(now, where))]

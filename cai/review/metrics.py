@@ -5,7 +5,6 @@ Rewards of two reward models have no common scale: then no difference is given, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from cai.figures.evaluation import Evaluation, ModelFigures
 from cai.figures.intervals import Interval
+from cai.identity import parse_json
 from cai.plan import Step
 from cai.review.changes import same_key
 
@@ -71,7 +71,7 @@ def read_answers(path: Path) -> Answers:
         return answers
     with path.open(encoding="utf-8") as file:
         for line in file:
-            row = json.loads(line)
+            row = parse_json(line)
             answers[str(row["set"]), str(row["id"])] = {"": {"text": str(row.get("prompt", ""))}, **row["answers"]}
     return answers
 

@@ -17,6 +17,7 @@ from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step, by_role
 from cai.run.checks import StageWork, check_ledger
 from cai.run.engines import Engines, LazySession
+from cai.run.faults import keep_traceback
 from cai.run.results import StepResult
 from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shards_of, with_usage
 from cai.run.stopping import stopped_error
@@ -190,10 +191,12 @@ def _work(step_build: StepBuild, progress: Progress, *, shard: Shard | None = No
     except Exception as error:
         if is_disk_full(error, partial):
             raise disk_full(partial, error) from error
-        reason = str(error) if isinstance(error, CaiError) else f"{type(error).__name__}: {error}"
+        expected = isinstance(error, CaiError)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        fault = "" if expected else f" ({keep_traceback(site.run_dir, step.name, error)})"
         raise StepFailed(
             f"{step.name} ({step.kind}): {reason}; its work is kept in {partial}, and the same command "
-            "goes on from there"
+            f"goes on from there{fault}"
         ) from error
     finally:
         session.close()

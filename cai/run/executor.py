@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cai.errors import Incomplete, Problem, SpecError, did_you_mean
+from cai.errors import CaiError, Incomplete, Problem, SpecError, StepFailed, did_you_mean
 from cai.figures.usage import FlowUsage
 from cai.files.durable import write_durably
 from cai.plan import Plan, Step
 from cai.run.building import Site, build_part, build_step, check_parts, find_inputs
 from cai.run.checks import StageWork, check_key_destinations, check_keys, checked_specs
 from cai.run.engines import Engines, MakeEngine
+from cai.run.faults import keep_traceback
 from cai.run.results import RunResult, StepResult
 from cai.run.status import Action, statuses_since
 from cai.run.stopping import sigterm_raises, stopped_error
@@ -51,7 +52,7 @@ def run(
     Raises:
         SpecError: when the plan is not one that the stage kinds can run; nothing has been started.
         PrerequisiteError: when the home folder cannot be written, or a stage misses something.
-        StepFailed: when a step's work fails; its work is kept.
+        StepFailed: when a step's work fails, or the program does (``run_dir/traceback.txt``); its work is kept.
         Incomplete: when the run was stopped (130 for Ctrl-C) or the disk is full; the same command goes on.
     """
     kinds = kinds or _shipped_kinds()
@@ -195,6 +196,8 @@ def _ending(site: Site, name: str, end: Callable[[str, str], None]) -> Iterator[
         status = "done"
     except BaseException as raised:
         stopped = stopped_error(name, raised)
+        if isinstance(stopped, Exception) and not isinstance(stopped, CaiError):
+            stopped = _fault(site.run_dir, name, stopped)
         status = "incomplete" if isinstance(stopped, Incomplete) else "failed"
         error = str(stopped)
         if stopped is raised:
@@ -210,6 +213,11 @@ def _ending(site: Site, name: str, end: Callable[[str, str], None]) -> Iterator[
                 raise
         finally:
             site.log.close()
+
+
+def _fault(run_dir: Path, name: str, error: Exception) -> StepFailed:
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return StepFailed(f"{name}: {said}; {keep_traceback(run_dir, name, error)}: please report this fault")
 
 
 def write_record(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from cai.errors import Problem, SpecError
+from cai.figures.documents import typed
 from cai.figures.evaluation import EVALUATION, Evaluation, read_evaluation
+from cai.identity import parse_json
 from cai.plan import Plan, Step, plan_from_json
 from cai.store.artifacts import Store, Stored
 
@@ -24,7 +29,7 @@ class Finished:
     folder: Path
     plan: Plan
     artifacts: Mapping[str, Stored]
-    record: Mapping[str, Any]
+    record: RunRecord
     name: str = ""
 
     @property
@@ -62,9 +67,36 @@ def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
             Problem(str(folder), f"is no run folder ({error})", "name a folder with a plan.json")
         ) from error
     artifacts = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
-    # A run that is still going, or was killed, has no record of its own yet.
-    record = read_json(folder / "record.json") if (folder / "record.json").is_file() else {}
-    return Finished(folder, plan, artifacts, record, name)
+    return Finished(folder, plan, artifacts, read_run_record(folder) or {}, name)
+
+
+class RunRecord(TypedDict, total=False):
+    """``record.json`` of a run's folder: how it ended. More may stand there."""
+
+    experiment: str
+    status: str
+    error: str
+    started: str
+    seconds: Annotated[float, Field(allow_inf_nan=False, ge=0)]
+    steps: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+
+
+def read_run_record(folder: Path) -> RunRecord | None:
+    """How the run of a folder ended; None while it goes on, or after it was killed: then there is no record.
+
+    Raises:
+        SpecError: when the record cannot be read.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    return typed(_run_record(), read_json(path), str(path))
+
+
+@cache
+def _run_record() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SpecError: when it cannot be read, with the reason.
     """
     try:
-        json_object = json.loads(path.read_text(encoding="utf-8"))
+        json_object = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(Problem(str(path), f"cannot be read ({error})", "run `store verify`")) from error
     if not isinstance(json_object, dict):

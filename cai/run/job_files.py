@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cai.files.durable import write_durably
+from cai.identity import parse_json
 
 
 def job_file(run_dir: Path, step: str, end: str) -> Path:
@@ -33,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: when it cannot be read or holds something else.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} holds no object")
     return data

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.identity import parse_json
 from cai.plan import Plan
 from cai.store.artifacts import Store
 
@@ -46,8 +46,9 @@ def ledger_table(plan: Plan, store: Store) -> list[LedgerLine]:
     lines = []
     for step in plan.steps:
         stored = store.find(step.kind, step.key)
-        ledger = stored.record["outcome"]["ledger"] if stored else {}
-        lines.append(LedgerLine(step.name, step.kind, step.makes, stored is not None, **ledger))
+        counts = stored.record["outcome"].get("ledger", {}) if stored else {}
+        known = {name: counts[name] for name in ("rows_in", "rows_out", "dropped", "parts") if name in counts}
+        lines.append(LedgerLine(step.name, step.kind, step.makes, stored is not None, **known))
     return lines
 
 
@@ -72,7 +73,7 @@ def _parsed_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError as error:
                     message = f"is no JSON ({error})"
                     raise SpecError(Problem(f"{path}: line {number}", message, "run `store verify`")) from error

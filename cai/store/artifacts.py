@@ -24,13 +24,16 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from platform import python_version
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.files.durable import disk_space, sync_file, sync_folder, write_durably
 from cai.files.home import cai_home, make_writable
 from cai.files.locks import OnWait, locked
-from cai.identity import file_digest
+from cai.identity import file_digest, odd_texts, parse_json
 
 RECORD_FORMAT = 1
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -201,9 +204,10 @@ class Store:
     def _damage(self, name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         folder = self.root / name
         try:
-            stamps = json.loads((self.root / f"{name}.seen").read_text(encoding="utf-8"))
+            stamps = parse_json((self.root / f"{name}.seen").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            stamps = {}
+            stamps = None
+        stamps = stamps if isinstance(stamps, dict) else {}
         damage: list[str] = []
         unseen = False
         for path, facts in record["files"].items():
@@ -354,19 +358,57 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: when the file cannot be read.
         ValueError: when it is no record, or names a file outside its folder.
     """
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
         raise ValueError(f"not a record of format {RECORD_FORMAT}")
-    field_types = {"kind": str, "key": str, "makes": str, "created": str, "outcome": dict, "files": dict}
-    for name, kind in field_types.items():
-        if not isinstance(record.get(name), kind):
-            raise ValueError(f"{name}: missing or not {kind.__name__}")
-    for name, facts in record["files"].items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    try:
+        _record_file().validate_python(record, strict=True)  # looked at: what a newer program wrote stays in it
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if odd := next(odd_texts(record), None):
+        raise ValueError(": ".join(odd))
+    for name in record["files"]:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not PurePosixPath(name).name:
             raise ValueError(f"files: {name!r} lies outside the artifact")
-        if not isinstance(facts, dict) or not {"size", "sha256"} <= facts.keys():
-            raise ValueError(f"files: {name!r} has no size or no sha256")
     return record
+
+
+class _Counts(TypedDict, total=False):
+    rows_in: Annotated[int, Field(ge=0)]
+    rows_out: Annotated[int, Field(ge=0)]
+    dropped: dict[str, int]
+    parts: dict[str, int]
+
+
+class _OutcomeFile(TypedDict, total=False):
+    ledger: _Counts
+    metrics: dict[str, Any]
+
+
+class _FileFacts(TypedDict):
+    size: int
+    sha256: str
+
+
+class _RecordFile(TypedDict):
+    """What is relied on of a record; more may stand there."""
+
+    kind: str
+    key: str
+    makes: str
+    created: str
+    outcome: _OutcomeFile
+    files: dict[str, _FileFacts]
+    seconds: NotRequired[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    seed: NotRequired[int]
+    ingredients: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
+
+@cache
+def _record_file() -> TypeAdapter[_RecordFile]:
+    return TypeAdapter(_RecordFile)
 
 
 def plain_files(folder: Path) -> list[str]:

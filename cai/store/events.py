@@ -21,6 +21,7 @@ from typing import Any
 
 from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.files.durable import disk_space, write_whole
+from cai.identity import parse_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 
@@ -61,16 +62,21 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log; a line that a dying process left half-written is skipped."""
+    """The events of a log; a line that a dying process left half-written is skipped, and so is what is no event."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n") and line.strip(b"\0\n"):
                 try:
-                    event = json.loads(line)
+                    event = parse_json(line)
                 except ValueError:
                     continue
-                if isinstance(event, dict):
+                if isinstance(event, dict) and _is_event(event):
                     yield event
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    time_known = isinstance(event.get("t"), int | float) and math.isfinite(event["t"])
+    return time_known and isinstance(event.get("event"), str) and isinstance(event.get("step", ""), str)
 
 
 def new_run_folder(root: Path, experiment: str) -> Path:

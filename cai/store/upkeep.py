@@ -11,13 +11,16 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from cai.errors import PrerequisiteError
 from cai.files.durable import size_text, write_durably
 from cai.files.locks import holder, locked, locked_if_free
-from cai.identity import file_digest, text_digest
+from cai.identity import file_digest, odd_texts, parse_json, text_digest
 from cai.store.artifacts import Store, read_record
 
 
@@ -82,7 +85,7 @@ def references(store: Store) -> dict[str, set[str]]:
     """For each key that a living run refers to, the experiments of those runs."""
     experiments_of: dict[str, set[str]] = {}
     for _, entry in _runs(store):
-        if Path(entry["path"]).exists():
+        if _is_there(entry["path"]):
             for key in entry["keys"]:
                 experiments_of.setdefault(key, set()).add(entry["experiment"])
     return experiments_of
@@ -149,7 +152,7 @@ def gc(store: Store, *, keep: Collection[str] = (), older_than: float = 0.0, dry
                     shutil.rmtree(path)
         if not dry_run:
             for file, entry in _runs(store):
-                if not Path(entry["path"]).exists():
+                if not _is_there(entry["path"]):
                     file.unlink(missing_ok=True)
     return removed
 
@@ -184,12 +187,34 @@ def _remove(store: Store, path: Path) -> None:
     store.lock_of(path.name.removesuffix(".partial")).unlink(missing_ok=True)
 
 
-def _runs(store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # no name that a file system takes
+        return False
+
+
+class RegisteredRun(TypedDict):
+    """What the store knows of a run: its folder, its experiment, and the keys that it refers to."""
+
+    path: str
+    experiment: str
+    keys: list[str]
+
+
+@cache
+def _registered() -> TypeAdapter[RegisteredRun]:
+    return TypeAdapter(RegisteredRun)
+
+
+def _runs(store: Store) -> Iterator[tuple[Path, RegisteredRun]]:
     for file in sorted((store.home / "runs").glob("*.json")):
         try:
-            entry = json.loads(file.read_text(encoding="utf-8"))
-            yield file, {"path": entry["path"], "experiment": entry["experiment"], "keys": entry["keys"]}
-        except (ValueError, KeyError, TypeError) as error:
+            entry = _registered().validate_python(parse_json(file.read_text(encoding="utf-8")))
+            if odd := next(odd_texts(entry), None):
+                raise ValueError(": ".join(odd))
+            yield file, entry
+        except (OSError, ValueError) as error:
             # Removing artifacts while not knowing what a run refers to would be a guess.
             raise PrerequisiteError(f"{file}: cannot be read as a run ({error}); remove the file") from error
 

@@ -5,13 +5,13 @@ Figures that a reward model gave can only be compared where it is the same rewar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cai.figures.answers import refuses
 from cai.figures.evaluation import Evaluation
 from cai.figures.intervals import Interval
+from cai.identity import parse_json
 from cai.run.finished import Finished
 
 
@@ -88,7 +88,7 @@ def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
         path = run.artifacts[step].path / "answers.jsonl"
         with path.open(encoding="utf-8") as file:
             for line in file:
-                row = json.loads(line)
+                row = parse_json(line)
                 ours, theirs = row["answers"][last], row["answers"][first]
                 name = row["set"]
                 if name in benign:

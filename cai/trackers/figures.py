@@ -6,7 +6,6 @@ Names begin with the step's: ``rl/reward`` is a curve, ``rl/end/seconds`` a fact
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import pairwise
@@ -17,6 +16,7 @@ from cai.errors import SpecError
 from cai.figures.evaluation import EVALUATION, Evaluation, ModelFigures, RewardModelFigures, read_evaluation
 from cai.figures.intervals import Interval
 from cai.figures.usage import FlowUsage
+from cai.identity import parse_json
 from cai.trackers.base import CurvePoint, apart, clean, number, numbers_in
 
 AXES = ("iteration", "step")
@@ -37,7 +37,7 @@ def curve(step: str, folder: Path, t: float) -> list[CurvePoint]:
     """The points of an artifact's ``metrics.jsonl``; none where it has no such file, or one that is not read."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
     except (OSError, ValueError):
         return []
     parsed_points = [point_of(step, row, t) for row in rows if isinstance(row, dict)]

@@ -21,6 +21,7 @@ from cai.clients.api_key import ApiKey
 from cai.errors import Incomplete
 from cai.files.durable import write_durably
 from cai.files.locks import locked
+from cai.identity import parse_json
 from cai.plan import plan_from_json
 from cai.store.artifacts import Store
 from cai.store.events import EventLog
@@ -92,7 +93,7 @@ class Orders:
 
 def main() -> int:
     """Follow the run that the first line of standard input orders; 1 when not everything could be told."""
-    orders = Orders(**json.loads(_first_line()))
+    orders = Orders(**parse_json(_first_line()))
     os.nice(5)  # the run goes first
     folder = Path(orders.folder) / "tracking"
     over = threading.Event()
@@ -133,7 +134,7 @@ class Follower:
         self._state = self._run_dir / "tracking" / f"{orders.tracker}.json"
         state: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            state = json.loads(self._state.read_text(encoding="utf-8"))
+            state = parse_json(self._state.read_text(encoding="utf-8"))
         self._id = str(state.get("id", ""))
         self._sent_offset = int(state.get("offset", 0))
         """End of the last event, in bytes of the log, that the tracker has."""
@@ -232,7 +233,7 @@ class Follower:
                     return  # the rest of it is to come
                 end += len(line)
                 with suppress(ValueError):
-                    event = json.loads(line)
+                    event = parse_json(line)
                     if isinstance(event, dict):
                         yield event, end
 

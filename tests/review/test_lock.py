@@ -172,3 +172,24 @@ def test_what_is_no_lock_is_wrong_input(capsys, text):
 def test_the_first_line_stays_a_comment_whatever_the_overrides_hold():
     text = lock_text(lock_data(plan(), ["experiment=small", "description=two\nlines: {}"]))
     assert text.splitlines()[1] == "format: 1"
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("description=${oc.env:HOME}", "reads or computes"),
+        ("description=a${oc.decode:HOME}", "reads or computes"),
+        ("hydra.run.dir=/tmp", "Hydra's own setting"),
+        ("+hydra/launcher=joblib", "Hydra's own setting"),
+        ("constitution@hydra=house", "Hydra's own setting"),
+        ("template=../../elsewhere", "leaves its folder"),
+        ("--config-dir=elsewhere", "is an option of the command line"),
+    ],
+)
+def test_a_lock_gives_no_word_that_only_a_person_may_give(capsys, word, reason):
+    run_cai("lock", "experiment=small")
+    text = Path(LOCK).read_text()
+    assert "overrides:" in text
+    edit(LOCK, ("  - experiment=small\n", f"  - experiment=small\n  - {word!r}\n"))
+    assert run_cai("validate", "--locked", "experiment=small") == 2
+    assert reason in capsys.readouterr().err

@@ -207,6 +207,9 @@ def test_a_failing_stage_names_itself_its_cause_and_where_its_work_is(store: Sto
     assert failed == ["only"]
     assert statuses(plan, store)[0].action is Action.RESUME
     (folder,) = [p for p in (store.home.parent / "runs" / "one").iterdir() if not p.is_symlink()]
+    kept = (folder / "traceback.txt").read_text()
+    assert 'raise KeyError("missing field")' in kept
+    assert str(folder / "traceback.txt") in str(hit.value)
     assert json.loads((folder / "record.json").read_text())["status"] == "failed"
     assert [e["event"] for e in read_events(folder / "events.jsonl")][-2:] == ["step.failed", "run.failed"]
 
@@ -221,6 +224,17 @@ def test_errors_with_a_meaning_of_their_own_pass(store: Store, error: Exception)
         go(plan, store, kinds)
     assert hit.value is error
     assert hit.value.__cause__ is None
+
+
+def test_a_fault_outside_a_stage_leaves_its_traceback_too(store: Store):
+    class Watch(Silent):
+        def run_started(self, plan, statuses):
+            raise ZeroDivisionError
+
+    with pytest.raises(StepFailed, match=r"the run: ZeroDivisionError; the traceback is kept in .*traceback\.txt"):
+        go(*one_step(None)[:1], store, {"count": KINDS["count"]}, watch=Watch())
+    (path,) = (store.home.parent / "runs" / "one").glob("2*/traceback.txt")
+    assert "ZeroDivisionError" in path.read_text()
 
 
 def test_a_ledger_that_does_not_balance_fails_with_the_numbers(store: Store):

@@ -6,7 +6,6 @@ without biases or rope scaling); for anything else ``can_export`` says why not a
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from cai.engines.embedded.models import folder_digest
 from cai.errors import PrerequisiteError
 from cai.files.home import cai_home
+from cai.identity import parse_json
 
 # Bump when the same folder would now give another file.
 FORMAT = 1
@@ -103,7 +103,7 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     return config
 
 
@@ -148,7 +148,7 @@ def _write_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None
     """
     import gguf
 
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = parse_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
     texts = {token: text for text, token in tokenizer["model"]["vocab"].items()}
     types = dict.fromkeys(texts, gguf.TokenType.NORMAL)
     for added in tokenizer.get("added_tokens", []):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from cai.engines.model_config import check_model, check_tokenizer, check_weights, checked_config
 from cai.errors import PrerequisiteError
-from cai.identity import file_digest
+from cai.identity import file_digest, parse_json
 
 # What makes a folder a model: weights, configuration, tokenizer. Pickled weights (*.bin, *.pt) can run code: refused.
 MODEL_FILES = (
@@ -152,7 +151,7 @@ def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     end_ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+        value = parse_json(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
         end_ids += value if isinstance(value, list) else [value] if value is not None else []
     if tokenizer.eos_token_id is not None:
         end_ids.append(tokenizer.eos_token_id)

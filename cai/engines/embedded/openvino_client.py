@@ -96,7 +96,8 @@ class OpenVinoGenerator:
                 f"{request.id}: a prompt of {len(ids)} tokens and {request.sampling.max_tokens} more do not fit "
                 f"{self._kv_cache_gb} GiB of keys and values; raise engine.kv_cache_gb or shorten the prompt"
             )
-        return [int(token) for token in handle.read_all()[0].generated_ids]
+        outputs = handle.read_all()  # none where the first token ends the answer
+        return [int(token) for token in outputs[0].generated_ids] if outputs else []
 
     def _add(self, ids: list[int], config: Any) -> Any:
         import numpy as np

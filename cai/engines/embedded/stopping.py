@@ -33,7 +33,7 @@ def completion(
     ids = ids if last is None else ids[: last + 1]
     raw = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     before = cut(raw, request.sampling.stop)
-    ended = last is not None or before is not None
+    ended = last is not None or before is not None or not ids  # no token: not even the end was kept
     if before is None:
         text = decode(tokenizer, ids)
     else:

@@ -28,6 +28,7 @@ from cai.engines.embedded.models import load_config
 from cai.engines.methods.base import Lora, Precision
 from cai.engines.model_config import check_weights
 from cai.errors import PrerequisiteError, Problem, SpecError
+from cai.identity import parse_json
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _PARTS = {
@@ -323,6 +324,6 @@ class Trunk:
         for pattern in (*copied, "tokenizer*", "added_tokens.json", "merges.txt"):
             for path in self.folder.glob(pattern):
                 shutil.copyfile(path, dest / path.name)
-        config = json.loads((dest / "config.json").read_text())
+        config = parse_json((dest / "config.json").read_text())
         config.pop("torch_dtype", None)
         (dest / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")

@@ -6,7 +6,6 @@ a global batch must fill every data-parallel rank with whole micro batches.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TR
 from cai.engines.nemo_aligner.settings import ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
+from cai.identity import parse_json
 from cai.launchers.settings import Local
 from cai.plan import Step
 
@@ -363,7 +363,7 @@ def model_config(step: Step) -> dict[str, Any]:
     if scheme != "hf" or not is_folder(name):
         return {}
     try:
-        config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

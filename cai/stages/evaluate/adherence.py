@@ -7,7 +7,6 @@ option favours no model. What cannot be read is no vote, and is counted.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from cai.figures import intervals
 from cai.figures.evaluation import AdherenceFigures
 from cai.figures.intervals import Interval
 from cai.figures.running_sums import signs
-from cai.identity import counted, sampling_seed
+from cai.identity import counted, parse_json, sampling_seed
 from cai.judging.reading import read_choice, read_options
 from cai.stages.base import ENDPOINT, Context
 from cai.stages.evaluate.answers import Answers, Used, artifacts_by_label, served
@@ -44,7 +43,7 @@ def check_judge(spec: EvaluateSpec, ctx: Context) -> None:
     endpoint = ctx.model("adherence").path / ENDPOINT
     if spec.adherence_scoring is not AdherenceScoring.LOGPROB or not endpoint.is_file():
         return
-    if not json.loads(endpoint.read_text(encoding="utf-8")).get("logprobs"):
+    if not parse_json(endpoint.read_text(encoding="utf-8")).get("logprobs"):
         reason = f"'logprob' reads log-probabilities that '{spec.adherence}' is not said to tell"
         hint = f"use choice, or say `models.{spec.adherence}.logprobs: top` where its server does"
         raise SpecError(Problem(f"stages.{ctx.name}.adherence_scoring", reason, hint))

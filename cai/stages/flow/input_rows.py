@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import Generic, TypeVar
 
 from cai.data.rows import Row, from_json
 from cai.data.seen import Seen
+from cai.identity import parse_json
 
 R = TypeVar("R", bound=Row)
 
@@ -63,7 +63,7 @@ class RowSource(Generic[R]):
                 if not new:
                     yield Numbered(number, name, None, REPEATED)
                     continue
-                row_or_reason = self.convert(from_json(self.kind, json.loads(line)))
+                row_or_reason = self.convert(from_json(self.kind, parse_json(line)))
                 if isinstance(row_or_reason, str):
                     yield Numbered(number, name, None, row_or_reason)
                 else:
@@ -76,4 +76,4 @@ def _id(line: bytes) -> str:
         name = line[7 : line.find(b'"', 7)]
         if b"\\" not in name:
             return name.decode()
-    return str(json.loads(line)["id"])
+    return str(parse_json(line)["id"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai.data.rows import Row, from_json
+from cai.identity import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ def rows_at(path: Path, kind: type[Row]) -> Iterator[RowAt]:
     with path.open("rb") as file:
         for line in file:
             if line.strip():
-                yield RowAt(from_json(kind, json.loads(line)), offset, len(line))
+                yield RowAt(from_json(kind, parse_json(line)), offset, len(line))
             offset += len(line)
 
 

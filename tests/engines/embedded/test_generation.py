@@ -293,6 +293,17 @@ def test_openvino_stops_limits_and_survives_a_caller_who_leaves(smol):
 
 @needs_openvino
 @pytest.mark.long
+def test_openvino_answers_of_no_tokens_are_answers(smol):
+    """What the model says after a whole answer is that it ends."""
+    whole = chat(ASKS[1]) + "The capital of France is Paris."
+    asked = [Request("ends", whole, Sampling(max_tokens=8, temperature=0), 0), *requests(Sampling(max_tokens=4))]
+    found = answers(smol, asked)
+    assert (found["ends"].text, found["ends"].finish) == ("", Finish.STOP)
+    assert found[ASKS[1]].text
+
+
+@needs_openvino
+@pytest.mark.long
 def test_openvino_greedy_follows_transformers(smollm2_folder):
     """float32 against float32: only float16 weights and cache lie between; most answers agree to the last token."""
     exact = OPENVINO.model_copy(update={"generation_precision": GenerationPrecision.FLOAT32})
