@@ -16,8 +16,11 @@ FREE_BYTES, MOST_TIMES = 64 << 20, 200
 FREE_ROWS, LEAST_BYTES = 100_000, 4
 """Rows that any table may have, and beyond that the bytes of its file for each."""
 
-MOST_USELESS = 1_000_000
-"""Records that may be left out before any is of use."""
+MOST_USELESS = 100_000
+"""Records that may be left out before one in a thousand is of use."""
+
+POINTER = 8
+"""Bytes that the smallest value of a table takes when it has been read."""
 
 
 def check_unpacked(path: Path, size: int) -> None:
@@ -42,6 +45,19 @@ def check_rows(path: Path, rows: int) -> None:
     if rows > FREE_ROWS and rows * LEAST_BYTES > (size := path.stat().st_size):
         raise PrerequisiteError(
             f"{path}: says that it has {rows:,} rows in {size:,} bytes, which rows of text do not fit into; is it the "
+            "right file?"
+        )
+
+
+def check_values(path: Path, values: int) -> None:
+    """A table says that it has ``values`` values, those inside lists and the missing ones included.
+
+    Raises:
+        PrerequisiteError: when its file is too small for so many.
+    """
+    if values * POINTER > FREE_BYTES and values * POINTER > MOST_TIMES * (size := path.stat().st_size):
+        raise PrerequisiteError(
+            f"{path}: says that it has {values:,} values in {size:,} bytes, which no table of texts has; is it the "
             "right file?"
         )
 

@@ -22,10 +22,16 @@ from cai.identity import parse_json
 
 MAX_RECORD = 64 << 20
 """Bytes, in an array characters; a larger record is counted as ``too_large``."""
-_BLOCK = 1 << 16
-_SPACE = " \t\r\n"
+_BLOCK = 1 << 14
 _POINTER = b"version https://git-lfs"
+_SPACES = re.compile(r"[ \t\r\n]+")
 _MARK = re.compile(r'\\.?|["\[\]{}]', re.DOTALL)
+_MARKS = 1_000_000
+_TAIL = 16
+"""Characters at the end of what has been read in which an error may mean only that more is to come."""
+_DEEP = b"[" * 64
+_LEFT_OUT = object()
+"""Stands for what was counted already, or is empty."""
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -45,7 +51,7 @@ def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file or of one JSON array, in order; odd ones are counted in ``tally`` by reason.
 
     Raises:
-        PrerequisiteError: when the file cannot be read, is damaged, or has a million values that are no objects.
+        PrerequisiteError: when the file cannot be read, is damaged, or has hardly any objects among many values.
     """
     try:
         with open_bytes(path) as file:
@@ -55,10 +61,11 @@ def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
                 if isinstance(value, dict):
                     useful += 1
                     yield value
-                else:
+                    continue
+                if value is not _LEFT_OUT:
                     tally["not_object"] += 1
-                    useless += 1
-                    check_useful(path, useless, useful)
+                useless += 1
+                check_useful(path, useless, useful)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PrerequisiteError(f"{path}: damaged ({error}); fetch the file again") from error
     except OSError as error:
@@ -80,16 +87,29 @@ def _lines(file: IO[bytes], tally: Counter[str]) -> Iterator[Any]:
             while (rest := file.readline(MAX_RECORD)) and not rest.endswith(b"\n"):
                 pass
             tally["too_large"] += 1
+            yield _LEFT_OUT
             continue
         # Anywhere: files put end to end keep theirs.
         if not (line := line.removeprefix(codecs.BOM_UTF8)).strip():
+            yield _LEFT_OUT
             continue
         try:
-            yield parse_json(line.decode())
+            if _DEEP in line and _opens_deep(line):  # before time is spent on it
+                tally["too_deep"] += 1
+                yield _LEFT_OUT
+            else:
+                yield parse_json(line.decode())
         except UnicodeDecodeError:
             tally["not_utf8"] += 1
-        except (ValueError, RecursionError):
+            yield _LEFT_OUT
+        except ValueError:
             tally["not_json"] += 1
+            yield _LEFT_OUT
+
+
+def _opens_deep(line: bytes) -> bool:
+    """Whether a run of opening brackets is JSON's own and no text: quotes before it come in pairs."""
+    return len(re.findall(rb'(?:\\.)|(")', line[: line.index(_DEEP)], re.DOTALL)) % 2 == 0
 
 
 def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
@@ -98,11 +118,14 @@ def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     decoder = json.JSONDecoder()
     buffer, position, ended, begun, after_value = "", 0, False, False, False
+    marks = _MARKS
 
     while True:
-        while position < len(buffer) and (buffer[position] in _SPACE or (buffer[position] == "," and after_value)):
-            after_value = after_value and buffer[position] != ","
-            position += 1
+        # Elements are parted by one comma; more, or none, is damage.
+        position = _space_end(buffer, position)
+        if after_value and buffer.startswith(",", position):
+            after_value = False
+            position = _space_end(buffer, position + 1)
         if position < len(buffer) and not begun:
             position, begun = position + 1, True
             continue
@@ -115,24 +138,27 @@ def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
                 if end < len(buffer) or ended:
                     if end - position > MAX_RECORD:
                         tally["too_large"] += 1
-                    else:
-                        yield value
+                        value = _LEFT_OUT
+                    yield value
                     position, after_value = end, True
                     continue
-            except (ValueError, RecursionError):
-                if buffer[position] in '[{"' and (whole := _Brackets().end(buffer, position)) is not None:
-                    tally["not_json"] += 1
-                    position, after_value = whole, True
+                broken = False
+            except json.JSONDecodeError as error:
+                broken = ended or (error.pos < len(buffer) - _TAIL and not error.msg.startswith("Unterminated string"))
+            except (ValueError, RecursionError):  # a number of thousands of digits; nests deep
+                broken = True
+            too_large = len(buffer) - position > MAX_RECORD
+            if (broken or too_large) and buffer[position] in '[{"':
+                brackets = _Brackets(marks)
+                while (past := brackets.end(buffer, position)) is None and (block := file.read(_BLOCK)):
+                    buffer, position = decode(block), 0
+                marks = brackets.left
+                if past is not None:
+                    tally["too_large" if too_large else "not_json"] += 1
+                    yield _LEFT_OUT
+                    position, after_value = past, True
                     continue
-        if len(buffer) - position > MAX_RECORD and buffer[position] in '[{"':
-            brackets = _Brackets()
-            while (past := brackets.end(buffer, position)) is None and (block := file.read(_BLOCK)):
-                buffer, position = decode(block), 0
-            if past is not None:
-                tally["too_large"] += 1
-                position, after_value = past, True
-                continue
-            ended = True
+                ended = True
         if ended or len(buffer) - position > MAX_RECORD:
             raise PrerequisiteError(f"{path}: damaged: the JSON array cannot be read on; fetch the file again")
         # Doubling keeps the work linear in the size of an element.
@@ -141,10 +167,19 @@ def _array(file: IO[bytes], path: Path, tally: Counter[str]) -> Iterator[Any]:
         buffer, position = buffer[position:] + decode(block, final=ended), 0
 
 
-class _Brackets:
-    """Finds the end of an element that cannot be decoded, by its brackets and quotes alone, block by block."""
+def _space_end(text: str, position: int) -> int:
+    match = _SPACES.match(text, position)
+    return position if match is None else match.end()
 
-    def __init__(self) -> None:
+
+class _Brackets:
+    """Finds the end of an element that cannot be decoded, by its brackets and quotes alone, block by block.
+
+    ``left`` is how many of them may still be looked at, nearly a second's work: of a file with more nothing is found.
+    """
+
+    def __init__(self, left: int) -> None:
+        self.left = left
         self._depth = 0
         self._quoted = False  # inside a string, where brackets mean nothing
         self._escaped = False  # the last block ended with a backslash
@@ -154,6 +189,9 @@ class _Brackets:
         position += self._escaped and position < len(text)
         self._escaped = False
         for mark in _MARK.finditer(text, position):
+            self.left -= 1
+            if self.left <= 0:
+                return None
             sign = mark[0]
             if sign == '"':
                 self._quoted = not self._quoted
@@ -170,7 +208,7 @@ class _Brackets:
 
 def _check_rest(text: str, file: IO[bytes], path: Path) -> None:
     # To the very end, where a packed file also says whether it is whole.
-    while not text.strip(_SPACE):
+    while not text.strip(" \t\r\n"):
         if not (block := file.read(_BLOCK)):
             return
         text = block.decode("utf-8", "replace")

@@ -92,7 +92,7 @@ def test_a_table_of_short_texts_is_read(tmp_path):
     assert sum(1 for _ in parquet_records(path, Counter())) == 150_000
 
 
-@pytest.mark.parametrize(("text", "count"), [("1\n", 1_200_000), ("{}\n", 1_200_000)])
+@pytest.mark.parametrize(("text", "count"), [("1\n", 50_000), ("{}\n", 50_000), ("\n", 50_000), ('{"a":}\n', 50_000)])
 def test_a_file_of_nothing_is_not_read_to_its_end(tmp_path, monkeypatch, text, count):
     monkeypatch.setattr(bounds, "MOST_USELESS", 10_000)
     path = tmp_path / "nothing.jsonl"
@@ -100,6 +100,50 @@ def test_a_file_of_nothing_is_not_read_to_its_end(tmp_path, monkeypatch, text, c
     tally = Counter()
     with pytest.raises(PrerequisiteError, match="of its first 10,000 records 0 make a row"):
         next(READERS["jsonl"].rows([path], "prompts", {}, tally))
-    path.write_text("[" + ",".join("1" * 50_000) + "]")
+    path.write_text("[" + ",".join([text.strip() or "1"] * 50_000) + "]")
     with pytest.raises(PrerequisiteError, match="of its first 10,000 records 0 make a row"):
-        next(json_records(path, tally))
+        next(READERS["jsonl"].rows([path], "prompts", {}, tally))
+
+
+@pytest.mark.parametrize("kind", [pyarrow.int8(), pyarrow.bool_(), pyarrow.string()])
+def test_a_list_of_nothing_without_end_is_refused_before_it_is_read(tmp_path, kind):
+    path = tmp_path / "list.parquet"
+    offsets = pyarrow.array([0, 30_000_000], pyarrow.int32())
+    column = pyarrow.ListArray.from_arrays(offsets, pyarrow.nulls(30_000_000, kind))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "more": column}), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(PrerequisiteError, match="says that it has 30,000,001 values in"):
+        next(parquet_records(path, Counter()))
+
+
+def test_filtered_records_are_no_reason_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "MOST_USELESS", 100)
+    attempt = {"transcript": "\n\nHuman: hello\n\nAssistant: no", "tags": []}
+    rows = [{**attempt, "rating": 0.0}] * 500 + [{**attempt, "rating": 4.0}]
+    path = tmp_path / "attempts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tally = Counter()
+    (row,) = READERS["hh_red_team"].rows([path], "prompts", {"min_rating": 3}, tally)
+    assert row.messages[0].content == "hello"
+    assert tally == {"filtered": 500}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_conversations_of_more_turns_than_any_model_reads_are_counted(tmp_path, merge):
+    path = tmp_path / "turns.jsonl"
+    path.write_text(json.dumps({"chosen": "\n\nHuman: " + "word " * 20 + "\n\nHuman: a" * 400_000}) + "\n")
+    tally = Counter()
+    assert list(READERS["hh_rlhf"].rows([path], "conversations", {"merge_turns": merge}, tally)) == []
+    assert tally == {"too_many_turns": 1}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path.write_text(json.dumps({"messages": turns * 5_001}) + "\n" + json.dumps({"messages": turns * 5_000}) + "\n")
+    (row,) = READERS["openai_messages"].rows([path], "conversations", {}, tally)
+    assert len(row.messages) == 10_000
+    assert tally == {"too_many_turns": 2}
+
+
+def test_brackets_that_cannot_be_read_on_are_an_error(tmp_path):
+    path = tmp_path / "open.json"
+    path.write_text('[{"prompt": "a"}, {"b": ' + "[],{}" * 2_000_000)
+    with pytest.raises(PrerequisiteError, match="damaged: the JSON array cannot be read on"):
+        list(json_records(path, Counter()))

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.data.bounds import check_useful
 from cai.data.readers.plain import nemo_chat, nemo_rl_preference, openai_messages, simple
-from cai.data.readers.shape import Odd
+from cai.data.readers.shape import FILTERED, Odd
 from cai.data.readers.tables import parquet_records
 from cai.data.readers.transcripts import hh_red_team, hh_rlhf
 from cai.data.records import json_records
@@ -59,8 +59,9 @@ class Reader:
                     row = self.parse(raw, makes, options)
                 except Odd as odd:
                     tally[odd.reason] += 1
-                    useless += 1
-                    check_useful(path, useless, useful)
+                    if odd.reason != FILTERED:  # that was asked for
+                        useless += 1
+                        check_useful(path, useless, useful)
                     continue
                 useful += 1
                 if seen_ids.add(row.id):

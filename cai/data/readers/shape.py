@@ -25,6 +25,13 @@ ROLE_NAMES = {
 }
 
 
+FILTERED = "filtered"
+"""Why a record makes no row that the experiment's options leave out."""
+
+MAX_TURNS = 10_000
+"""Turns of a conversation; no model reads so many."""
+
+
 class Odd(Exception):
     """This record makes no row; ``reason`` is what the ledger counts."""
 
@@ -61,6 +68,8 @@ def messages_of(raw: Any, role_key: str = "role", text_key: str = "content") -> 
     """Messages of a list of objects, with the usual spellings of the roles."""
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise Odd("wrong_type")
+    if len(raw) > MAX_TURNS:
+        raise Odd("too_many_turns")
     turns = []
     for turn in raw:
         if not isinstance(turn, Mapping):
@@ -80,10 +89,10 @@ def checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         raise Odd("no_turns")
-    for i, turn in enumerate(turns):
-        if turn.role != ("user", "assistant")[i % 2]:
-            raise Odd("not_alternating")
-    if any(not t.content for t in turns[:-1]):
+    roles = [turn.role for turn in turns]
+    if {*roles[::2]} != {"user"} or not {*roles[1::2]} <= {"assistant"}:
+        raise Odd("not_alternating")
+    if not all(turn.content for turn in turns[:-1]):
         raise Odd("empty_turn")
     if not turns[-1].content:
         raise Odd("empty_answer" if turns[-1].role == "assistant" else "empty_prompt")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai.data.bounds import check_rows, check_unpacked
+from cai.data.bounds import check_rows, check_unpacked, check_values
 from cai.errors import PrerequisiteError
 
 
@@ -23,6 +23,7 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             check_rows(path, file.metadata.num_rows)
+            check_values(path, _values(file.metadata))
             size = 0
             # Few at a time: one value of a dictionary can be large and stand in every row.
             for batch in file.iter_batches(batch_size=64):
@@ -31,6 +32,11 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
                 yield from _plain(batch, tally)
     except (pyarrow.ArrowException, OSError) as error:
         raise PrerequisiteError(f"{path}: cannot be read as parquet ({error}); fetch the file again") from error
+
+
+def _values(metadata: Any) -> int:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
 
 
 def _plain(batch: Any, tally: Counter[str]) -> Iterator[dict[str, Any]]:

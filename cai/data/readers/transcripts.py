@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import groupby, starmap
+from operator import itemgetter
 from typing import Any
 
 from cai.chat import Message
-from cai.data.readers.shape import Odd, clean, pair, prompt_or_conversation, text_of
+from cai.data.readers.shape import FILTERED, MAX_TURNS, Odd, clean, pair, prompt_or_conversation, text_of
 from cai.data.rows import Row
 
 # A fixed beginning is searched for ten times as fast as one with choices, so line ends of Windows have their own.
@@ -24,16 +26,18 @@ SCORE_KEYS = ("task_description_harmlessness_score", "task_descripton_harmlessne
 
 def turns(text: str, merge: bool = False) -> tuple[Message, ...]:
     """The messages of a transcript; with ``merge``, neighbouring turns of one speaker become one."""
-    pieces = (_TURN_CRLF if "\r\n" in text else _TURN).split("\n\n" + text)
+    pieces = (_TURN_CRLF if "\r\n" in text else _TURN).split("\n\n" + text, MAX_TURNS + 1)
     if pieces[0].strip():
         raise Odd("text_before_turns")
-    messages: list[Message] = []
-    for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True):
-        turn = Message(_ROLE[speaker], words.strip())
-        if merge and messages and messages[-1].role == turn.role:
-            turn = Message(turn.role, f"{messages.pop().content}\n\n{turn.content}".strip())
-        messages.append(turn)
-    return tuple(messages)
+    if len(pieces) // 2 > MAX_TURNS:
+        raise Odd("too_many_turns")
+    said = zip(map(_ROLE.__getitem__, pieces[1::2]), map(str.strip, pieces[2::2]), strict=True)
+    if not merge:
+        return tuple(starmap(Message, said))
+    return tuple(
+        Message(role, "\n\n".join(words for _, words in neighbours).strip())
+        for role, neighbours in groupby(said, key=itemgetter(0))
+    )
 
 
 def hh_rlhf(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
@@ -58,7 +62,7 @@ def hh_red_team(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) 
     names = [clean(t) for t in tags]
     inside = _at_least(rating, options.get("min_rating")) and _at_most(rating, options.get("max_rating"))
     if not inside or not _at_most(score, options.get("max_score")) or set(names) & set(options.get("exclude_tags", ())):
-        raise Odd("filtered")
+        raise Odd(FILTERED)
     messages = turns(text_of(raw, "transcript"), bool(options.get("merge_turns")))
     meta = {"rating": rating, "score": score, "tags": ", ".join(names) or None}
     topic = names[0] if names else ""

@@ -69,14 +69,17 @@ def test_columns_rename_and_exchanges_pair(tmp_path: Path) -> None:
 HOSTILE: list[tuple[bytes, str]] = [
     (b'{"prompt": "cut', "not_json"),
     (b"nonsense", "not_json"),
-    (b"[" * 200_000, "not_json"),
+    (b"[" * 200_000, "too_deep"),
+    (b'{"a":' * 200_000, "not_json"),
     (b'{"prompt": ' + b"9" * 5000 + b"}", "not_json"),
     (b'{"prompt": "\xff\xfe"}', "not_utf8"),
     (b'{"prompt": "\\ud800"}', "not_utf8"),
     (b'{"prompt": "fine", "note": "\\udfff"}', "not_utf8"),
     (b'{"prompt": "fine", "\\udfff": 1}', "not_utf8"),
     (b'{"prompt": "fine", "meta": {"\\udfff": 1}}', "not_utf8"),
-    (b'{"messages": [{"role": ' + b"[" * 700 + b"]" * 700 + b"}]}", "unknown_role"),
+    (b'{"messages": [{"role": ' + b"[" * 60 + b"]" * 60 + b"}]}", "unknown_role"),
+    (b'{"prompt": "a", "b": ' + b"[" * 64 + b"]" * 64 + b"}", "too_deep"),
+    (b'{"a\\"": "\\\\", "b": ' + b"[" * 64 + b"]" * 64 + b"}", "too_deep"),
     (b'"a text"', "not_object"),
     (b"null", "not_object"),
     (b"{}", "missing_prompt"),
@@ -103,6 +106,13 @@ def test_a_hostile_line_is_counted_and_the_next_is_read(tmp_path: Path, line: by
     rows, tally = read(tmp_path / "a.jsonl", "jsonl", "prompts")
     assert [r.messages[0].content for r in rows] == ["first", "Why?"]
     assert tally == {reason: 1}
+
+
+def test_brackets_in_a_text_are_text(tmp_path: Path) -> None:
+    drawn = "[" * 500 + '"' + "[" * 500
+    rows, tally = read(lines(tmp_path / "a.jsonl", {"prompt": drawn}), "jsonl", "prompts")
+    assert [r.messages[0].content for r in rows] == [drawn]
+    assert not tally
 
 
 @pytest.mark.parametrize(
