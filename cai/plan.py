@@ -89,7 +89,7 @@ _INGREDIENT_TYPES: dict[str, type] = {
 """The ingredients that this program knows, in the order in which plans and records have them."""
 
 
-class HubFile(TypedDict):
+class HubEntry(TypedDict):
     """A file of a hub's repository that data was read from."""
 
     name: str
@@ -101,7 +101,7 @@ class DataIdentity(TypedDict, total=False):
     """What is relied on of a data source's ingredients; more may stand there."""
 
     sha256: list[str]
-    hub: list[HubFile]
+    hub: list[HubEntry]
     splits: list[tuple[str, float | int]]
 
 

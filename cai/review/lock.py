@@ -26,7 +26,7 @@ from cai.experiment.strangers import check_words
 from cai.files.library import Library
 from cai.files.yaml_lines import dumps, field_path, load_mapping
 from cai.identity import canonical
-from cai.plan import HubFile, Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
+from cai.plan import HubEntry, Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
 from cai.review.changes import flat
 from cai.review.compare import compare
 from cai.review.inputs import source_name
@@ -217,7 +217,7 @@ class _LockedEngine(TypedDict):
 
 class _LockedData(TypedDict):
     source: dict[str, Any]
-    hub: NotRequired[list[HubFile]]
+    hub: NotRequired[list[HubEntry]]
     sha256: NotRequired[list[str]]
 
 
