@@ -113,6 +113,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_an_error_and_the_next_template_renders(name: str) -> None:
     with pytest.raises(SpecError, match=r"^t\.jinja"):

@@ -33,6 +33,8 @@ from tests.support.api_experiment import API_MODEL, edited, keys_by_step, plan_o
 from tests.support.fake_api import KEY, FakeServer, Reply, says
 from tests.support.stage_doubles import CONSTITUTION, PROMPTS, TEMPLATE, Memory, artifact, context, shipped, user
 
+pytestmark = pytest.mark.long
+
 
 def test_planning_needs_no_key_and_freezes_the_name_of_its_variable(raw: dict[str, Any]) -> None:
     compiled = plan_of(raw)

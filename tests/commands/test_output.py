@@ -20,6 +20,8 @@ from cai.terminal.output import PlainConsole, make_console
 from cai.text import exact, json_text, plain, raw, shown_output
 from tests.support.toy_project import ToyProject, conversation_lines
 
+pytestmark = pytest.mark.long
+
 # Sets the title, clears the screen, colours by a C1 control, turns letters around, goes back, deletes.
 HOSTILE = "a\x1b]0;mine\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\u2028\x08\x7f\x85z"
 OBEYED = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")

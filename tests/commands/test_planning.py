@@ -17,6 +17,8 @@ from cai.files.library import Library, shipped_root
 from cai.plan import by_role, plan_from_json
 from tests.support.paths import GOLDEN
 
+pytestmark = pytest.mark.long
+
 PINNED = {
     "quickstart": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],
     "dpo_cai": ["engine.generator=transformers", "engine.device=cpu", "engine.generation_precision=float32"],

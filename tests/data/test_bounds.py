@@ -18,6 +18,8 @@ from cai.data.readers.tables import parquet_records
 from cai.data.records import json_records
 from cai.errors import PrerequisiteError
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def bomb(tmp_path):

@@ -25,6 +25,8 @@ from cai.run.status import Action, StepStatus, statuses
 from cai.store.artifacts import RECORD_FORMAT, Store
 from cai.terminal.plan_view import plan_data, print_plan, render_plan
 
+pytestmark = pytest.mark.long
+
 MISTRAL = Shape(7.24e9, 32, 4096, 32, 8, exact=True)
 H100 = Rates(PEAKS[Gpu.H100], 0.4)
 SLURM = ["engine.cluster.nodes=2", "engine.launcher={kind: slurm, partition: gpu, cpu_partition: cpu}"]

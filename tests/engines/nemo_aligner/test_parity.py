@@ -25,6 +25,8 @@ from cai.plan import Plan
 from tests.support.nemo_guide import guide_commands
 from tests.support.nemo_parity import DATA, DOC, GuideCommand, Parity, Row, Verdict, document, equal, load
 
+pytestmark = pytest.mark.long
+
 UPSTREAM, GUIDE = os.environ.get("CAI_UPSTREAM", ""), os.environ.get("CAI_GUIDE", "")
 EXPERIMENT = "experiment=mistral_rl_cai"
 
