@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # The locked versions need Python 3.11; an older one gets the newest that run there.
 LOCK = $$($(BIN)/python -c 'import sys; print("--constraint constraints.txt" * (sys.version_info >= (3, 11)))')
 
-.PHONY: install quickstart test pytest unit lint nemo-lab clean
+.PHONY: install quickstart test pytest unit fuzz lint nemo-lab clean
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ pytest: install
 
 unit: install
 	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every odd value in every field, before a release: half an hour. CAI_FUZZ_SEED draws other ones.
+fuzz: install
+	CAI_FUZZ=all $(BIN)/python -m pytest tests/fuzz -n 2
 
 lint: install
 	$(BIN)/ruff check .

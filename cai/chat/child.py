@@ -105,7 +105,9 @@ def _confine(memory: int) -> None:
     with suppress(OSError):  # only Linux says how much is mapped, and keeps this limit
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory,) * 2)
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = mapped + memory if most == resource.RLIM_INFINITY else min(mapped + memory, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))

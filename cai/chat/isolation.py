@@ -1,7 +1,8 @@
 """Templates that did not ship render in a warm process of their own, with limits of time and memory for each render.
 
 ``CAI_RENDER_SECONDS`` (1) is processor time, ``CAI_RENDER_MB`` (256) memory: the user's own settings, so they stand in
-the environment and not in an experiment. The process has none of the environment, and JSON is all that comes back.
+the environment and not in an experiment. The process has nothing of the environment but where libraries lie, and JSON
+is all that comes back.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import yaml
 
 from cai.chat.child import HEADER
 from cai.chat.sandbox import MAX_TEXT, Inspection, Rendered, TemplateFailure
-from cai.errors import Problem, SpecError
+from cai.errors import PrerequisiteError, Problem, SpecError
 
 SECONDS, MEGABYTES = "CAI_RENDER_SECONDS", "CAI_RENDER_MB"
 
@@ -34,6 +35,9 @@ _START = "import sys; sys.path += sys.argv[3:]; from cai.chat.child import main;
 _FOLDERS = tuple(
     dict.fromkeys(str(Path(module.__file__ or "").resolve().parents[1]) for module in (jinja2, markupsafe, yaml))
 )
+_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+"""Without these the Python of some clusters does not start."""
+
 _PATIENCE = 60.0
 """Seconds by the clock, beside many times the limit, in which an answer must come: a template cannot wait."""
 
@@ -178,8 +182,10 @@ class TemplateProcess:
     def _received(self, process: subprocess.Popen[bytes], size: int) -> bytes:
         assert process.stdout is not None
         fd, parts, missing = process.stdout.fileno(), list[bytes](), size
+        poll = select.poll()  # select would take no descriptor above 1,023
+        poll.register(fd, select.POLLIN)
         while missing:
-            if not select.select([fd], [], [], _PATIENCE + 30 * self._limits.seconds)[0]:
+            if not poll.poll(1000 * (_PATIENCE + 30 * self._limits.seconds)):
                 raise EOFError("no answer")
             part = os.read(fd, min(missing, 2**20))
             if not part:
@@ -193,14 +199,17 @@ class TemplateProcess:
         self._limits = Limits.from_environment()
         limits = (str(self._limits.seconds), str(int(self._limits.megabytes)))
         cai = str(Path(__file__).resolve().parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _START, *limits, cai, *_FOLDERS],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _START, *limits, cai, *_FOLDERS],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _KEPT if name in os.environ},
+                cwd="/",
+            )
+        except OSError as error:
+            raise PrerequisiteError(f"no process can be started to render a template in ({error})") from error
         return self._process
 
 

@@ -89,7 +89,8 @@ def finish(folder: Path) -> int:
     """Show how a sweep's cells ended and its leaderboard, and write both beside the cells; returns the exit code."""
     from cai.store.artifacts import default_store
     from cai.sweep.board import read_board
-    from cai.sweep.run_cells import CellState, ended_cells
+    from cai.sweep.folders import CellState
+    from cai.sweep.run_cells import ended_cells
     from cai.sweep.tables import write_tables
     from cai.sweep.view import print_board
     from cai.terminal.output import make_console

@@ -19,7 +19,8 @@ from cai.report.model import (
     point,
 )
 from cai.sweep.board import Board, Line, Measure, PrincipleEffect
-from cai.sweep.run_cells import CellEnd, CellState
+from cai.sweep.folders import CellState
+from cai.sweep.run_cells import CellEnd
 from cai.sweep.view import columns, verdict
 
 COMPARED = 8

@@ -15,10 +15,10 @@ from typing import Any
 from cai.figures import intervals
 from cai.figures.intervals import Interval
 from cai.run.finished import Finished, read_finished
-from cai.run.job_files import read_json
 from cai.store.artifacts import Store
+from cai.sweep.folders import CellState, read_sweep
 from cai.sweep.measures import RunFigure, by_prompt, run_figures
-from cai.sweep.run_cells import SWEEP, CellState, ended_cells
+from cai.sweep.run_cells import ended_cells
 
 _RANKS = ("gain of", "reward of", "reward on", "Elo", "accuracy on", "wins on", "refuses")
 """Which measure ranks by default: the first of these that all cells share."""
@@ -98,10 +98,9 @@ def read_board(folder: Path, store: Store) -> Board:
     """The leaderboard of a sweep's folder, from what the store has of its cells; cells may be unfinished.
 
     Raises:
-        SpecError: when an evaluation cannot be read.
-        OSError, ValueError: when the folder is no sweep's.
+        SpecError: when the folder is no sweep's, or an evaluation cannot be read.
     """
-    sweep = read_json(folder / SWEEP)
+    sweep = read_sweep(folder)
     ended = {cell.number: cell for cell in ended_cells(folder)}
     runs = {cell["number"]: read_finished(folder / str(cell["number"]), store) for cell in sweep["cells"]}
     figures_by_cell = {number: list(run_figures(run)) for number, run in runs.items()}

@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,11 @@ from cai.run.results import RunResult
 from cai.run.status import StepStatus
 from cai.run.stopping import Interrupted
 from cai.store.artifacts import default_store
+from cai.sweep.folders import CELL, SWEEP, CellState, read_cell, read_sweep
 from cai.sweep.plan import SweepPlan, sweep_data
 from cai.terminal.console import ConsoleWatcher
 
-SWEEP = "sweep.json"
-CELL = "cell.json"
 STOP = "stop"
-
-
-class CellState(str, Enum):
-    """How a cell ended."""
-
-    DONE = "done"
-    FAILED = "failed"
-    BLOCKED = "blocked"  # a step that it needs failed in another cell
-    INCOMPLETE = "incomplete"
-    NOT_RUN = "not run"
-    SUBMITTED = "submitted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +66,7 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
 
     ``alone`` says that no other cell writes to this terminal meanwhile.
     """
-    sweep = read_json(folder / SWEEP)
+    sweep = read_sweep(folder)
     cell = sweep["cells"][number]
     cell_dir, began = folder / str(number), time.monotonic()
     plan = plan_from_json((cell_dir / "plan.json").read_text(encoding="utf-8"), str(cell_dir / "plan.json"))
@@ -91,7 +78,7 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
         elif failure := _failed_before(folder, plan):
             state, error = CellState.BLOCKED, failure
         elif _runs_elsewhere(plan):
-            state = _submitted(plan, cell_dir, detach=bool(sweep["detach"]), say=watch.say, group=folder.name)
+            state = _submitted(plan, cell_dir, detach=sweep.get("detach", False), say=watch.say, group=folder.name)
         else:
             _run(plan, cell_dir, watch, folder.name)
     except Blocked as blocked:
@@ -102,7 +89,7 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
     except CaiError as failed:
         state, error = CellState.FAILED, str(failed)
         watch.remember(error)
-        if sweep["sweep"]["on_error"] == "stop":
+        if sweep["sweep"].get("on_error") == "stop":
             _stop(folder, failed)
     except Exception as failed:
         # Whatever it is, it is this cell's: the next one may not meet it.
@@ -125,14 +112,13 @@ def run_cell(folder: Path, alone: bool, number: int) -> None:
 def ended_cells(folder: Path) -> list[CellEnd]:
     """How the cells of a sweep's folder ended, so far."""
     cell_ends = []
-    for cell in read_json(folder / SWEEP)["cells"]:
-        path = folder / str(cell["number"]) / CELL
-        data: Mapping[str, Any] = read_json(path) if path.is_file() else {"state": "not run"}
+    for cell in read_sweep(folder)["cells"]:
+        data = read_cell(folder, cell["number"])
         cell_ends.append(
             CellEnd(
                 cell["number"],
                 cell["label"],
-                CellState(data["state"]),
+                data["state"],
                 data.get("error", ""),
                 tuple(data.get("made", ())),
                 data.get("seconds", 0.0),
@@ -147,6 +133,8 @@ def stopped_by(folder: Path) -> int:
         return int((folder / STOP).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 0
+    except ValueError:  # torn
+        return 1
 
 
 def _run(plan: Plan, cell_dir: Path, watch: _CellWatcher, group: str) -> None:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from cai.figures.intervals import Interval
 from cai.sweep.board import Board, Line, Measure, PrincipleEffect
-from cai.sweep.run_cells import CellEnd, CellState
+from cai.sweep.folders import CellState
+from cai.sweep.run_cells import CellEnd
 from cai.terminal.shell_text import shell_word
 from cai.terminal.summary import interval
 from cai.text import duration, one_line, plain

@@ -171,7 +171,8 @@ def test_the_process_has_nothing_of_the_environment_and_opens_no_file(monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     render("{{ x }}", x="mine")
     process = Path(f"/proc/{PROCESS.pid}")
-    assert (process / "environ").read_bytes() == b""
+    names = {entry.partition(b"=")[0] for entry in (process / "environ").read_bytes().split(b"\0") if entry}
+    assert names <= {b"LD_LIBRARY_PATH"}
     limits = (process / "limits").read_text()
     for line in ("Max open files", "Max file size", "Max processes", "Max core file size"):
         (row,) = [found for found in limits.splitlines() if found.startswith(line)]
@@ -199,11 +200,11 @@ def test_an_interrupted_answer_is_not_taken_for_the_next_one(monkeypatch: pytest
     template = PromptTemplate.from_text("t", HEAD + "{{ x }}", "t.jinja")
     assert template.render(x="warm") == "warm"
 
-    def interrupt(*_: object) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(isolation.select, "select", interrupt)
+        patch.setattr(isolation.select, "poll", interrupt)
         with pytest.raises(KeyboardInterrupt):
             template.render(x="interrupted")
     assert template.render(x="the next") == "the next"

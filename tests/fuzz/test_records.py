@@ -129,7 +129,7 @@ def test_a_file_of_a_run_is_read_or_told(here: Path, name: str) -> None:
         values = odd_values(json.loads(first), lambda data: json.dumps(data) + rest)
     else:
         values = odd_values(json.loads(raw), json.dumps)
-    cases = [*chosen(odd_files(raw), 4), *chosen(values, 8)]  # a report takes a second
+    cases = [*chosen(odd_files(raw), 4), *chosen(values, 8, 300)]  # a report takes a second
     failed = tried(path, cases, READERS[name])
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
 
@@ -179,5 +179,29 @@ def test_a_lock_is_read_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     values = odd_values(yaml.safe_load(raw), dumps)
     verbs = [["diff", str(path), "small"], ["validate", "--locked", "experiment=small"]]
-    failed = tried(path, [*odd_files(raw), *chosen(values, 12)], verbs)
+    failed = tried(path, [*odd_files(raw), *chosen(values, 12, 200)], verbs)
+    assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "0/cell.json", "stop"])
+def test_a_sweep_is_read_or_told(here: Path, name: str) -> None:
+    folder = here / "runs" / "sweeps" / "a"
+    for number in (0, 1):
+        shutil.copytree(here / RUN, folder / str(number))
+    cells = [
+        {"number": n, "label": f"cell {n}", "values": {"seed": n}, "principles": ["a"], "what": "", "principle": ""}
+        for n in (0, 1)
+    ]
+    way = {"preset": "", "metric": "", "on_error": "continue"}
+    (folder / "sweep.json").write_text(
+        json.dumps({"format": 1, "experiment": "small", "sweep": way, "cells": cells, "detach": False})
+    )
+    (folder / "0" / "cell.json").write_text(json.dumps({"state": "done", "error": "", "made": [], "seconds": 2.0}))
+    (folder / "stop").write_text("130")
+    path = folder / name
+    raw = path.read_bytes()
+    values = [] if name == "stop" else odd_values(json.loads(raw), json.dumps)
+    verbs = [["report", str(folder), "--out", "page.html"]]
+    assert trouble(verbs[0]) == ""
+    failed = tried(path, [*chosen(odd_files(raw), 5), *chosen(values, 10, 200)], verbs)
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])

@@ -45,8 +45,8 @@ VALUES: tuple[Any, ...] = (
 SEED = int(os.environ.get("CAI_FUZZ_SEED", "0"))
 
 
-def chosen(cases: Sequence[T], budget: int) -> list[T]:
-    """``budget`` of the cases, drawn by the seed in CAI_FUZZ_SEED; all of them where CAI_FUZZ is ``all``."""
+def chosen(cases: Sequence[T], budget: int, most: int | None = None) -> list[T]:
+    """``budget`` of the cases, drawn by the seed in CAI_FUZZ_SEED; where CAI_FUZZ is ``all``, all or ``most`` of them."""
     if os.environ.get("CAI_FUZZ") == "all":
-        return list(cases)
+        budget = len(cases) if most is None else most
     return random.Random(SEED).sample(list(cases), min(budget, len(cases)))
