@@ -14,6 +14,7 @@ from cai.data.rows import ROW_TYPES, Row, from_json
 from cai.data.splits import OTHER_PART, OVER_LIMIT
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.library import Library
+from cai.files.paths import exists, user_path
 from cai.run.ledger import HasRows, iter_rows
 
 TEMPLATE = "nemo_extra_id"
@@ -101,7 +102,7 @@ def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:
     from cai.files.library import SHIPPED
 
     name: str = parsed.data
-    if name.startswith((HUB, SHIPPED, PUBLIC)) or Path(name).expanduser().exists() or set(name) & set("*?["):
+    if name.startswith((HUB, SHIPPED, PUBLIC)) or exists(user_path(name)) or set(name) & set("*?["):
         return _source_rows(parsed, tally)
     run, slash, step = name.rstrip("/").rpartition("/")
     if not slash:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.files.library import SHIPPED
+from cai.files.paths import user_path
 
 HUB = "hf:"
 MAX_PART = 255
@@ -99,7 +100,7 @@ def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> li
 
 def _expanded(path: str) -> Path:
     try:
-        return Path(path).expanduser()
+        return user_path(path)
     except RuntimeError as error:
         raise SpecError(Problem("path", f"'{path}': {error}", "write the path without ~")) from error
 

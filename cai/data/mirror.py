@@ -16,6 +16,7 @@ from pathlib import Path
 from cai.data.locate import HubFile, download, is_commit
 from cai.data.public import SETS
 from cai.errors import PrerequisiteError
+from cai.files.paths import user_path
 from cai.identity import file_digest
 
 MIRROR = "CAI_DATA"
@@ -48,7 +49,7 @@ def mirrored(remote: HubFile) -> Path | None:
     """
     if not (root := os.environ.get(MIRROR)):
         return None
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.is_dir():
         raise PrerequisiteError(f"{MIRROR}={root}: no such folder; it must hold data sets as the hub has them")
     for base in _bases(folder, remote.name):

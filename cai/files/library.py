@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.files.paths import user_path
 
 GROUPS = {
     "experiment": "experiments",
@@ -80,7 +81,7 @@ class Library:
 
     def local(self, path: str) -> Path:
         """A path of a model's file or folder; a relative one begins at ``home``."""
-        model_path = Path(path).expanduser()
+        model_path = user_path(path)
         return model_path if self.home is None else self.home / model_path
 
     def placed(self, path: str) -> str:

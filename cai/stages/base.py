@@ -313,11 +313,11 @@ def take_apart(spec: Settings) -> SpecParts:
         wants = next((m for m in info.metadata if isinstance(m, Wants)), None)
         text = next((m for m in info.metadata if isinstance(m, TextFile)), None)
         if wants is not None:
-            if value:
+            if value or value == "":  # an empty name is a wrong one; there is none where nothing stands
                 parts.inputs[name] = value if isinstance(value, str) else _plain_names(value)
                 parts.wants[name] = wants.kinds
         elif text is not None:
-            if value:
+            if value or value == "" != info.default:  # as above, where empty does not stand for the shipped one
                 parts.texts[name] = (text.folder, value)
         elif not counts(info, value):
             continue

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from cai.errors import PrerequisiteError
 from cai.files.durable import size_text, write_durably
 from cai.files.locks import holder, locked, locked_if_free
+from cai.files.paths import exists
 from cai.identity import file_digest, odd_texts, parse_json, text_digest
 from cai.store.artifacts import Store, read_record
 
@@ -85,7 +86,7 @@ def references(store: Store) -> dict[str, set[str]]:
     """For each key that a living run refers to, the experiments of those runs."""
     experiments_of: dict[str, set[str]] = {}
     for _, entry in _runs(store):
-        if _is_there(entry["path"]):
+        if exists(Path(entry["path"])):
             for key in entry["keys"]:
                 experiments_of.setdefault(key, set()).add(entry["experiment"])
     return experiments_of
@@ -152,7 +153,7 @@ def gc(store: Store, *, keep: Collection[str] = (), older_than: float = 0.0, dry
                     shutil.rmtree(path)
         if not dry_run:
             for file, entry in _runs(store):
-                if not _is_there(entry["path"]):
+                if not exists(Path(entry["path"])):
                     file.unlink(missing_ok=True)
     return removed
 
@@ -185,13 +186,6 @@ def _remove(store: Store, path: Path) -> None:
         (store.root / f"{path.name}.seen").unlink(missing_ok=True)
     shutil.rmtree(path)
     store.lock_of(path.name.removesuffix(".partial")).unlink(missing_ok=True)
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # no name that a file system takes
-        return False
 
 
 class RegisteredRun(TypedDict):

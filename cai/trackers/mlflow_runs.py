@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.files.locks import locked
+from cai.files.paths import user_path
 from cai.trackers.base import CurvePoint, Ending, RunAddress, RunFacts, Telling
 from cai.trackers.settings import Mlflow
 
@@ -140,7 +140,7 @@ def uri_of(settings: Mlflow) -> str:
     folder = uri.removeprefix("file:")
     if "://" in uri or (folder == uri and ":" in uri):
         return uri
-    return Path(folder).expanduser().absolute().as_uri()
+    return user_path(folder).absolute().as_uri()
 
 
 def _pieces(items: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai.files.paths import user_path
 from cai.trackers.base import CurvePoint, Ending, RunAddress, RunFacts, Scalar, Telling, clean
 from cai.trackers.settings import TensorBoard
 
@@ -70,7 +71,7 @@ class TensorBoardFiles:
 
 def folder_of(settings: TensorBoard, run: RunFacts) -> Path:
     """Where a run's event files lie."""
-    base = Path(settings.dir).expanduser()
+    base = user_path(settings.dir)
     return base / run.group / run.experiment / run.folder.name if base.is_absolute() else run.folder / base
 
 

@@ -50,7 +50,8 @@ def test_an_odd_value_in_a_plan_is_told_or_makes_no_difference(experiment: str) 
     cases = [(place, number) for place in places(raw) for number in range(len(VALUES))]
     failed = []
     passed = 0
-    for place, number in chosen(cases, 500):
+    drawn = chosen(cases, 500)
+    for place, number in drawn:
         edited = changed(raw, place, VALUES[number])
         try:
             plan = plan_from_json(json.dumps(edited), "plan.json")
@@ -63,4 +64,4 @@ def test_an_odd_value_in_a_plan_is_told_or_makes_no_difference(experiment: str) 
         except Exception as error:
             failed.append((place, VALUES[number], repr(error)[:300]))
     assert not failed, f"{len(failed)} of {len(cases)}: {failed[:12]}"
-    assert passed < 400, "most of a plan decides something"
+    assert passed < len(drawn) * 0.8, "most of a plan decides something"

@@ -26,6 +26,7 @@ VALUES: tuple[Any, ...] = (
     " ",
     "none",
     "../../up",
+    "~nobody-of-that-name/x",
     "x" * 300,
     "a\0b",
     "\ud800",
@@ -46,7 +47,7 @@ SEED = int(os.environ.get("CAI_FUZZ_SEED", "0"))
 
 
 def chosen(cases: Sequence[T], budget: int, most: int | None = None) -> list[T]:
-    """``budget`` of the cases, drawn by the seed in CAI_FUZZ_SEED; where CAI_FUZZ is ``all``, all or ``most`` of them."""
+    """``budget`` of the cases, drawn by CAI_FUZZ_SEED; where CAI_FUZZ is ``all``, all of them, or ``most``."""
     if os.environ.get("CAI_FUZZ") == "all":
         budget = len(cases) if most is None else most
     return random.Random(SEED).sample(list(cases), min(budget, len(cases)))

@@ -24,6 +24,7 @@ from cai.engines.base import ModelSource, Progress
 from cai.engines.embedded.models import MODEL_FILES, check_folder, folder_digest, model_files
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.files.home import cai_home
+from cai.files.paths import user_path
 from cai.identity import file_digest
 
 _BLOCK = 1 << 20
@@ -83,7 +84,7 @@ def _is_folder(name: str) -> bool:
 
 def _fetch_hf(name: str, source: ModelSource, dest: Path) -> dict[str, Any]:
     if _is_folder(name):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         check_folder(folder, source.source)
         about: dict[str, Any] = {"licence": _card_licence(folder)}
     else:
@@ -120,7 +121,7 @@ def _card_licence(folder: Path) -> str:
 
 
 def _fetch_gguf(name: str, source: ModelSource, dest: Path) -> dict[str, Any]:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         raise PrerequisiteError(f"{source.source}: no such file; give the path of a .gguf file")
     digest = file_digest(path)

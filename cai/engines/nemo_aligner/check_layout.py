@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cai.engines.methods.ppo import RlSettings
@@ -17,6 +16,7 @@ from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TR
 from cai.engines.nemo_aligner.settings import ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.survey import PlanSurvey
 from cai.engines.nemo_aligner.upstream import UNKNOWN
+from cai.files.paths import user_path
 from cai.identity import parse_json
 from cai.launchers.settings import Local
 from cai.plan import Step
@@ -363,7 +363,7 @@ def model_config(step: Step) -> dict[str, Any]:
     if scheme != "hf" or not is_folder(name):
         return {}
     try:
-        config = parse_json((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((user_path(name) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cai.engines.base import PlanCheck
 from cai.engines.nemo_aligner import check_layout, check_method, check_time, disk, memory, schedule, upstream
@@ -19,6 +18,7 @@ from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.survey import PlanSurvey, survey_plan
 from cai.errors import Problem, did_you_mean
 from cai.files.home import cai_home
+from cai.files.paths import is_file, user_path
 from cai.launchers.settings import Local
 from cai.plan import Plan, Step
 
@@ -193,7 +193,7 @@ def _paths(override: Override) -> list[str]:
 
 
 def _exists(survey: PlanSurvey, step: str, *, path: str, key: str, value: str, produced_paths: set[str]) -> None:
-    place = Path(value).expanduser()
+    place = user_path(value)
     if place.exists():
         return
     inside = [folder for folder in produced_paths if value == folder or value.startswith(f"{folder}{os.sep}")]
@@ -211,11 +211,11 @@ def _source(survey: PlanSurvey, step: Step) -> None:
     if scheme in ("gguf", "pypi"):
         survey.wrong(path, f"nemo_aligner cannot read '{source}'", "use hf:NAME, hf:/FOLDER or nemo:FILE")
     elif scheme == "hf" and is_folder(name):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if not folder.is_dir():
             survey.note(step.name, f"{name} is not on this machine; it must be where the step runs")
         elif not (folder / "tokenizer.model").is_file():
             message = f"{name} has no tokenizer.model, whose tokens this engine counts"
             survey.wrong(path, message, "take a model with a SentencePiece tokenizer, or add the file")
-    elif scheme == "nemo" and not Path(name).expanduser().is_file():
+    elif scheme == "nemo" and not is_file(user_path(name)):
         survey.note(step.name, f"{name} is not on this machine; it must be where the step runs")

@@ -27,6 +27,7 @@ from cai.engines.nemo_aligner.methods import PPO_TRAINER, REWARD_TRAINER, SFT_TR
 from cai.engines.nemo_aligner.overrides import Env, Override, merged, words
 from cai.engines.nemo_aligner.settings import Checkpointing, Layout, NemoAlignerSettings, ServerLayout, TrainingLayout
 from cai.engines.nemo_aligner.time_limit import per_run
+from cai.files.paths import user_path
 from cai.launchers.base import Command, Ready, Resources
 from cai.launchers.settings import Slurm
 from cai.launchers.slurm_wrap import wrap
@@ -89,7 +90,7 @@ def _fetch(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places
     if scheme != "hf":
         return ()  # an endpoint, or a .nemo that is there already
     work, fetch_commands = places.work(step), []
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not is_folder(name):
         folder = work / "hf"
         fetch = (program(settings), "-m", "cai", "download", f"hf:{name}@{step.spec['revision']}", "--to", str(folder))

@@ -30,6 +30,7 @@ from cai.engines.nemo_aligner.methods import trainer_of
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.errors import Incomplete, OutOfTime, PrerequisiteError, Problem, SpecError, StepFailed
 from cai.files.home import cai_home
+from cai.files.paths import is_dir, user_path
 from cai.identity import file_digest
 from cai.launchers.base import Command, Runner, Server
 from cai.plan import Plan, Step
@@ -174,7 +175,7 @@ class NemoSession:
         scheme, _, name = source.source.partition(":")
         about: dict[str, Any] = {"source": source.source, "format": "nemo"}
         if scheme == "nemo":
-            nemo_file = Path(name).expanduser()
+            nemo_file = user_path(name)
             if not nemo_file.is_file():
                 raise PrerequisiteError(f"{source.source}: no such file; give the path of a .nemo file")
             if source.sha256:
@@ -185,8 +186,8 @@ class NemoSession:
                     )
             about["bytes"] = unpack(nemo_file, dest / MODEL)
         elif scheme == "hf":
-            if Path(name).expanduser().is_dir():
-                check_model(Path(name).expanduser())  # one from the hub is looked at by ``download``
+            if is_dir(user_path(name)):
+                check_model(user_path(name))  # one from the hub is looked at by ``download``
             archive = work / ARCHIVE
             if not _done_outside():
                 archive.unlink(missing_ok=True)  # the converter may have been stopped while it wrote

@@ -22,6 +22,7 @@ from cai.engines.nemo_aligner.overrides import Env, Override, literal
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.engines.nemo_aligner.upstream_types import expected
 from cai.errors import did_you_mean
+from cai.files.paths import is_dir, is_file, user_path
 
 VARIABLE = "CAI_UPSTREAM"
 DEPTH, FOLDERS = 8, 20000
@@ -51,8 +52,8 @@ def find(settings: NemoAlignerSettings, config_names: Iterable[str]) -> Configs:
     folder = settings.upstream or os.environ.get(VARIABLE, "").strip()
     setting = "engine.upstream" if settings.upstream else VARIABLE
     roots = [Path(folder)] if folder else [Path(settings.aligner), Path(settings.nemo)]
-    roots = [root.expanduser() for root in roots]
-    if folder and not roots[0].is_dir():
+    roots = [user_path(root) for root in roots]
+    if folder and not is_dir(roots[0]):
         problem = (setting, f"no folder {folder}", "name one with upstream's configs")
         return Configs(missing=tuple(names), problems=(problem,))
     paths = config_files(roots, set(names)) if names else {}
@@ -80,7 +81,7 @@ def config_files(roots: Sequence[Path], names: set[str]) -> dict[str, Path]:
     for root in roots:
         for name in names - set(paths_by_name):
             places = [root / likely / name for likely in LIKELY]
-            if there := [path for path in places if path.is_file()]:
+            if there := [path for path in places if is_file(path)]:
                 paths_by_name[name] = there
         missing = names - set(paths_by_name)
         for visited, (folder, below, files) in enumerate(os.walk(root) if missing else ()):
