@@ -152,7 +152,9 @@ class Traffic:
         """Send what can be sent."""
         now = self._now()
         for queue in (self._again, self._fresh):
-            while queue:
+            kept_back: list[CallPart] = []
+            full = False
+            while queue and not full:
                 part = queue[0]
                 if part.job.over or part.job.pool.over or part.job.pool.ending is not None:
                     part.job.pool.settled += 1
@@ -164,10 +166,21 @@ class Traffic:
                     continue
                 endpoint = self._room(part, now) if self._in_flight < self.limits.concurrency else None
                 if endpoint is None:
-                    self._look_again(now)
-                    return
-                queue.popleft()
-                self._send(part, endpoint, now)
+                    full = True
+                elif endpoint is part.avoid and self._others_are_well(endpoint, now):
+                    kept_back.append(queue.popleft())  # for a place there: where it failed it would fail again
+                else:
+                    queue.popleft()
+                    self._send(part, endpoint, now)
+            queue.extendleft(reversed(kept_back))
+            if full or kept_back:
+                self._look_again(now)
+            if full:
+                return
+
+    def _others_are_well(self, endpoint: Endpoint, now: float) -> bool:
+        """Whether another server than this one answers, and is only busy."""
+        return any(other.wakes() <= now and not other.rests for other in self.endpoints if other is not endpoint)
 
     def _room(self, part: CallPart, now: float) -> Endpoint | None:
         """The server with the largest part of its places free; not the one that failed last, if there is another."""

@@ -334,6 +334,18 @@ def test_a_server_that_only_fails_is_left_to_the_other(serve: Start) -> None:
     assert len(bad.asked) < 150
 
 
+def test_a_call_that_failed_waits_for_another_server_that_is_busy(serve: Start) -> None:
+    def busy(path: str, body: dict[str, Any]) -> Say:
+        said = answer(asked_for(body))
+        said.delay = 0.5
+        return said
+
+    good, bad = serve(busy), serve(lambda path, body: Say({"error": "broken"}, 500))
+    # One more attempt: it must not go to the server that has room because it fails at once.
+    assert whole(ask(client(good, bad, retries=1), 40))
+    assert len(bad.asked) > 0
+
+
 def test_when_all_servers_are_gone_each_is_named_with_what_it_said(serve: Start) -> None:
     silent = serve(lambda path, body: Say({"error": "out of memory"}, 500))
     gone = serve(echo)
