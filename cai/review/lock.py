@@ -26,7 +26,7 @@ from cai.experiment.strangers import check_words
 from cai.files.library import Library
 from cai.files.yaml_lines import dumps, field_path, load_mapping
 from cai.identity import canonical
-from cai.plan import HubEntry, Ingredients, Plan, Step, StepEstimate, by_role, inputs_of
+from cai.plan import HubEntry, Ingredients, Names, Plan, Step, StepEstimate, by_role, inputs_of
 from cai.review.changes import flat
 from cai.review.compare import compare
 from cai.review.inputs import source_name
@@ -221,6 +221,28 @@ class _LockedData(TypedDict):
     sha256: NotRequired[list[str]]
 
 
+class _LockedStep(TypedDict):
+    name: str
+    kind: str
+    version: int
+    key: str
+    by: NotRequired[str]
+    data: NotRequired[str]
+    part: NotRequired[str]
+    rows: NotRequired[int]
+    counts: NotRequired[dict[str, Any]]
+    spec: NotRequired[dict[str, Any]]
+    inputs: NotRequired[dict[str, Names]]
+    engine: NotRequired[str | dict[str, Any]]
+    principles: NotRequired[list[str]]
+    template: NotRequired[dict[str, str | None]]
+    templates: NotRequired[dict[str, dict[str, str | None]]]
+    texts: NotRequired[dict[str, dict[str, str | None]]]
+    settings: NotRequired[dict[str, Any]]
+    endpoints: NotRequired[dict[str, dict[str, Any]]]
+    runtime: NotRequired[dict[str, Any]]
+
+
 class _LockFile(TypedDict):
     """What is relied on; more may stand there."""
 
@@ -228,7 +250,7 @@ class _LockFile(TypedDict):
     overrides: list[str]
     seed: int
     engine: _LockedEngine
-    steps: list[dict[str, Any]]
+    steps: list[_LockedStep]
     description: NotRequired[str]
     engines: NotRequired[dict[str, dict[str, Any]]]
     constitution: NotRequired[dict[str, Any]]
