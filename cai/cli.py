@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
     # Loading classes makes no garbage: looking for it would be a fifth of the start-up. Work switches it on again.
     gc.disable()
     with shown_output():
-        return _exit_code(list(argv))
+        return _exit_code(argv)
 
 
-def _exit_code(argv: list[str]) -> int:
+def _exit_code(argv: Sequence[str]) -> int:
     args = list(argv)
     verb = args.pop(0) if args and not _is_override(args[0]) else "run"
     try:

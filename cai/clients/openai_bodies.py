@@ -122,7 +122,7 @@ def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Resu
         text = "" if text is None else text
         if not isinstance(text, str):
             raise TypeError
-    except (TypeError, LookupError, AttributeError, RecursionError):
+    except (TypeError, LookupError, AttributeError):
         raise ValueError("no completion") from None
     if isinstance(call, ScoreRequest):
         prompt_tokens = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
@@ -189,7 +189,7 @@ def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
             error_text = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
         else:
             error_text = message(text) + " " + str((raw.get("error") or {}).get("param", ""))
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         error_text = text
     offered = {name: pattern for name, pattern in EXTENSIONS.items() if name in request_body}
     return {name for name, pattern in offered.items() if re.search(rf"\b({pattern})\b", error_text)}
@@ -199,7 +199,7 @@ def message(text: str) -> str:
     """The server's own words, where they can be found; else the body."""
     try:
         raw: Any = parse_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
     for name in ("error", "detail", "message"):
         if isinstance(raw, Mapping) and raw.get(name):

@@ -35,6 +35,13 @@ def list_verb(args: Sequence[str]) -> int:
 
 
 def _about(path: Path) -> str:
+    try:
+        return _description(path)
+    except SpecError:
+        return ""  # asking for it says why
+
+
+def _description(path: Path) -> str:
     if path.suffix == ".yaml" and path.parent.name != "few_shots":
         data, _ = load_yaml(path)
         described = data.get("description", "") if isinstance(data, dict) else ""
@@ -42,10 +49,7 @@ def _about(path: Path) -> str:
     if path.suffix == ".jinja":
         from cai.chat import description_of, read_text
 
-        try:
-            return description_of(read_text(path))[:90]
-        except SpecError:
-            return ""  # asking for it says why
+        return description_of(read_text(path))[:90]
     return ""
 
 

@@ -188,7 +188,7 @@ class Constitution(Frozen):
             return cls.model_validate(parse_json(data) if isinstance(data, str) else dict(data))
         except ValidationError as error:
             raise SpecError(problems_of(error, lambda field: f"{where}: {field}", Constitution)) from error
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise SpecError(Problem(where, f"is no JSON ({error})")) from error
 
 

@@ -87,7 +87,7 @@ def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> li
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SpecError(Problem("path", f"'{path}' leaves the shipped data", "name a file in it"))
     else:
-        name, searched = str(_expanded(path)), ", ".join(str(r) for r in roots)
+        name, searched = str(user_path(path)), ", ".join(str(r) for r in roots)
     if any(len(part.encode(errors="replace")) > MAX_PART for part in PurePosixPath(name).parts) or "\0" in name:
         raise SpecError(Problem("path", f"'{path[:60]}...' is longer than any file's name", "check the path"))
     if Path(name).is_absolute():
@@ -96,13 +96,6 @@ def local_files(path: str, roots: Sequence[Path], suffixes: Sequence[str]) -> li
         if files := _matches(root, name, suffixes):
             return files
     raise SpecError(Problem("path", f"'{path}' is not in {searched}", _nearest(roots, name, suffixes)))
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return user_path(path)
-    except RuntimeError as error:
-        raise SpecError(Problem("path", f"'{path}': {error}", "write the path without ~")) from error
 
 
 def _matches(root: Path, name: str, suffixes: Sequence[str]) -> list[Path]:

@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON + 1)
         data = parse_json(raw) if len(raw) <= MAX_JSON else None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise PrerequisiteError(f"{path}: cannot be read as JSON ({error}); get the model's files again") from error
     if data is None:
         raise PrerequisiteError(f"{path}: is larger than {MAX_JSON // 2**20} MiB, which no model's is")

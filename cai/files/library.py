@@ -120,6 +120,8 @@ class Library:
             base = root / folder
             for suffix in SUFFIXES[folder]:
                 for path in sorted(base.rglob(f"*{suffix}")) if base.is_dir() else ():
+                    if not (path.is_file() and path.resolve().is_relative_to(base.resolve())):
+                        continue  # ``find`` would not take it either
                     files_by_name.setdefault(path.relative_to(base).with_suffix("").as_posix(), path)
         return sorted(files_by_name.items())
 

@@ -95,7 +95,7 @@ def _object(text: str) -> dict[str, Any] | None:
         return None
     try:
         parsed = parse_json(text[start : end + 1])
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return parsed if isinstance(parsed, dict) else None
 

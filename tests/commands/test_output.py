@@ -50,6 +50,9 @@ principles:
 """
 
 
+ASKS = "{#---\ndescription: asks\nkind: prompt\n---#}\n{# " + HOSTILE + " #}{{ question }}\n"
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
     project = ToyProject(tmp_path_factory.mktemp("hostile") / "there", {"TERM": "dumb"})
@@ -60,6 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
         ("experiments", "other.yaml", EXPERIMENT.replace("val: 0.25", "val: 0.5").replace("a\\u001b", "b\\u001b")),
         ("experiments", "wrong.yaml", EXPERIMENT + f"  {QUOTED}: {{kind: {QUOTED}}}\n"),
         ("constitutions", "mine.yaml", CONSTITUTION),
+        ("prompt_templates", "asks.jinja", ASKS),
         ("prompt_templates", "mine.jinja", template + "{# " + HOSTILE + " #}"),
     ):
         (project.at / folder).mkdir(exist_ok=True)
@@ -126,8 +130,9 @@ def test_a_pipe_gets_json_that_means_the_same_and_a_file_as_it_is(project: ToyPr
     assert OBEYED.findall(out) == []
     contents = {message["content"] for line in out.splitlines() for message in json.loads(line)["messages"]}
     assert HOSTILE in contents
-    shown, _ = project.start("show", "mine").communicate(timeout=60)
-    assert "\u202e" in shown or "\\u202e" in shown.lower()
+    shown, _ = project.start("show", "asks").communicate(timeout=60)
+    assert shown == f"# prompt_templates/asks.jinja\n{ASKS}"
+    assert OBEYED.findall(on_a_terminal(project, ["show", "asks"])) == []
 
 
 def test_what_is_printed_passes_one_gate(capsys: pytest.CaptureFixture[str]) -> None:

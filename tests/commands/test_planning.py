@@ -134,6 +134,21 @@ def test_a_prompt_template_that_cannot_be_used_is_shown_and_is_an_error(tmp_path
     assert "prompt_templates/mine.jinja:5: No filter named 'nothing'." in done.stderr
 
 
+def test_one_odd_file_does_not_hide_the_others(tmp_path):
+    for folder in ("experiments", "constitutions", "prompt_templates"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "experiments" / "broken.yaml").write_text("a: [")
+    (tmp_path / "constitutions" / "zeros.yaml").symlink_to("/dev/zero")
+    (tmp_path / "elsewhere.jinja").write_text("{#---\ndescription: not in the folder\nkind: prompt\n---#}\n")
+    (tmp_path / "prompt_templates" / "linked.jinja").symlink_to(tmp_path / "elsewhere.jinja")
+    done = cai("list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\n  broken\n" in done.stdout
+    assert "  quickstart " in done.stdout
+    assert "zeros" not in done.stdout
+    assert "linked" not in done.stdout
+
+
 def test_schemas_are_not_written_over_a_file(tmp_path):
     (tmp_path / "mine.json").write_text("kept")
     done = cai("schema", "--out", "mine.json", cwd=tmp_path)

@@ -90,9 +90,8 @@ def _fetch(settings: NemoAlignerSettings, plan: Plan, step: Step, places: Places
     if scheme != "hf":
         return ()  # an endpoint, or a .nemo that is there already
     work, fetch_commands = places.work(step), []
-    folder = user_path(name)
-    if not is_folder(name):
-        folder = work / "hf"
+    folder = user_path(name) if (local := is_folder(name)) else work / "hf"
+    if not local:
         fetch = (program(settings), "-m", "cai", "download", f"hf:{name}@{step.spec['revision']}", "--to", str(folder))
         fetch_commands.append(Compiled(Command("download", fetch)))
     paths = ("--input_name_or_path", str(folder), "--output_path", str(work / ARCHIVE))
