@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cai.chat.messages import ROLES, Message, Span
+from cai.chat.messages import ROLES, Message, Span, ToolCall
 from cai.chat.prompt import PromptTemplate
 from cai.chat.template import ChatTemplate, read_text
 from cai.chat.template_file import Format, TurnError, description_of, is_chat
@@ -14,6 +14,7 @@ __all__ = [
     "Message",
     "PromptTemplate",
     "Span",
+    "ToolCall",
     "TurnError",
     "description_of",
     "is_chat",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from cai.chat import Message
+from cai.chat import Message, ToolCall
 
 
 class Finish(str, Enum):
@@ -62,6 +62,7 @@ class Completion:
     """The answer to a request: text without prompt and stop string, tokens generated, and why it ended.
 
     ``refused`` says in a few words, the same for all rows, why the server will not answer; else it is empty.
+    ``thinking`` (with its tokens, among ``tokens``) and ``tool_calls`` are kept apart from the text.
     """
 
     id: str
@@ -70,6 +71,9 @@ class Completion:
     tokens: int
     finish: Finish
     refused: str = ""
+    thinking: str = ""
+    thinking_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
+from cai.chat import Message
+from cai.chat.messages import message_to_plain, tool_call_from_plain, tool_call_to_plain
 from cai.clients.base import (
     Call,
     Completion,
@@ -30,7 +32,7 @@ def call_key(scope: str, call: Call) -> bytes:
     The call's id does not count, and of a greedy request neither does the seed. Where there are turns, the server
     renders them, so the rendered prompt does not count.
     """
-    messages: Any = [(m.role, m.content) for m in call.messages] if not isinstance(call, ScoreRequest) else None
+    messages: Any = [_turn(message) for message in call.messages] if not isinstance(call, ScoreRequest) else None
     key_parts: list[Any] = [scope, _KINDS[type(call)], messages or call.prompt]
     if isinstance(call, Request):
         drawn = call.sampling
@@ -53,16 +55,29 @@ def call_key(scope: str, call: Call) -> bytes:
     return blake2b(_encode(key_parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def _turn(message: Message) -> Any:
+    plain = message_to_plain(message)
+    return (message.role, message.content) if len(plain) == 2 else plain
+
+
 def to_plain(result: Result) -> dict[str, Any]:
     """A result without its id."""
     if isinstance(result, Completion):
-        plain = {
+        plain: dict[str, Any] = {
             "text": result.text,
             "prompt_tokens": result.prompt_tokens,
             "tokens": result.tokens,
             "finish": result.finish.value,
         }
-        return plain | {"refused": result.refused} if result.refused else plain
+        if result.refused:
+            plain["refused"] = result.refused
+        if result.thinking:
+            plain["thinking"] = result.thinking
+        if result.thinking_tokens:
+            plain["thinking_tokens"] = result.thinking_tokens
+        if result.tool_calls:
+            plain["tool_calls"] = [tool_call_to_plain(call) for call in result.tool_calls]
+        return plain
     if isinstance(result, Score):
         return {"logprob": result.logprob, "tokens": result.tokens}
     return {"logprobs": result.logprobs, "tokens": result.tokens}
@@ -71,7 +86,8 @@ def to_plain(result: Result) -> dict[str, Any]:
 def from_plain(call: Call, plain: Mapping[str, Any]) -> Result:
     """The inverse of ``to_plain``, as the result of ``call``."""
     if isinstance(call, Request):
-        return Completion(call.id, **{**plain, "finish": Finish(plain["finish"])})
+        tool_calls = tuple(tool_call_from_plain(raw) for raw in plain.get("tool_calls", ()))
+        return Completion(call.id, **{**plain, "finish": Finish(plain["finish"]), "tool_calls": tool_calls})
     if isinstance(call, ScoreRequest):
         return Score(call.id, **plain)
     return OptionScores(call.id, tuple(plain["logprobs"]), plain["tokens"])

@@ -75,8 +75,21 @@ def body(call: Call, model: str, left_out: frozenset[str] = frozenset()) -> dict
     return {**payload, "messages": _turns(call.messages)} if call.messages else {**payload, "prompt": call.prompt}
 
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [_turn(message) for message in messages]
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as the protocol writes it; what was thought is not sent back."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
 
 
 def _drawn(call: Request, model: str) -> dict[str, Any]:

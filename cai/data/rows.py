@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.chat import Message
+from cai.chat.messages import message_from_plain, message_to_plain
 from cai.identity import parse_json
 
 # Made once: json.dumps would make it anew for every row.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _messages(raw: list[dict[str, str]]) -> tuple[Message, ...]:
-    return tuple(Message(m["role"], m["content"]) for m in raw)
+def _messages(raw: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(map(message_from_plain, raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def to_json(row: Row) -> dict[str, Any]:
     """A row as plain data, its fields in their order. ``meta`` is the row's own: not to be changed."""
     # Not ``asdict``, which copies every value: this is done for each row of every stage.
     plain = {name: getattr(row, name) for name in _FIELDS[type(row)]}
-    plain["messages"] = [{"role": m.role, "content": m.content} for m in row.messages]
+    plain["messages"] = [message_to_plain(m) for m in row.messages]
     return plain
 
 
