@@ -25,6 +25,8 @@ class Finish(str, Enum):
     LENGTH = "length"
     REFUSED = "refused"
     """The server read the request and will not answer it (prompt too long, filtered), however often it is asked."""
+    UNUSABLE = "unusable"
+    """There is an answer that is none: a tool call, the model's own refusal, an end that nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Request:
 class Completion:
     """The answer to a request: text without prompt and stop string, tokens generated, and why it ended.
 
-    ``refused`` says in a few words, the same for all rows, why the server will not answer; else it is empty.
+    ``refused`` says in a few words, the same for all rows, why there is no answer; else it is empty.
     ``thinking`` (with its tokens, among ``tokens``) and ``tool_calls`` are kept apart from the text.
     """
 
@@ -74,6 +76,11 @@ class Completion:
     thinking: str = ""
     thinking_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer, whole or cut at the token limit."""
+        return self.finish in (Finish.STOP, Finish.LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,13 @@ class ScoreRequest:
 class Score:
     """Sum over the continuation's tokens of their natural log-probabilities, and how many there are.
 
-    ``logprob`` is NaN where the server will not read the text (too long).
+    ``logprob`` is NaN where there is none (the text is too long for the server), and ``refused`` then says why.
     """
 
     id: str
     logprob: float
     tokens: int
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +123,13 @@ class OptionsRequest:
 class OptionScores:
     """Natural log-probabilities of the options, in their order; None for one that the server did not list.
 
-    ``tokens``: generated or scored on the way.
+    ``tokens``: generated or scored on the way. ``refused`` says why there are none, where that is known.
     """
 
     id: str
     logprobs: tuple[float | None, ...]
     tokens: int
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +184,13 @@ class Usage:
 
 
 class Pool(Protocol):
-    """Calls on their way. One thread submits and takes; a pool is closed by whoever opened it."""
+    """Calls on their way. One thread submits and takes; a pool is closed by whoever opened it.
+
+    ``answered_before`` is set by a caller that has answers of this model from elsewhere, so that a refusal is its row's
+    own also where nothing else is asked.
+    """
+
+    answered_before: bool
 
     def room(self) -> int:
         """How many more calls it wants now, so that no server waits for the next one; 0 or less: none."""
@@ -187,6 +202,7 @@ class Pool(Protocol):
 
     def take(self, timeout: float | None = None) -> list[tuple[Hashable, Result | Unanswered]]:
         """Everything that has been answered since; waits for the first, up to ``timeout`` seconds (None: as needed).
+        May come back with nothing where more calls may be submitted.
 
         Raises:
             CaiError: what cannot be mended by trying again, or no server answers any more; nothing more comes out then.

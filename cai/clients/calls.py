@@ -78,9 +78,10 @@ def to_plain(result: Result) -> dict[str, Any]:
         if result.tool_calls:
             plain["tool_calls"] = [tool_call_to_plain(call) for call in result.tool_calls]
         return plain
+    why = {"refused": result.refused} if result.refused else {}
     if isinstance(result, Score):
-        return {"logprob": result.logprob, "tokens": result.tokens}
-    return {"logprobs": result.logprobs, "tokens": result.tokens}
+        return {"logprob": result.logprob, "tokens": result.tokens, **why}
+    return {"logprobs": result.logprobs, "tokens": result.tokens, **why}
 
 
 def from_plain(call: Call, plain: Mapping[str, Any]) -> Result:
@@ -90,7 +91,7 @@ def from_plain(call: Call, plain: Mapping[str, Any]) -> Result:
         return Completion(call.id, **{**plain, "finish": Finish(plain["finish"]), "tool_calls": tool_calls})
     if isinstance(call, ScoreRequest):
         return Score(call.id, **plain)
-    return OptionScores(call.id, tuple(plain["logprobs"]), plain["tokens"])
+    return OptionScores(call.id, tuple(plain["logprobs"]), plain["tokens"], plain.get("refused", ""))
 
 
 def as_result_of(call: Call, result: Result) -> Result:

@@ -36,13 +36,15 @@ class Trouble:
     """An attempt that may go better another time.
 
     ``why`` in a few words, the same for all calls; ``detail`` with the server's own; ``wait`` is how long the server
-    asks to be left alone, in seconds.
+    asks to be left alone, in seconds. With ``final`` the call is dropped under that reason when no attempt is left:
+    the server has answered it, and always with an end that is none.
     """
 
     kind: TroubleKind
     why: str
     detail: str
     wait: float | None = None
+    final: str = ""
 
 
 def pause(times: int) -> float:

@@ -42,6 +42,10 @@ class Carrier(Protocol):
         """Give up the calls of a pool, without waiting for them."""
         ...
 
+    def nothing_else(self, pool: HttpPool) -> None:
+        """A caller waits for calls that are held back, and has no others."""
+        ...
+
 
 class PendingCall:
     """A call as it was submitted."""
@@ -60,7 +64,19 @@ class PendingCall:
 class CallPart:
     """What a server is asked at once, and how often it has been."""
 
-    __slots__ = ("avoid", "began", "call", "failures", "index", "job", "last", "refusals", "since", "wrong")
+    __slots__ = (
+        "avoid",
+        "began",
+        "call",
+        "failures",
+        "index",
+        "job",
+        "last",
+        "refusals",
+        "refused_by",
+        "since",
+        "wrong",
+    )
 
     def __init__(self, job: PendingCall, call: Call, index: int) -> None:
         self.job = job
@@ -74,6 +90,8 @@ class CallPart:
         self.since: float | None = None
         self.avoid: Endpoint | None = None
         self.last: Trouble | None = None
+        # The servers that will not take it.
+        self.refused_by = set[Endpoint]()
 
 
 class HttpPool:
@@ -91,12 +109,16 @@ class HttpPool:
         self.in_flight = 0
         self.peak = 0
         self.settled = 0
+        self.held = 0
+        """Calls whose refusal is held back (``cai.clients.refusals``)."""
+        self.answered_before = False
         self.faults = Counter[str]()
         self.ending: CaiError | None = None
         """Why nothing more is sent; answers on their way still come."""
         self._error: CaiError | None = None
         self._submitted = 0
         self._open_tags = 0
+        self._more_wanted = False
         self._out: list[tuple[Hashable, Result | Unanswered]] = []
         self._news = threading.Condition()
 
@@ -130,6 +152,11 @@ class HttpPool:
                     raise self._error
                 if self._open_tags == 0 or self.over:
                     return []
+                if self._more_wanted:
+                    self._more_wanted = False
+                    return []
+                if self.held and self._submitted == self.settled and not self.inbox:
+                    self._traffic.nothing_else(self)
                 if not self._news.wait(timeout if timeout is not None else 5.0) and timeout is not None:
                     return []
                 if not self.over and not self._traffic.runs and not self._out:
@@ -157,6 +184,13 @@ class HttpPool:
         """A result for the caller."""
         with self._news:
             self._out.append((tag, result))
+            self._news.notify()
+
+    def hold(self) -> None:
+        """A call is held back: the caller may have others to send meanwhile."""
+        with self._news:
+            self.held += 1
+            self._more_wanted = True
             self._news.notify()
 
     def fail(self, error: CaiError) -> None:

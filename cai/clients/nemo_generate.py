@@ -24,8 +24,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
+from cai.clients.base import Completion, Request, Sampling, Score, ScoreRequest
 from cai.clients.echo import BEGINS, EchoNotFound, ServerRow, span, strip_prompt
+from cai.clients.outcomes import FinishReason, ModelAnswer, completed
 from cai.data.nemo_tokens import Pieces
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import counted
@@ -214,8 +215,9 @@ class NemoGenerateClient:
                 lost.append((request.id, error))
                 continue
             cut = min((new.text.find(stop) for stop in stops if stop and stop in new.text), default=None)
-            finish = Finish.LENGTH if cut is None and not new.ended else Finish.STOP
-            completions.append(Completion(request.id, new.text[:cut], new.prompt_tokens, new.tokens, finish))
+            reason = FinishReason.LENGTH if cut is None and not new.ended else FinishReason.STOP
+            written = ModelAnswer(new.text[:cut], reason, new.prompt_tokens, new.tokens)
+            completions.append(completed(request, written)[1])
         self._refuse(lost, len(requests))
         return completions
 

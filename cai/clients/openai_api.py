@@ -1,8 +1,8 @@
 """A client of any servers that speak OpenAI's protocol, reached over HTTP with a key from the environment.
 
-What is said is in ``openai_bodies``, how it travels in ``http_pool``; here the two meet: what a reply means, what can
-pass and is tried again, and what cannot and says what to set. The key is kept in an object that shows it to nobody, and
-is taken out of every text that a server sends.
+What is said is in ``openai_bodies``, how answers are read in ``openai_answers``, what becomes of them in ``outcomes``,
+how all of it travels in ``http_pool``; here they meet, and what cannot pass says what to set. The key is kept in an
+object that shows it to nobody, and is taken out of every text that a server sends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
@@ -21,6 +22,7 @@ from cai.clients.api_key import ApiKey
 from cai.clients.base import (
     Call,
     Completion,
+    Finish,
     OptionScores,
     OptionsRequest,
     Pool,
@@ -32,21 +34,29 @@ from cai.clients.base import (
 )
 from cai.clients.endpoints import Trouble, TroubleKind
 from cai.clients.key_hosts import check_key_hosts
+from cai.clients.openai_answers import error_words, read_answer
 from cai.clients.openai_logprobs import NoLogprobs
+from cai.clients.outcomes import CallOutcome, Fate, Fault, Observed, drop_reason, outcome_of
 from cai.clients.settings import ApiLimits
-from cai.clients.speaker import Anew, Answered, Reply, Sent
+from cai.clients.speaker import Anew, Answered, Refused, Reply, Sent
 from cai.clients.traffic import Traffic
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.identity import parse_json
-
-PASSING = frozenset({408, 425, 429})
-"""Statuses below 500 that may be different the next time."""
 
 LOGPROBS = ("", "prompt", "top")
 """What a server is asked for where likelihoods are wanted: nothing, the prompt's tokens, the likeliest next tokens."""
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R", Completion, Score, OptionScores)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A call, what was sent for it and what came back."""
+
+    call: Call
+    request: Sent
+    reply: Reply
 
 
 class OpenAiClient:
@@ -79,7 +89,8 @@ class OpenAiClient:
             _check(self._name, each)
         self._logprobs = logprobs
         self._key = ApiKey(api_key)
-        self._left_out: frozenset[str] = frozenset()
+        # By server: what it has said that it does not take.
+        self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
         self._traffic = Traffic(self, urls, limits or ApiLimits())
 
@@ -172,14 +183,15 @@ class OpenAiClient:
         """The result of a call from those of its parts."""
         return bodies.joined(call, results)
 
-    def unread(self, call: Call, why: str) -> Result:
-        """The result of a call that counts as refused."""
-        return bodies.unread(call, why)
+    def unread(self, call: Call, why: str, finish: Finish = Finish.REFUSED) -> Result:
+        """The result of a call that has no answer, as the ledger counts it."""
+        return bodies.unread(call, why, finish)
 
-    def request(self, call: Call) -> Sent:
-        """What to send, without what the servers have said they do not take."""
-        body = bodies.body(call, self._model, self._left_out)
-        return Sent(bodies.address(call), json.dumps(body).encode(), self._left_out)
+    def request(self, call: Call, server: str) -> Sent:
+        """What to send, without what this server has said that it does not take."""
+        left_out = self._left_out.get(server, frozenset())
+        body = bodies.body(call, self._model, left_out)
+        return Sent(bodies.address(call), json.dumps(body).encode(), left_out, server)
 
     def headers(self) -> dict[str, str]:
         """The key."""
@@ -191,84 +203,110 @@ class OpenAiClient:
         text = " ".join("".join(c if c.isprintable() else " " for c in self._key.hide(text)).split())
         return text if len(text) <= 300 else f"{text[:297]}..."
 
-    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Anew | Trouble:
-        """What a reply means.
+    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Refused | Anew | Trouble:
+        """What a reply means: what ``outcomes`` says of it, in the words of this server.
 
         Raises:
-            PrerequisiteError, StepFailed: what cannot pass.
+            PrerequisiteError: what cannot pass.
         """
-        if reply.status == 200:
-            return self._answer(call, reply)
+        if 200 <= reply.status < 300:
+            return self._answered(call, request, reply)
         text = reply.payload.decode("utf-8", "replace")
-        if reply.status in (400, 422):
-            new = bodies.refused_fields(bodies.body(call, self._model, request.left_out), text)
-            if new:
-                if new - self._left_out:
-                    fields = ", ".join(sorted(new - self._left_out))
-                    _log.warning("%s: does not take %s; asked without", self._name, fields)
-                self._left_out |= new
-                return Anew()
-        return self._refused(call, request.path, reply, text)
+        observed = Observed(reply.status, self.hide(error_words(text)))
+        decided = outcome_of(observed)
+        if decided.fate is Fate.REFUSED and self._learns(call, request, text):
+            return Anew()
+        if decided.fate is Fate.RETRY:
+            return self._passing(decided, observed, reply)
+        words = observed.words or self.hide(reply.reason) or "nothing more is said"
+        return self._final(decided, _Exchange(call, request, reply), words)
 
-    def _answer(self, call: Call, reply: Reply) -> Answered | Trouble:
+    def _final(self, decided: CallOutcome, exchange: _Exchange, words: str) -> Answered | Refused:
+        """A refusal, of this row or of all."""
+        error = self._error(decided, exchange, words)
+        if decided.fate is Fate.STOP:
+            raise error
+        unread = bodies.unread(exchange.call, drop_reason(decided, Observed(exchange.reply.status, words)))
+        if decided.fate is Fate.DROP:
+            self._note("refuses a prompt", f"refuses a prompt ({words}); such prompts count as unanswered")
+            return Answered(unread)
+        return Refused(unread, error, may_pass=decided.fault is Fault.CREDIT)
+
+    def _answered(self, call: Call, request: Sent, reply: Reply) -> Answered | Refused | Trouble:
         try:
-            return Answered(*bodies.answer(call, reply.payload, self._key.hide))
+            read = read_answer(call, reply.payload, request.path == "/chat/completions", self._key.hide)
         except NoLogprobs as error:
             alternative = "`top`" if self._logprobs == "prompt" else "`prompt`"
             hint = f"set the model's `logprobs` to {alternative} if the server offers that, or use `scoring: choice`"
             problem = f"answers without the log-probabilities that `logprobs: {self._logprobs}` needs ({error})"
-            raise PrerequisiteError(f"{self._name}: {problem}; {hint}") from None
-        except ValueError:
-            server_message = self._server_message(reply, reply.payload.decode("utf-8", "replace"))
-            problem = "answers something that is no completion"
-            return Trouble(TroubleKind.FAULT, problem, f"{problem} ({server_message})")
-
-    def _refused(self, call: Call, path: str, reply: Reply, text: str) -> Answered | Trouble:
-        status, server_message = reply.status, self._server_message(reply, text)
-        if status in PASSING or status >= 500:
-            return self._passing(reply, server_message, text)
-        if status in (401, 403):
-            setting = (
-                f"set the environment variable {self._key_env} to a key that may use this model"
-                if self._key_env
-                else "give the model `api_key_env`, the name of the environment variable that holds the key"
+            return Refused(
+                bodies.unread(call, "no log-probabilities"), PrerequisiteError(f"{self._name}: {problem}; {hint}")
             )
-            raise PrerequisiteError(f"{self._name}: refuses the key ({status}: {server_message}); {setting}")
-        if status == 404:
-            setting = "check the model's `source`, and its `url`, which ends before /chat/completions, often with /v1"
-            if path == "/completions":
-                setting += "; a server without /completions needs a prompt template with `format: chat`"
-            raise PrerequisiteError(f"{self._name}: has no such model or no {path} (404: {server_message}); {setting}")
-        if 300 <= status < 400:
-            to = self.hide(reply.headers.get("Location", "elsewhere"))
-            raise PrerequisiteError(f"{self._name}: redirects to {to}; give the model that `url`")
-        if why := bodies.refusal(status, text):
-            self._note("refuses a prompt", f"refuses a prompt ({server_message}); such prompts count as unanswered")
-            return Answered(bodies.unread(call, why))
-        raise StepFailed(f"{self._name}: refuses the request {call.id!r} ({status}: {server_message})")
+        except ValueError:
+            words = self.hide(error_words(reply.payload.decode("utf-8", "replace"))) or "nothing more is said"
+            problem = "answers something that is no completion"
+            return Trouble(TroubleKind.FAULT, problem, f"{problem} ({words})")
+        decided = read.outcome
+        if decided.fate is Fate.RETRY:
+            problem = f"ends an answer with {decided.reason}" if decided.reason else "answers with an error"
+            detail = f"{problem} ({read.words})" if read.words else problem
+            return Trouble(decided.trouble, problem, detail, final=decided.reason)
+        if read.result is None:  # an error in a body that came as an answer
+            return self._final(decided, _Exchange(call, request, reply), read.words)
+        return Answered(read.result, read.prompt_tokens, read.tokens)
 
-    def _passing(self, reply: Reply, server_message: str, text: str) -> Trouble:
+    def _learns(self, call: Call, request: Sent, text: str) -> bool:
+        """Whether a refusal names fields that this server does not take; they are left out from now on."""
+        new = bodies.refused_fields(bodies.body(call, self._model, request.left_out), text)
+        known = self._left_out.get(request.server, frozenset())
+        for name in sorted(new - known):
+            instead = ", with max_completion_tokens instead" if name == "max_tokens" else ""
+            instead = "; answers are cut at the stops here" if name == "stop" else instead
+            self._note(f"{request.server} {name}", f"does not take {name}; asked without{instead}")
+        self._left_out[request.server] = known | new
+        return bool(new)
+
+    def _error(self, decided: CallOutcome, exchange: _Exchange, words: str) -> PrerequisiteError | StepFailed:
+        """What to mend where every call ends so."""
+        status = f"{exchange.reply.status}: {words}"
+        match decided.fault:
+            case Fault.KEY:
+                setting = (
+                    f"set the environment variable {self._key_env} to a key that may use this model"
+                    if self._key_env
+                    else "give the model `api_key_env`, the name of the environment variable that holds the key"
+                )
+                return PrerequisiteError(f"{self._name}: refuses the key ({status}); {setting}")
+            case Fault.CREDIT:
+                return PrerequisiteError(f"{self._name}: has no credit left for this key ({words})")
+            case Fault.MODEL:
+                setting = (
+                    "check the model's `source`, and its `url`, which ends before /chat/completions, often with /v1"
+                )
+                if exchange.request.path == "/completions":
+                    setting += "; a server without /completions needs a prompt template with `format: chat`"
+                return PrerequisiteError(
+                    f"{self._name}: has no such model or no {exchange.request.path} ({status}); {setting}"
+                )
+            case Fault.ADDRESS:
+                to = self.hide(exchange.reply.headers.get("Location", "elsewhere"))
+                return PrerequisiteError(f"{self._name}: redirects to {to}; give the model that `url`")
+        return StepFailed(f"{self._name}: refuses the request {exchange.call.id!r} ({status})")
+
+    def _passing(self, decided: CallOutcome, observed: Observed, reply: Reply) -> Trouble:
         status = reply.status
+        words = observed.words or self.hide(reply.reason) or "nothing more is said"
         wait = bodies.retry_after(reply.headers.get("Retry-After", ""))
-        if status == 429 and "insufficient_quota" in text:
-            # OpenAI's word for an account without credit: no waiting helps.
-            raise PrerequisiteError(f"{self._name}: has no credit left for this key ({server_message})")
-        if status == 429 or wait is not None:
-            kind = TroubleKind.LIMIT
-            self._note("limit", f"is asked as much as it allows ({status}: {server_message}); asked more slowly")
-        else:
-            kind = TroubleKind.OVERLOAD if status == 503 else TroubleKind.FAULT
-        return Trouble(kind, f"answers {status}", f"answers {status} ({server_message})", wait)
+        kind = TroubleKind.LIMIT if wait is not None else decided.trouble
+        if kind is TroubleKind.LIMIT:
+            self._note("limit", f"is asked as much as it allows ({status}: {words}); asked more slowly")
+        return Trouble(kind, f"answers {status}", f"answers {status} ({words})", wait)
 
     def _note(self, kind: str, message: str) -> None:
         """Say it once."""
         if kind not in self._noted:
             self._noted.add(kind)
             _log.warning("%s: %s", self._name, message)
-
-    def _server_message(self, reply: Reply, text: str) -> str:
-        """What the server says about an error, on one line."""
-        return self.hide(bodies.message(text)) or self.hide(reply.reason) or "nothing more is said"
 
 
 def open_endpoint(

@@ -1,4 +1,4 @@
-"""What is said to an OpenAI-compatible server, and how its answers are read; nothing here touches the network.
+"""What is said to an OpenAI-compatible server; nothing here touches the network.
 
 Requests with messages go to ``/chat/completions``, where the server applies its own chat template; raw prompts go to
 ``/completions``. Likelihoods of given texts come from ``/completions`` with the prompt repeated (``prompt``), those of
@@ -7,9 +7,8 @@ short options from the likeliest tokens of a short answer (``top``).
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -26,7 +25,7 @@ from cai.clients.base import (
     Score,
     ScoreRequest,
 )
-from cai.clients.openai_logprobs import continuation, options, positions
+from cai.clients.openai_answers import error_words, unscored
 from cai.identity import parse_json
 
 LONGEST_RETRY_AFTER = 120.0
@@ -47,12 +46,20 @@ EXTENSIONS = {
 }
 """Fields that some servers do not know, and how a refusal names them; they are left out then, with one note."""
 
-_TOO_LONG = re.compile(
-    r"context.?(length|window|size)|(prompt|input) is too long|longer than the (model|maximum)"
-    r"|exceed\w* the (maximum|available|model)",
+CORE = {
+    "max_tokens": r"max_tokens",
+    "temperature": r"temperature",
+    "top_p": r"top_p",
+    "stop": r"stop",
+}
+"""Fields of the protocol that reasoning models do not take: left out where a refusal says that they are not supported,
+not where it says that their value is wrong. ``max_tokens`` is then ``max_completion_tokens``; stops are cut here."""
+
+_UNSUPPORTED = re.compile(
+    r"unsupported|not supported|n[o']t support|unknown|unrecognized|not permitted|not allowed|unexpected|deprecated"
+    r"|only the default|\buse\W+max_completion_tokens",
     re.I,
 )
-_FILTERED = re.compile(r"content.?filter|content management policy", re.I)
 
 
 def address(call: Call) -> str:
@@ -64,14 +71,18 @@ def body(call: Call, model: str, left_out: frozenset[str] = frozenset()) -> dict
     """The JSON of a call, without the fields in ``left_out``."""
     if isinstance(call, ScoreRequest):
         text = call.prompt + call.continuation
-        return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-    if isinstance(call, OptionsRequest):
-        payload: dict[str, Any] = {"model": model, "max_tokens": LOOKED_AT, "temperature": 0}
+        payload = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    elif isinstance(call, OptionsRequest):
+        payload = {"model": model, "max_tokens": LOOKED_AT, "temperature": 0}
         payload |= {"logprobs": True, "top_logprobs": LIKELY} if call.messages else {"logprobs": LIKELY_RAW}
     else:
         payload = _drawn(call, model)
-        for name in left_out:
-            payload.pop(name, None)
+    for name in left_out & payload.keys():
+        value = payload.pop(name)
+        if name == "max_tokens":
+            payload["max_completion_tokens"] = value
+    if isinstance(call, ScoreRequest):
+        return payload
     return {**payload, "messages": _turns(call.messages)} if call.messages else {**payload, "prompt": call.prompt}
 
 
@@ -119,45 +130,6 @@ def _drawn(call: Request, model: str) -> dict[str, Any]:
     return payload
 
 
-def answer(call: Call, payload: bytes, hide: Callable[[str], str]) -> tuple[Result, int, int]:
-    """The result of a call, and the prompt's and the answer's tokens; ``hide`` takes the key out of a text.
-
-    Raises:
-        ValueError: it is no answer; NoLogprobs among them: it is one, without what was asked for.
-    """
-    try:
-        raw = parse_json(payload)
-        choice, usage = raw["choices"][0], raw.get("usage") or {}
-        if not isinstance(choice, Mapping) or not isinstance(usage, Mapping):
-            raise TypeError
-        text = choice["message"]["content"] if address(call) == "/chat/completions" else choice["text"]
-        # A budget spent on thinking leaves no content; the stages count an empty answer.
-        text = "" if text is None else text
-        if not isinstance(text, str):
-            raise TypeError
-    except (TypeError, LookupError, AttributeError):
-        raise ValueError("no completion") from None
-    if isinstance(call, ScoreRequest):
-        prompt_tokens = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
-        generated = 0 if usage.get("completion_tokens") == 0 else 1
-        logprob, tokens = continuation(choice, call.prompt, call.continuation, generated)
-        return Score(call.id, logprob, tokens), prompt_tokens, generated
-    # A server that does not count is counted for, roughly, in words.
-    prompt_tokens, tokens = whole(usage.get("prompt_tokens"), call.prompt), whole(usage.get("completion_tokens"), text)
-    if isinstance(call, OptionsRequest):
-        return OptionScores(call.id, options(positions(choice), call.options), tokens), prompt_tokens, tokens
-    ended = choice.get("finish_reason")
-    if ended == "content_filter":
-        return Completion(call.id, "", prompt_tokens, tokens, Finish.REFUSED, "filtered"), prompt_tokens, tokens
-    finish = Finish.LENGTH if ended == "length" else Finish.STOP
-    # The key cannot be in an answer, unless the server is made to echo it; rows are kept and shared.
-    text = hide(text)
-    cut = min((text.find(stop) for stop in call.sampling.stop if stop and stop in text), default=-1)
-    if cut >= 0:
-        text, finish = text[:cut], Finish.STOP
-    return Completion(call.id, text, prompt_tokens, tokens, finish), prompt_tokens, tokens
-
-
 def parts(call: Call, logprobs: str) -> tuple[Call, ...]:
     """The calls that the server is asked for one call: options whose prompt is scored are asked one by one."""
     if isinstance(call, OptionsRequest) and logprobs == "prompt":
@@ -170,30 +142,20 @@ def joined(call: Call, results: Sequence[Result]) -> Result:
     if isinstance(call, OptionsRequest) and not isinstance(results[0], OptionScores):
         scores = [score for score in results if isinstance(score, Score)]
         logprobs = tuple(None if score.logprob != score.logprob else score.logprob for score in scores)
-        return OptionScores(call.id, logprobs, sum(score.tokens for score in scores))
+        why = next((score.refused for score in scores if score.refused), "")
+        return OptionScores(call.id, logprobs, sum(score.tokens for score in scores), why)
     return results[0]
 
 
-def unread(call: Call, why: str) -> Result:
+def unread(call: Call, why: str, finish: Finish = Finish.REFUSED) -> Result:
     """The result of a call that is not answered for a reason that counts as the answer."""
-    if isinstance(call, ScoreRequest):
-        return Score(call.id, float("nan"), 0)
-    if isinstance(call, OptionsRequest):
-        return OptionScores(call.id, (None,) * len(call.options), 0)
-    return Completion(call.id, "", len(call.prompt.split()), 0, Finish.REFUSED, why)
-
-
-def refusal(status: int, text: str) -> str:
-    """Why a prompt is not read, in words that are the same for all; empty when something else is wrong."""
-    if status not in (400, 413, 422):
-        return ""
-    if _FILTERED.search(text):
-        return "filtered"
-    return "prompt too long" if status == 413 or _TOO_LONG.search(text) else ""
+    if isinstance(call, Request):
+        return Completion(call.id, "", len(call.prompt.split()), 0, finish, why)
+    return unscored(call, why)
 
 
 def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
-    """The extensions in ``request_body`` that a refusal names."""
+    """The fields in ``request_body`` that a refusal says the server does not take."""
     # The message and the place of the error, not what the server repeats of the request: that names every field.
     try:
         raw = parse_json(text)
@@ -201,23 +163,13 @@ def refused_fields(request_body: Mapping[str, Any], text: str) -> set[str]:
         if isinstance(details, list):
             error_text = " ".join(f"{d.get('loc', '')} {d.get('msg', '')}" for d in details if isinstance(d, Mapping))
         else:
-            error_text = message(text) + " " + str((raw.get("error") or {}).get("param", ""))
+            error_text = error_words(text) + " " + str((raw.get("error") or {}).get("param", ""))
     except (ValueError, AttributeError):
         error_text = text
     offered = {name: pattern for name, pattern in EXTENSIONS.items() if name in request_body}
+    if _UNSUPPORTED.search(error_text):
+        offered |= {name: pattern for name, pattern in CORE.items() if name in request_body}
     return {name for name, pattern in offered.items() if re.search(rf"\b({pattern})\b", error_text)}
-
-
-def message(text: str) -> str:
-    """The server's own words, where they can be found; else the body."""
-    try:
-        raw: Any = parse_json(text)
-    except ValueError:
-        return text
-    for name in ("error", "detail", "message"):
-        if isinstance(raw, Mapping) and raw.get(name):
-            raw = raw[name]
-    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
 
 
 def retry_after(value: str) -> float | None:
@@ -233,8 +185,3 @@ def retry_after(value: str) -> float | None:
             retry_date = retry_date.replace(tzinfo=timezone.utc)
         seconds = (retry_date - datetime.now(timezone.utc)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None
-
-
-def whole(count: object, text: str) -> int:
-    """What the server counted, or the words of ``text`` where it did not count."""
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else len(text.split())

@@ -20,6 +20,23 @@ class NoLogprobs(ValueError):
     """The answer has no log-probabilities of the text that was sent."""
 
 
+class OddLogprob(ValueError):
+    """A log-probability that can be none: above 0, or not a number."""
+
+
+ROUNDING = 1e-3
+"""A log-probability may be so far above 0, as reduced precision makes it."""
+
+
+def _checked(logprob: float) -> float:
+    """Raises OddLogprob for what no log-probability is."""
+    if math.isnan(logprob):
+        raise OddLogprob("a log-probability is NaN")
+    if logprob > ROUNDING:
+        raise OddLogprob("a log-probability is positive")
+    return logprob
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """One generated token, and the likeliest tokens at its place with their log-probabilities, its own included."""
@@ -57,10 +74,11 @@ def continuation(choice: Mapping[str, Any], prompt: str, text: str, generated: i
     else:
         raise NoLogprobs("it does not say where in the text its tokens are")
     # Nothing is said about the very first token of a text, which follows nothing.
-    text_logprobs = [p for p in logprobs[max(first, 0) : last] if p is not None]
-    if not all(isinstance(p, int | float) for p in text_logprobs):
+    begin_token = 1 if first <= 0 and logprobs[0] is None else max(first, 0)
+    text_logprobs = logprobs[begin_token:last]
+    if not all(isinstance(p, int | float) and not isinstance(p, bool) for p in text_logprobs):
         raise NoLogprobs("its log-probabilities are no numbers")
-    return float(sum(text_logprobs)), len(text_logprobs)
+    return float(sum(map(_checked, text_logprobs))), len(text_logprobs)
 
 
 def _fit(offsets: Sequence[Any], last: int, end: int, joined: str | None) -> bool:
@@ -130,6 +148,9 @@ def positions(choice: Mapping[str, Any]) -> list[Position]:
         raise NoLogprobs("they cannot be read") from None
     if not places:
         raise NoLogprobs("it lists no tokens")
+    for place in places:
+        for logprob in place.likely.values():
+            _checked(logprob)
     return places
 
 

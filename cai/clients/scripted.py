@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from cai.clients.base import (
     Call,
     Completion,
-    Finish,
     OptionScores,
     OptionsRequest,
     Request,
@@ -23,6 +22,7 @@ from cai.clients.base import (
     Unanswered,
     Usage,
 )
+from cai.clients.outcomes import FinishReason, ModelAnswer, completed
 from cai.errors import StepFailed
 from cai.identity import counted, text_digest, uniform
 
@@ -104,15 +104,15 @@ class ScriptedClient:
 
     def _complete(self, request: Request) -> Completion:
         text = self._reply(request)
-        finish = Finish.STOP
+        reason = FinishReason.STOP
         cut = min((text.find(stop) for stop in request.sampling.stop if stop and stop in text), default=-1)
         if cut >= 0:
             text = text[:cut]
         words = text.split(" ")
         if len(words) > request.sampling.max_tokens:
-            words, finish = words[: request.sampling.max_tokens], Finish.LENGTH
+            words, reason = words[: request.sampling.max_tokens], FinishReason.LENGTH
             text = " ".join(words)
-        return Completion(request.id, text, len(request.prompt.split()), len(words), finish)
+        return completed(request, ModelAnswer(text, reason, len(request.prompt.split()), len(words)))[1]
 
     def _reply(self, request: Request) -> str:
         reply: str | None
@@ -127,6 +127,7 @@ class ScriptedPool:
     """A pool (``cai.clients.base.Pool``) that answers in this thread, up to ``width`` calls at a time."""
 
     def __init__(self, client: ScriptedClient, width: int = 256) -> None:
+        self.answered_before = False
         self._client = client
         self._width = width
         self._waiting: list[tuple[Hashable, Call]] = []

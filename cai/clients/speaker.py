@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cai.clients.base import Call, Result
+from cai.clients.base import Call, Finish, Result
 from cai.clients.endpoints import Trouble
+from cai.errors import CaiError
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What is sent for a call: the path below the server's ``url``, the bytes, and the fields that were left out."""
+    """What is sent for a call: the path below the ``server``'s address, the bytes, and the fields left out."""
 
     path: str
     payload: bytes
     left_out: frozenset[str] = frozenset()
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Answered:
     result: Result
     prompt_tokens: int = 0
     tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server will not take this call. Where it takes others the call has its ``result``; where it takes none, the
+    fault is the run's, and ``error`` says what to mend. ``may_pass``: it may be taken later (when there is credit)."""
+
+    result: Result
+    error: CaiError
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +74,19 @@ class Speaker(Protocol):
         """The result of a call from those of its parts."""
         ...
 
-    def unread(self, call: Call, why: str) -> Result:
-        """The result of a call that counts as refused."""
+    def unread(self, call: Call, why: str, finish: Finish = Finish.REFUSED) -> Result:
+        """The result of a call that has no answer, as the ledger counts it."""
         ...
 
-    def request(self, call: Call) -> Sent:
-        """What to send."""
+    def request(self, call: Call, server: str) -> Sent:
+        """What to send to the server with this address."""
         ...
 
     def headers(self) -> dict[str, str]:
         """With which headers."""
         ...
 
-    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Anew | Trouble:
+    def interpret(self, call: Call, request: Sent, reply: Reply) -> Answered | Refused | Anew | Trouble:
         """What a reply means."""
         ...
 

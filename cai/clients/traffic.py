@@ -20,13 +20,14 @@ from io import BytesIO
 import aiohttp
 from yarl import URL
 
-from cai.clients.base import Unanswered
+from cai.clients.base import Finish, Unanswered
 from cai.clients.concurrency import LimitPhase
 from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
 from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
 from cai.clients.http_pool import CallPart, HttpPool
+from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
-from cai.clients.speaker import Anew, Answered, Reply, Speaker
+from cai.clients.speaker import Anew, Answered, Refused, Reply, Speaker
 from cai.errors import CaiError, PrerequisiteError, StepFailed
 
 LARGEST = 64 << 20
@@ -60,6 +61,7 @@ class Traffic:
         self._timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
         self._failing = set[CallPart]()
+        self._refusals = Refusals()
         self._woken = False
         self._closed = False
 
@@ -97,6 +99,7 @@ class Traffic:
             self.pools.remove(pool)
         if self._thread is not None:
             self._thread.soon(self._cancel, pool)
+            self._thread.soon(self._pump)  # a server that its refusals had closed is open again
 
     def close(self) -> None:
         """Give up everything. Comes back soon."""
@@ -134,6 +137,7 @@ class Traffic:
         self._drop(pool)
 
     def _drop(self, pool: HttpPool) -> None:
+        self._refusals.forget(pool)
         self._failing = {part for part in self._failing if part.job.pool is not pool}
         for queue in (self._again, self._fresh):
             # In place: whoever goes through a queue may be the one who finds that the pool has failed.
@@ -186,7 +190,7 @@ class Traffic:
         """The server with the largest part of its places free; not the one that failed last, if there is another."""
         best, most = None, (False, False, 0.0)
         for endpoint in self.endpoints:
-            free = endpoint.free(now)
+            free = 0 if self._refusals.closed(endpoint) else endpoint.free(now)
             # Whether a server is back is found out with a call that has not failed yet.
             asks = endpoint.rests > 0 and part.failures == 0
             if free > 0:
@@ -238,7 +242,7 @@ class Traffic:
 
     async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        outcome: Answered | Trouble | CaiError
+        outcome: Answered | Refused | Trouble | CaiError
         try:
             outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
@@ -262,21 +266,28 @@ class Traffic:
             self._answered = now
             self._failing.clear()
             self._finish(part, outcome)
+            self._release(self._refusals.answered(endpoint, sent_at))
+        elif isinstance(outcome, Refused):
+            endpoint.answered(now, sent_at)  # it is there, and as quick as it is
+            self._refused(part, endpoint, outcome, now)
         else:
             endpoint.went_wrong(outcome, now, sent_at)
             self._went_wrong(part, endpoint, outcome, now)
+        if (refused_all := self._refusals.verdict(endpoint)) is not None:
+            for pool in list(self.pools):
+                self._fail(pool, refused_all)
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
 
-    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Trouble:
+    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
         session = self._session or self._open_session()
         seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
         total = max(min(self.limits.timeout, seconds_left), 0.001)
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=self.limits.connect)
         try:
             while True:
-                form = self.speaker.request(part.call)
+                form = self.speaker.request(part.call, endpoint.url)
                 to, proxy = self._to.get((endpoint.url, form.path)) or self._address(endpoint.url, form.path)
                 headers = self.speaker.headers()
                 # aiohttp warns of bytes that it would write at once, and reads a file in pieces.
@@ -333,6 +344,59 @@ class Traffic:
                 job.tag, self.speaker.joined(job.call, [result for result in job.results if result is not None])
             )
 
+    def _refused(self, part: CallPart, endpoint: Endpoint, refused: Refused, now: float) -> None:
+        """Ask a call elsewhere that a server refuses; where all do, hold it back until others tell."""
+        if part.job.over or part.job.pool.ending is not None:
+            part.job.pool.settled += 1
+            return
+        part.refused_by.add(endpoint)
+        if any(self._may_take(other, part, now) for other in self.endpoints):
+            part.avoid = endpoint
+            self._again.append(part)
+            return
+        part.job.pool.settled += 1
+        part.job.pool.hold()
+        self._refusals.hold(part, refused, endpoint, now)
+
+    def _may_take(self, endpoint: Endpoint, part: CallPart, now: float) -> bool:
+        """Whether a server that has not refused this call is there to be asked."""
+        return endpoint not in part.refused_by and endpoint.wakes() <= now and not endpoint.rests
+
+    def _release(self, held_calls: Sequence[HeldCall]) -> None:
+        """Refusals that are their rows' own: these have their results."""
+        for held in held_calls:
+            held.part.job.pool.held -= 1
+            if not held.part.job.over:
+                held.part.job.pool.settled -= 1  # ``_finish`` counts it
+                self._finish(held.part, Answered(held.refused.result))
+
+    def nothing_else(self, pool: HttpPool) -> None:
+        """A caller has nothing more to send: what is held back is decided by what is known now."""
+        if self._thread is not None:
+            self._thread.soon(self._decide, pool)
+
+    def _decide(self, pool: HttpPool) -> None:
+        if pool.over or pool.ending is not None or pool.held == 0 or pool.inbox:
+            return
+        held_calls, error = self._refusals.last_of(pool)
+        if error is not None:
+            self._fail(pool, error)
+        else:
+            for held in held_calls:
+                if held.refused.may_pass and self.limits.unanswered is GaveUp.KEEP:
+                    self._leave(held)
+                else:
+                    self._release([held])
+        self._pump()
+
+    def _leave(self, held: HeldCall) -> None:
+        """A call that was refused after all that was answered, for what may pass: the next run asks it again."""
+        job = held.part.job
+        job.pool.held -= 1
+        if not job.over:
+            job.over = True
+            job.pool.put(job.tag, Unanswered(job.call.id, held.refused.result.refused))
+
     def _went_wrong(self, part: CallPart, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
@@ -384,7 +448,9 @@ class Traffic:
         if job.over:
             return
         job.over = True
-        if self.limits.unanswered is GaveUp.DROP:
+        if trouble.final:
+            job.pool.put(job.tag, self.speaker.unread(job.call, trouble.final, Finish.UNUSABLE))
+        elif self.limits.unanswered is GaveUp.DROP:
             job.pool.put(job.tag, self.speaker.unread(job.call, f"gave up: {trouble.why}"))
         else:
             job.pool.put(job.tag, Unanswered(job.call.id, trouble.why))

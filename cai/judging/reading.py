@@ -16,6 +16,7 @@ NO_NUMBER = "no log-probability"
 UNLISTED = "options not listed"
 NO_OPTION = "no option named"
 SEVERAL = "several options named"
+OPEN_THOUGHT = "its thought was not finished"
 ONE_END = "the best or the worst not named"
 ONE_FOR_BOTH = "one option named best and worst"
 

@@ -20,7 +20,16 @@ from cai.constitution.model import Constitution
 from cai.data.rows import Candidates
 from cai.identity import counted, sampling_seed
 from cai.judging.pairs import REFUSED, Pair, Verdict, Vote
-from cai.judging.reading import NO_NUMBER, both_ends, letters, read_choice, read_ends, read_options, sigmoid
+from cai.judging.reading import (
+    NO_NUMBER,
+    OPEN_THOUGHT,
+    both_ends,
+    letters,
+    read_choice,
+    read_ends,
+    read_options,
+    sigmoid,
+)
 from cai.judging.sets import Reading, distinct
 from cai.judging.settings import Order, Principles, Scoring
 
@@ -110,16 +119,18 @@ def contrast(judge: Judge) -> Scorer:
                 ]
             scores_by_side[side] = yield calls
         n = len(row.answers)
-        ratios = [
-            _ratio(judge, good, bad) for good, bad in zip(scores_by_side["good"], scores_by_side["bad"], strict=True)
-        ]
+        both_sides = list(zip(scores_by_side["good"], scores_by_side["bad"], strict=True))
+        ratios = [_ratio(judge, good, bad) for good, bad in both_sides]
+        refused = [good.refused or bad.refused for good, bad in both_sides]
         votes = []
         for i, j in pairs:
             for k in range(len(principle_questions)):
                 difference = ratios[k * n + i] - ratios[k * n + j]
                 readable = math.isfinite(difference)
                 p = sigmoid(difference / judge.temperature) if readable else None
-                votes.append(Vote(i, j, k, None, 0, p, "" if readable else NO_NUMBER))
+                why = refused[k * n + i] or refused[k * n + j]
+                why = "" if readable else f"{REFUSED}: {why}" if why else NO_NUMBER
+                votes.append(Vote(i, j, k, None, 0, p, why))
         scores = [*scores_by_side["good"], *scores_by_side["bad"]]
         return Verdict(votes, len(scores), sum(s.tokens for s in scores))
 
@@ -203,10 +214,12 @@ def _think(
     _count(verdict, thoughts)
     going = []
     for question, thought in zip(questions, thoughts, strict=True):
-        if thought.finish is Finish.REFUSED:
+        if not thought.answered:
             verdict.add(question.refused(thought))
         else:
-            going.append(replace(question, values={**question.values, "reasoning": thought.text.strip()}))
+            # A model that thinks by itself may have spent all its words on it: that is its reasoning then.
+            reasoning = thought.text.strip() or thought.thinking.strip()
+            going.append(replace(question, values={**question.values, "reasoning": reasoning}))
     return going
 
 
@@ -233,6 +246,7 @@ def logprob(judge: Judge) -> Scorer:
         verdict.calls += len(scores_of_options)  # a judge that reads writes no tokens
         for question, scores in zip(going, scores_of_options, strict=True):
             p, why = read_options(scores.logprobs, judge.temperature)
+            why = f"{REFUSED}: {scores.refused}" if scores.refused else why
             verdict.add(replace(question.vote, p=p, why=why))
         return verdict
 
@@ -255,8 +269,12 @@ def _chosen(
     completions: Sequence[Completion] = (yield _write(judge, ask, going, think=False, choices=choices)) if going else ()
     _count(verdict, completions)
     for question, completion in zip(going, completions, strict=True):
-        refused = completion.finish is Finish.REFUSED
-        verdict.add(question.refused(completion) if refused else read_vote(question.vote, completion.text))
+        if not completion.answered:
+            verdict.add(question.refused(completion))
+        elif completion.finish is Finish.LENGTH and completion.thinking and not completion.text.strip():
+            verdict.add(replace(question.vote, why=OPEN_THOUGHT))  # a choice is read after the thought only
+        else:
+            verdict.add(read_vote(question.vote, completion.text))
     return verdict
 
 

@@ -13,10 +13,20 @@ from pydantic import Field
 from cai.chat import Message
 from cai.clients.base import Request
 from cai.data.rows import Conversation, Prompt
-from cai.identity import RUNTIME, sampling_seed
+from cai.identity import ADDED, RUNTIME, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
 from cai.stages.flow.entries import Entry
-from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
+from cai.stages.flow.generation import (
+    PROMPT_TOKENS,
+    Thinking,
+    Unfinished,
+    as_prompt,
+    kept_thought,
+    settled,
+    source_of,
+    thought_counts,
+    through,
+)
 
 if TYPE_CHECKING:
     from cai.stages.flow.base import Turn
@@ -33,6 +43,9 @@ class RespondSpec(EngineSpec):
     sampling: Sampled = Sampled()
     system: Annotated[str, Field(description="system message put before each prompt that has none")] = ""
     unfinished: Unfinished = Unfinished.TRIM
+    thinking: Annotated[Thinking, ADDED(Thinking.KEEP), Field(description="what becomes of a thought: keep, drop")] = (
+        Thinking.KEEP
+    )
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
     max_drop_rate: Annotated[float, RUNTIME, Field(ge=0, le=1, description="a larger dropped share fails")] = 0.5
@@ -65,8 +78,10 @@ def run(spec: RespondSpec, ctx: Context) -> Outcome:
         seed = sampling_seed(ctx.seed, row.id, "respond")
         (answer,) = yield [Request(row.id, ctx.chat.prompt(messages), sampling, seed, messages)]
         text, reason = settled(answer, spec.unfinished)
-        conversation = Conversation(row.id, (*row.messages, Message("assistant", text)), row.topic, row.meta)
-        return Entry(row.id, () if reason else (conversation,), {reason: 1} if reason else {}, {}, 1, answer.tokens)
+        said = Message("assistant", text, kept_thought(answer, spec.thinking))
+        conversation = Conversation(row.id, (*row.messages, said), row.topic, row.meta)
+        rows, dropped = ((), {reason: 1}) if reason else ((conversation,), {})
+        return Entry(row.id, rows, dropped, thought_counts([answer]), 1, answer.tokens)
 
     source = source_of(ctx.input("prompts"), as_prompt, spec.limit)
     return through(ctx, source, work, spec, tokens=len(source) * spec.sampling.max_tokens)

@@ -22,10 +22,19 @@ from cai.clients.base import Completion, Request
 from cai.clients.prompting import Asking
 from cai.constitution import Principle
 from cai.data.rows import Conversation
-from cai.identity import RUNTIME, rendezvous_order, sampling_seed
+from cai.identity import ADDED, RUNTIME, rendezvous_order, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, TextFile, Wants
 from cai.stages.flow.entries import Entry
-from cai.stages.flow.generation import Unfinished, as_conversation, settled, source_of, through
+from cai.stages.flow.generation import (
+    Thinking,
+    Unfinished,
+    as_conversation,
+    kept_thought,
+    settled,
+    source_of,
+    thought_counts,
+    through,
+)
 from cai.stages.flow.prompting import asking, records
 from cai.stages.respond import limited
 
@@ -69,6 +78,9 @@ class ReviseSpec(EngineSpec):
     critique_sampling: Sampled = Sampled()
     revision_sampling: Sampled = Sampled()
     unfinished: Unfinished = Unfinished.TRIM
+    thinking: Annotated[Thinking, ADDED(Thinking.KEEP), Field(description="what becomes of a thought: keep, drop")] = (
+        Thinking.KEEP
+    )
     failed: Failed = Failed.DROP
     unchanged: Failed = Failed.DROP
     markers: Annotated[tuple[str, ...], Field(description="a revision that holds one of these is garbled")] = (
@@ -110,8 +122,9 @@ class _Chain:
 
     row: Conversation
     text: str
+    thinking: str = ""
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    revisions: list[tuple[int, str]] = field(default_factory=list)
+    revisions: list[tuple[int, Message]] = field(default_factory=list)
     ended: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     calls: int = 0
@@ -120,6 +133,7 @@ class _Chain:
     def took(self, completion: Completion) -> None:
         self.calls += 1
         self.tokens += completion.tokens
+        self.counts.update(thought_counts([completion]))
 
     def fail(self, reason: str, failed: Failed) -> None:
         """End the chain, or go on with the text as it is."""
@@ -238,9 +252,10 @@ def _revised(
         if _plain(text) == _plain(chain.row.answer):
             chain.fail("revision: unchanged", spec.unchanged)
         chain.text = text
+        chain.thinking = kept_thought(completion, spec.thinking)
         chain.rounds.append({**record, "revision": text})
     if not chain.ended:
-        chain.revisions.append((this_round.number, chain.text))
+        chain.revisions.append((this_round.number, Message("assistant", chain.text, chain.thinking)))
 
 
 def _plain(text: str) -> str:
@@ -274,7 +289,7 @@ def _entry(spec: ReviseSpec, chain: _Chain) -> Entry:
         if number in revisions:
             meta = {**row.meta, "response": row.answer, "rounds": chain.rounds[:number]}
             name = row.id if spec.train_on == "final" else f"{row.id}/{number}"
-            rows.append(Conversation(name, (*row.prompt, Message("assistant", revisions[number])), row.topic, meta))
+            rows.append(Conversation(name, (*row.prompt, revisions[number]), row.topic, meta))
     missing = len(round_numbers) - len(rows)
     dropped = {chain.ended: missing} if missing else {}
     return Entry(row.id, tuple(rows), dropped, dict(chain.counts), chain.calls, chain.tokens)

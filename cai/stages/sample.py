@@ -10,10 +10,20 @@ from pydantic import Field, model_validator
 
 from cai.clients.base import Completion, Request
 from cai.data.rows import Candidates, Prompt
-from cai.identity import RUNTIME, sampling_seed
+from cai.identity import ADDED, RUNTIME, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, Wants
 from cai.stages.flow.entries import Entry
-from cai.stages.flow.generation import PROMPT_TOKENS, Unfinished, as_prompt, settled, source_of, through
+from cai.stages.flow.generation import (
+    PROMPT_TOKENS,
+    Thinking,
+    Unfinished,
+    as_prompt,
+    kept_thought,
+    settled,
+    source_of,
+    thought_counts,
+    through,
+)
 from cai.stages.respond import limited, with_system
 
 if TYPE_CHECKING:
@@ -36,6 +46,9 @@ class SampleSpec(EngineSpec):
     sampling: Sampled = Sampled()
     system: str = ""
     unfinished: Unfinished = Unfinished.TRIM
+    thinking: Annotated[Thinking, ADDED(Thinking.KEEP), Field(description="what becomes of a thought: keep, drop")] = (
+        Thinking.KEEP
+    )
     distinct: Annotated[bool, Field(description="leave out a candidate equal to an earlier one")] = True
     limit: Annotated[int | None, Field(ge=1, description="only the first n prompts")] = None
     chunk: Annotated[int, Field(ge=1, description="prompts asked together; decides the draws")] = 32
@@ -87,12 +100,21 @@ def run(spec: SampleSpec, ctx: Context) -> Outcome:
 def _entry(spec: SampleSpec, row: Prompt, completions: Sequence[Completion]) -> Entry:
     settle = [settled(completion, spec.unfinished) for completion in completions]
     usable = [text for text, reason in settle if not reason]
-    answers = tuple(dict.fromkeys(usable)) if spec.distinct else tuple(usable)
+    thoughts = [
+        kept_thought(completion, spec.thinking)
+        for completion, (_, reason) in zip(completions, settle, strict=True)
+        if not reason
+    ]
+    # The thought of an answer that came twice is that of its first time.
+    shown = [usable.index(text) for text in dict.fromkeys(usable)] if spec.distinct else list(range(len(usable)))
+    answers = tuple(usable[i] for i in shown)
+    thinking = {"thinking": [thoughts[i] for i in shown]} if any(thoughts) else {}
     counts = {
         "unusable candidates": len(settle) - len(usable),
         "identical candidates": len(usable) - len(set(usable)),
+        **thought_counts(completions),
     }
     reason = "" if len(answers) > 1 else "identical" if len(usable) > 1 else "fewer than two usable"
-    candidates = Candidates(row.id, row.messages, answers, row.topic, row.meta)
+    candidates = Candidates(row.id, row.messages, answers, row.topic, {**row.meta, **thinking})
     tokens = sum(completion.tokens for completion in completions)
     return Entry(row.id, () if reason else (candidates,), {reason: 1} if reason else {}, counts, spec.n, tokens)

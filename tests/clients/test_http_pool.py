@@ -276,7 +276,7 @@ def test_what_cannot_pass_ends_the_pool_after_what_was_answered(serve: Start) ->
 def test_answers_on_their_way_are_kept_when_another_call_ends_the_pool(serve: Start) -> None:
     def react(path: str, body: dict[str, Any]) -> Say:
         if asked_for(body) == "text 3":
-            return Say({"error": "no credit"}, 402)
+            return Say({"error": "who are you?"}, 401)
         said = answer(asked_for(body))
         said.delay = 0.2
         return said
@@ -286,7 +286,7 @@ def test_answers_on_their_way_are_kept_when_another_call_ends_the_pool(serve: St
     for i in range(40):
         pool.submit(i, call(i))
     found: list[Any] = []
-    with pytest.raises(StepFailed, match="no credit"):
+    with pytest.raises(PrerequisiteError, match="who are you"):
         take_all(pool, found)
     made.close()
     assert sorted(tag for tag, _ in found) == [0, 1, 2, 4, 5, 6, 7]

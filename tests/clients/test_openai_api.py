@@ -155,7 +155,8 @@ def test_a_refused_key_fails_at_once_and_names_the_variable(serve: Any, status: 
     server = serve(lambda path, body: Reply({"error": {"message": f"Incorrect API key: {KEY}"}}, status))
     with pytest.raises(PrerequisiteError, match="TEST_KEY") as failed:
         ask(client_of(server, concurrency=1), chat_request("a"), chat_request("b"))
-    assert len(server.asked) == 1
+    # A 403 may be about a row, so that the others are asked before it is about the key.
+    assert len(server.asked) == (1 if status == 401 else 2)
     assert "Incorrect API key: ***" in str(failed.value)
 
 

@@ -146,6 +146,13 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return text
 
 
+def context_length(folder: Path) -> int:
+    """The tokens that a model can read at once, as its config says; 0 where it does not."""
+    path = folder / "config.json"
+    value = parse_json(path.read_text(encoding="utf-8")).get("max_position_embeddings") if path.exists() else None
+    return value if isinstance(value, int) and value > 0 else 0
+
+
 def end_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer, from generation_config.json, config.json and the tokenizer."""
     end_ids: list[int] = []

@@ -11,16 +11,18 @@ but two runs of the same list, each with an empty cache, gave different answers.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai.clients.base import Completion, Request
 from cai.engines.embedded.gguf_export import cached_gguf
-from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
+from cai.engines.embedded.models import context_length, encode, end_tokens, load_tokenizer
 from cai.engines.embedded.settings import EmbeddedSettings, GenerationPrecision, choose
-from cai.engines.embedded.stopping import completion, visible_stops
-from cai.errors import StepFailed
+from cai.engines.embedded.stopping import PROMPT_TOO_LONG, completion, unread, unreadable, visible_stops
+
+_log = logging.getLogger(__name__)
 
 # A companion runs for this many tokens, then another takes its place.
 _COMPANION_TOKENS = 1024
@@ -36,6 +38,7 @@ class OpenVinoGenerator:
 
         self._tokenizer = load_tokenizer(model)
         self._ends = end_tokens(model, self._tokenizer)
+        self._context = context_length(model)
         self._kv_cache_gb = settings.kv_cache_gb
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = settings.kv_cache_gb
@@ -55,14 +58,17 @@ class OpenVinoGenerator:
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete the requests, each yielded when it is done.
 
-        Raises:
-            ValueError: for an empty prompt.
-            StepFailed: for a prompt that does not fit the cache of keys and values.
+        A prompt that cannot be read (no tokens, too many for the model or for the cache of keys and values) is refused.
         """
         prompts = encode(self._tokenizer, [request.prompt for request in requests])
-        if not all(prompts):
-            raise ValueError("a prompt has no tokens; render it with the chat template first")
-        yield from self._run([(r, p, self._config(r)) for r, p in zip(requests, prompts, strict=True)])
+        work: list[tuple[Request, list[int], Any]] = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            if why := unreadable(prompt, self._context):
+                yield unread(request, len(prompt), why)
+            else:
+                work.append((request, prompt, self._config(request)))
+        if work:
+            yield from self._run(work)
 
     def close(self) -> None:
         """Release the model's memory."""
@@ -79,7 +85,12 @@ class OpenVinoGenerator:
                 self._pipeline.step()
                 for i in [i for i, handle in waiting.items() if not _runs(handle)]:
                     request, ids, _ = work[i]
-                    token_ids = self._token_ids(request, ids, waiting.pop(i))
+                    handle = waiting.pop(i)
+                    if _ignored(handle):
+                        self._warn(request, ids)
+                        yield unread(request, len(ids), PROMPT_TOO_LONG)
+                        continue
+                    token_ids = _token_ids(handle)
                     yield completion(self._tokenizer, self._ends, request, prompt_tokens=len(ids), ids=token_ids)
         finally:
             # Also when the caller leaves early: nothing of this list may run along with the next.
@@ -88,16 +99,15 @@ class OpenVinoGenerator:
             while self._pipeline is not None and self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
 
-    def _token_ids(self, request: Request, ids: list[int], handle: Any) -> list[int]:
-        import openvino_genai
-
-        if handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
-            raise StepFailed(
-                f"{request.id}: a prompt of {len(ids)} tokens and {request.sampling.max_tokens} more do not fit "
-                f"{self._kv_cache_gb} GiB of keys and values; raise engine.kv_cache_gb or shorten the prompt"
-            )
-        outputs = handle.read_all()  # none where the first token ends the answer
-        return [int(token) for token in outputs[0].generated_ids] if outputs else []
+    def _warn(self, request: Request, ids: list[int]) -> None:
+        _log.warning(
+            "%s: a prompt of %d tokens and %d more do not fit %g GiB of keys and values; raise engine.kv_cache_gb or "
+            "shorten the prompt",
+            request.id,
+            len(ids),
+            request.sampling.max_tokens,
+            self._kv_cache_gb,
+        )
 
     def _add(self, ids: list[int], config: Any) -> Any:
         import numpy as np
@@ -138,6 +148,17 @@ class OpenVinoGenerator:
             if sampling.top_k:
                 config.top_k = sampling.top_k
         return config
+
+
+def _token_ids(handle: Any) -> list[int]:
+    outputs = handle.read_all()  # none where the first token ends the answer
+    return [int(token) for token in outputs[0].generated_ids] if outputs else []
+
+
+def _ignored(handle: Any) -> bool:
+    import openvino_genai
+
+    return bool(handle.get_status() == openvino_genai.GenerationStatus.IGNORED)
 
 
 def _runs(handle: Any) -> bool:

@@ -13,6 +13,7 @@ Batches are formed from the list alone; against a batch of one, sums differ by r
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Any
 import torch
 
 from cai.clients.base import Score, ScoreRequest
-from cai.engines.embedded.models import encode, load_model, load_tokenizer, shared_prefix
+from cai.engines.embedded.models import context_length, encode, load_model, load_tokenizer, shared_prefix
 from cai.engines.embedded.settings import EmbeddedSettings, choose
+from cai.engines.embedded.stopping import PROMPT_TOO_LONG, unreadable
 from cai.engines.embedded.torch_client import prefix_cache
 
 # Logits of this many positions exist at once: 256 x 49,152 x 4 bytes = 50 MB.
@@ -45,19 +47,27 @@ class TorchScorer:
             torch.set_num_threads(settings.threads)
         self._budget = settings.scoring_batch_tokens
         self._tokenizer = load_tokenizer(model)
+        self._context = context_length(model)
         self._model: Any = load_model(model, "float32", choose(settings).device.value)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        """Score every request, in order; an empty continuation has log-probability 0.
+        """Score every request; an empty continuation has log-probability 0.
 
-        Raises:
-            ValueError: for an empty prompt, before which nothing can be conditioned on.
+        A text that cannot be read (no prompt to follow, too long for the model) has none, and its score says why.
         """
         prompts = encode(self._tokenizer, [request.prompt for request in requests])
         tails = encode(self._tokenizer, [request.continuation for request in requests])
-        for request, prompt in zip(requests, prompts, strict=True):
-            if not prompt:
-                raise ValueError(f"{request.id}: a score needs a prompt of at least one token")
+        reasons = [unreadable(prompt, 0) for prompt in prompts]
+        for i, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+            if self._context and len(prompt) + len(tail) > self._context:
+                reasons[i] = PROMPT_TOO_LONG
+        for request, why in zip(requests, reasons, strict=True):
+            if why:
+                yield Score(request.id, math.nan, 0, why)
+        readable = [i for i, why in enumerate(reasons) if not why]
+        requests = [requests[i] for i in readable]
+        prompts = [prompts[i] for i in readable]
+        tails = [tails[i] for i in readable]
         sums = score_ids(self._model, prompts, tails, self._budget)
         for request, tail, total in zip(requests, tails, sums, strict=True):
             yield Score(request.id, total, len(tail))

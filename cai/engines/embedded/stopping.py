@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai.clients.base import Completion, Finish, Request
+from cai.clients.outcomes import FinishReason, ModelAnswer, completed
 from cai.engines.embedded.models import decode
 
 
@@ -19,6 +20,21 @@ def visible_stops(tokenizer: Any, ends: Sequence[int], stops: Sequence[str]) -> 
     """The stop strings that are not simply the text of an end token, and so must be looked for in the text."""
     hidden = {tokenizer.convert_ids_to_tokens(end) for end in ends}
     return tuple(stop for stop in stops if stop and stop not in hidden)
+
+
+EMPTY_PROMPT, PROMPT_TOO_LONG = "empty prompt", "prompt too long"
+
+
+def unreadable(ids: Sequence[int], context: int) -> str:
+    """Why a model cannot read a prompt's tokens: that is the row's own fate, and stops no other; else empty."""
+    if not ids:
+        return EMPTY_PROMPT
+    return PROMPT_TOO_LONG if context and len(ids) >= context else ""
+
+
+def unread(request: Request, prompt_tokens: int, why: str) -> Completion:
+    """The completion of a prompt that the model cannot read."""
+    return Completion(request.id, "", prompt_tokens, 0, Finish.REFUSED, why)
 
 
 def completion(
@@ -38,4 +54,5 @@ def completion(
         text = decode(tokenizer, ids)
     else:
         text = decode(tokenizer, tokenizer(before, add_special_tokens=False)["input_ids"])
-    return Completion(request.id, text, prompt_tokens, len(ids), Finish.STOP if ended else Finish.LENGTH)
+    reason = FinishReason.STOP if ended else FinishReason.LENGTH
+    return completed(request, ModelAnswer(text, reason, prompt_tokens, len(ids)))[1]

@@ -19,6 +19,7 @@ import torch
 from cai.clients.base import Completion, Request, Sampling
 from cai.engines.embedded.drawing import draw
 from cai.engines.embedded.models import (
+    context_length,
     decode,
     encode,
     end_tokens,
@@ -28,7 +29,7 @@ from cai.engines.embedded.models import (
     shared_prefix,
 )
 from cai.engines.embedded.settings import EmbeddedSettings, choose
-from cai.engines.embedded.stopping import completion, visible_stops
+from cai.engines.embedded.stopping import completion, unread, unreadable, visible_stops
 from cai.engines.embedded.streaming import Growing, OnIds, streamed
 
 
@@ -169,11 +170,18 @@ class TorchGenerator:
         self._batch = settings.generation_batch
         self._tokenizer = load_tokenizer(model)
         self._ends = end_tokens(model, self._tokenizer)
+        self._context = context_length(model)
         self._model: Any = load_model(model, chosen.precision.value, chosen.device.value)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Complete the requests; all are computed before the first is returned."""
+        """Complete the requests; all are computed before the first is returned. What cannot be read is refused."""
         prompts = encode(self._tokenizer, [request.prompt for request in requests])
+        reasons = [unreadable(prompt, self._context) for prompt in prompts]
+        for request, prompt, why in zip(requests, prompts, reasons, strict=True):
+            if why:
+                yield unread(request, len(prompt), why)
+        requests = [request for request, why in zip(requests, reasons, strict=True) if not why]
+        prompts = [prompt for prompt, why in zip(prompts, reasons, strict=True) if not why]
         samplings = [request.sampling for request in requests]
         stops = [visible_stops(self._tokenizer, self._ends, sampling.stop) for sampling in samplings]
 

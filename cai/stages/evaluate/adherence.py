@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.chat import Message
 from cai.chat.messages import transcript
-from cai.clients.base import Call, Finish, OptionsRequest
+from cai.clients.base import Call, OptionsRequest
 from cai.clients.prompting import Asking
 from cai.data.rows import Prompt
 from cai.errors import Problem, SpecError
@@ -126,7 +126,7 @@ def violation_probability(spec: EvaluateSpec, result: Any, flipped: bool) -> flo
     if spec.adherence_scoring is AdherenceScoring.LOGPROB:
         p, _ = read_options(result.logprobs)
     else:
-        p, _ = (None, "") if result.finish is Finish.REFUSED else read_choice(result.text, spec.adherence_options)
+        p, _ = (None, "") if not result.answered else read_choice(result.text, spec.adherence_options)
     return None if p is None else 1 - p if flipped else p
 
 

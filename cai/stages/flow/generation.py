@@ -122,19 +122,43 @@ def writable(text: str) -> str:
 
 
 def settled(completion: Completion, unfinished: Unfinished) -> tuple[str, str]:
-    """An answer's text and, when it cannot be used, the reason (else an empty string)."""
+    """An answer's text and, when it cannot be used, the reason (else an empty string). A thought is no answer."""
     if completion.finish is Finish.REFUSED:
         return "", f"refused by the server: {completion.refused}" if completion.refused else "refused by the server"
+    if completion.finish is Finish.UNUSABLE:
+        return "", completion.refused
     text = writable(completion.text).strip()
-    if text and completion.finish is Finish.LENGTH:
+    if completion.finish is Finish.LENGTH and (text or completion.thinking):
         if unfinished is Unfinished.DROP:
             return "", "unfinished"
         if unfinished is Unfinished.TRIM:
             end = max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in SENTENCE_ENDS)
             text = text[:end].rstrip()
-            if not text:
-                return "", "unfinished"
+        if not text:
+            return "", "unfinished"
+    if not text and completion.thinking:
+        return "", "no answer after its thought"
     return (text, "") if text else ("", "empty")
+
+
+class Thinking(str, Enum):
+    """What becomes of a thought that came with an answer: kept beside it in the row, or left out of it."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
+def kept_thought(completion: Completion, thinking: Thinking) -> str:
+    """The thought that a row keeps beside its answer."""
+    return writable(completion.thinking).strip() if thinking is Thinking.KEEP else ""
+
+
+def thought_counts(completions: Iterable[Completion]) -> dict[str, int]:
+    """How many answers were thought about first, and the tokens of it; nothing where none was."""
+    thoughtful = [each for each in completions if each.thinking or each.thinking_tokens]
+    if not thoughtful:
+        return {}
+    return {"thoughts": len(thoughtful), "thinking tokens": sum(each.thinking_tokens for each in thoughtful)}
 
 
 def write_json(path: Path, value: Any) -> None:

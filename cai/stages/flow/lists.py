@@ -166,7 +166,9 @@ def answers(client: Client, calls: Sequence[Call]) -> dict[str, Result]:
     for call in options:
         mine = [scores[f"{call.id}/{o}"] for o in range(len(call.options)) if f"{call.id}/{o}" in scores]
         if len(mine) == len(call.options):
-            results_by_id[call.id] = OptionScores(call.id, tuple(s.logprob for s in mine), sum(s.tokens for s in mine))
+            why = next((score.refused for score in mine if score.refused), "")
+            logprobs = tuple(score.logprob for score in mine)
+            results_by_id[call.id] = OptionScores(call.id, logprobs, sum(score.tokens for score in mine), why)
     results_by_id |= {call.id: scores[call.id] for call in texts if call.id in scores}
     if missing := [call.id for call in calls if call.id not in results_by_id]:
         raise RuntimeError(f"{client.name}: no answer for {len(missing)} calls, the first is {missing[0]!r}")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from cai.clients.base import Completion, Finish, Flowing, Pool, Result, Unanswered
+from cai.clients.base import Completion, Flowing, Pool, Result, Unanswered
 from cai.clients.cache import BEAT, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
@@ -91,6 +91,7 @@ class _PoolRun:
         if self.pool is None:
             self.pool = cast(Flowing, self.flow.client()).open_pool()
             self.flow.on_exit(self.pool)
+            self.pool.answered_before = self.flow.journal.out > 0 or self.flow.tally.from_cache > 0
         self.pool.submit(key, call)
         self.flow.tally.calls += 1
         return 1
@@ -178,7 +179,7 @@ class _PoolRun:
 
 def _lasting(result: Result) -> bool:
     """Whether a result may be kept for other runs; what a server refuses now it may take tomorrow."""
-    return not (isinstance(result, Completion) and result.finish is Finish.REFUSED)
+    return result.answered if isinstance(result, Completion) else not result.refused
 
 
 def run_pool(flow: Flow[Any], rows: Iterator[Numbered[Any]]) -> None:

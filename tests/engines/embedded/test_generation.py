@@ -164,9 +164,32 @@ def test_scores_equal_a_direct_computation(tiny, tiny_model):
         assert found[request.id].tokens == len(tail)
 
 
-def test_a_score_needs_a_prompt(tiny):
-    with pytest.raises(ValueError, match="at least one token"):
-        list(tiny.score([ScoreRequest("x", "", "A")]))
+def test_a_text_that_cannot_be_scored_is_its_rows_own_fate(tiny):
+    good = ScoreRequest("good", chat("Hi"), "A")
+    found = {
+        score.id: score for score in tiny.score([ScoreRequest("x", "", "A"), good, ScoreRequest("y", "A " * 9000, "A")])
+    }
+    (alone,) = tiny.score([good])
+    assert found["good"].logprob == pytest.approx(alone.logprob, abs=1e-5)
+    assert {id: score.refused for id, score in found.items()} == {
+        "x": "empty prompt",
+        "good": "",
+        "y": "prompt too long",
+    }
+    assert all(score.logprob != score.logprob for id, score in found.items() if id != "good")
+
+
+def test_a_prompt_that_cannot_be_read_stops_no_other(tiny):
+    greedy = Sampling(max_tokens=8, temperature=0)
+    asked = [Request("x", "", greedy), Request("good", chat("Hi"), greedy), Request("y", "A " * 9000, greedy)]
+    found = {completion.id: completion for completion in tiny.generate(asked)}
+    (alone,) = tiny.generate([asked[1]])
+    assert found["good"].text == alone.text
+    assert {id: (each.finish, each.refused) for id, each in found.items()} == {
+        "x": (Finish.REFUSED, "empty prompt"),
+        "good": (alone.finish, ""),
+        "y": (Finish.REFUSED, "prompt too long"),
+    }
 
 
 def test_small_batches_score_alike(tiny, tiny_model):
