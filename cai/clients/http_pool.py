@@ -124,8 +124,13 @@ class HttpPool:
 
     def room(self) -> int:
         """How many more calls are wanted."""
-        there = sum(pool._submitted - pool.settled for pool in list(self._traffic.pools) if not pool.over)
+        there = sum(pool.open_parts for pool in list(self._traffic.pools) if not pool.over)
         return 0 if self.over or self.ending is not None else self._traffic.target_calls() - there
+
+    @property
+    def open_parts(self) -> int:
+        """Calls that nothing has become of yet."""
+        return self._submitted - self.settled
 
     def submit(self, tag: Hashable, call: Call) -> None:
         """Send a call.
@@ -155,7 +160,7 @@ class HttpPool:
                 if self._more_wanted:
                     self._more_wanted = False
                     return []
-                if self.held and self._submitted == self.settled and not self.inbox:
+                if self.held and not self.open_parts and not self.inbox:
                     self._traffic.nothing_else(self)
                 if not self._news.wait(timeout if timeout is not None else 5.0) and timeout is not None:
                     return []

@@ -4,35 +4,27 @@ A server works on one call at a time and gives every prompt of a call as many to
 are few and large, prompts of like length go together, each server has one call in flight, and every completion is cut
 at its own budget here. What goes into a call follows from the list of requests, ``batch`` and the number of servers
 alone; which server answers it changes nothing.
-
-httpx and not aiohttp carries them: upstream wants PUT, which aiohttp repeats by itself when a connection breaks, and
-here every attempt is counted and goes to the server that is chosen for it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import math
-import random
-import threading
-import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from queue import SimpleQueue
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from cai.clients.base import Completion, Request, Sampling, Score, ScoreRequest
+from cai.clients.base import Completion, Finish, Request, Sampling, Score, ScoreRequest
 from cai.clients.echo import BEGINS, EchoNotFound, ServerRow, span, strip_prompt
-from cai.clients.outcomes import FinishReason, ModelAnswer, completed
+from cai.clients.nemo_calls import NemoCall, NemoCallers, NemoRefusal
+from cai.clients.outcomes import FinishReason, ModelAnswer, Observed, completed, drop_reason, outcome_of
+from cai.clients.refusals import DECIDE
 from cai.data.nemo_tokens import Pieces
 from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import counted
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 END_OF_TEXT = "<|endoftext|>"
 """NeMo's name for the end token of any tokenizer. It is matched by id; any other string costs a look at every text."""
@@ -41,11 +33,6 @@ _SMALLEST = 8  # rows; a call of fewer takes as long, so that fewer are not spre
 _SEEDS = 2**24  # upstream hands the seed to the other GPUs as a float32, which holds no larger integer exactly
 _LOGPROBS = 2**31  # rows x tokens x vocabulary of a call that asks for log-probabilities: 4 GiB in bfloat16
 _VOCAB = 2**16  # where it is not known
-_CONNECT = 10.0  # seconds
-_LONGEST_PAUSE = 30.0  # seconds between two attempts
-_REST = 60.0  # seconds for which a lost server is not asked while there are others
-_TOO_LATE = 2  # answers that came too late, and the server counts as stuck
-_PASSING = (408, 425, 429)  # besides 5xx
 
 
 class NemoGenerateClient:
@@ -80,7 +67,7 @@ class NemoGenerateClient:
         self._pieces = tokenizer
         self._batch = batch
         self._add_bos = add_bos
-        self._callers = _Callers(name, urls, timeout=timeout, retries=retries, backoff=backoff)
+        self._callers = NemoCallers(name, urls, timeout=timeout, retries=retries, backoff=backoff)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete every request, the longest prompts first.
@@ -105,8 +92,14 @@ class NemoGenerateClient:
             for rows in self._batches(group, lengths, len(requests), _penalised(sampling))
         ]
         calls.sort(key=lambda call: -call.seconds)  # the longest first, so that servers finish together
+        refused = _RefusedRows(self.name)
         for call, reply in self._callers.run(calls):
-            yield from self._completions([requests[n] for n in call.rows], reply)
+            if isinstance(reply, NemoRefusal):
+                refused.add(requests[call.rows[0]], reply)
+            else:
+                refused.answered = True
+                yield from self._completions([requests[n] for n in call.rows], reply)
+        yield from refused.completions()
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """log p(continuation | prompt): the sum over the tokens that the joint text has after those of the prompt.
@@ -137,8 +130,14 @@ class NemoGenerateClient:
             for bos in (False, True)
             for rows in self._batches([n for n in order if opened[n][1] is bos], lengths, len(requests), True)
         ]
+        refused = _RefusedRows(self.name)
         for call, reply in self._callers.run(calls):
-            yield from self._scores([requests[n] for n in call.rows], reply)
+            if isinstance(reply, NemoRefusal):
+                refused.add(requests[call.rows[0]], reply)
+            else:
+                refused.answered = True
+                yield from self._scores([requests[n] for n in call.rows], reply)
+        yield from refused.scores()
 
     def close(self) -> None:
         """Stop what is under way and close the connections; whoever waits for an answer gets a StepFailed."""
@@ -171,7 +170,7 @@ class NemoGenerateClient:
 
     def _drawing(
         self, sampling: Sampling, rows: list[int], *, requests: Sequence[Request], lengths: list[int], bos: bool
-    ) -> _Call:
+    ) -> NemoCall:
         greedy = sampling.temperature == 0
         penalty = _penalised(sampling)
         body: dict[str, Any] = {
@@ -197,12 +196,12 @@ class NemoGenerateClient:
 
     def _call(
         self, rows: list[int], sentences: list[str], *, lengths: list[int], body: dict[str, Any], bos: bool
-    ) -> _Call:
+    ) -> NemoCall:
         row_lengths = [lengths[n] for n in rows]
         # Far more than any GPU needs: half a second for each step, 500 tokens of the prompts in a second.
         steps = body["tokens_to_generate"] + max(row_lengths) - min(row_lengths)
         seconds = 0.5 * steps + sum(row_lengths) / 500
-        return _Call(tuple(rows), {"sentences": sentences, "add_BOS": bos, **body}, seconds)
+        return NemoCall(tuple(rows), {"sentences": sentences, "add_BOS": bos, **body}, seconds)
 
     def _completions(self, requests: list[Request], reply: Any) -> list[Completion]:
         completions, lost = [], []
@@ -259,216 +258,51 @@ class NemoGenerateClient:
             )
 
 
+@dataclass
+class _RefusedRows:
+    """The rows that the servers refuse, each asked alone: their own fate where others are answered, else the run's."""
+
+    name: str
+    answered: bool = False
+    rows: list[tuple[Request | ScoreRequest, NemoRefusal]] = field(default_factory=list)
+
+    def add(self, row: Request | ScoreRequest, refusal: NemoRefusal) -> None:
+        """Take note of a refusal.
+
+        Raises:
+            StepFailed: when the first dozen were all refused.
+        """
+        self.rows.append((row, refusal))
+        if len(self.rows) >= DECIDE:
+            self._check()
+
+    def completions(self) -> list[Completion]:
+        """The refused rows' completions; raises StepFailed when no row was answered."""
+        self._check()
+        return [
+            Completion(row.id, "", len(row.prompt.split()), 0, Finish.REFUSED, self._why(refusal))
+            for row, refusal in self.rows
+        ]
+
+    def scores(self) -> list[Score]:
+        """As ``completions``, of rows that were to be scored."""
+        self._check()
+        return [Score(row.id, math.nan, 0, self._why(refusal)) for row, refusal in self.rows]
+
+    def _check(self) -> None:
+        if self.rows and not self.answered:
+            refusal = self.rows[0][1]
+            words = f"{refusal.server} refused a call, status {refusal.status}: {refusal.words}"
+            raise StepFailed(f"{self.name}: {words}; none of {len(self.rows)} was answered")
+
+    def _why(self, refusal: NemoRefusal) -> str:
+        observed = Observed(refusal.status, refusal.words)
+        return drop_reason(outcome_of(observed), observed)
+
+
 def _penalised(sampling: Sampling) -> bool:
     """Upstream keeps track of the tokens to penalise only while it computes log-probabilities, and never if greedy.
 
     So a penalty asks for log-probabilities, and greedy with a penalty is top_k 1.
     """
     return sampling.repetition_penalty != 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call: the requests it is for, by number, its body, and the seconds its work may take."""
-
-    rows: tuple[int, ...]
-    body: Mapping[str, Any]
-    seconds: float
-
-
-class _Lost(Exception):
-    """A server did not answer, however often it was asked."""
-
-
-class _Callers:
-    """Spreads calls over the servers, one in flight at each; whatever a lost server had is done by another.
-
-    Each ``run`` has a thread of its own, in which asyncio waits for all servers at once; the thread ends with the run.
-    """
-
-    def __init__(self, name: str, urls: Sequence[str], *, timeout: float, retries: int, backoff: float) -> None:
-        self.urls = tuple(dict.fromkeys(_endpoint(url) for url in urls))
-        if not self.urls:
-            raise SpecError(Problem("servers", "none is given", "give the address of at least one, http://HOST:PORT"))
-        self._name = name
-        self._timeout = timeout
-        self._retries = retries
-        self._backoff = backoff
-        self._lost_at: dict[str, float] = {}
-        self._running: set[_CoroutineThread] = set()
-        self._closed = False
-
-    def run(self, calls: Sequence[_Call]) -> Iterator[tuple[_Call, Any]]:
-        """Make every call and yield it with the server's reply, in the order in which replies come.
-
-        Raises:
-            StepFailed: when a server refuses a call, or when no server is left.
-        """
-        if self._closed:
-            raise StepFailed(f"{self._name}: the client is closed")
-        if not calls:
-            return
-        replies: SimpleQueue[Any] = SimpleQueue()
-        run = _CoroutineThread(self._serve_all(calls, replies), replies, calls)
-        self._running.add(run)
-        try:
-            run.start()
-            for _ in calls:
-                match replies.get():
-                    case (_Call() as call, reply):
-                        yield call, reply
-                    case asyncio.CancelledError():
-                        raise StepFailed(f"{self._name}: the client was closed before every request was answered")
-                    case BaseException() as error:
-                        raise error
-        finally:
-            # Also when the consumer leaves early or is interrupted.
-            run.stop()
-            self._running.discard(run)
-
-    def close(self) -> None:
-        """Stop every run; its consumer gets a StepFailed."""
-        self._closed = True
-        for run in list(self._running):
-            run.stop()
-
-    async def _serve_all(self, calls: Sequence[_Call], replies: SimpleQueue[Any]) -> None:
-        import httpx
-
-        waiting: asyncio.Queue[_Call | None] = asyncio.Queue()
-        for call in calls:
-            waiting.put_nowait(call)
-        # A cluster's own addresses never go through a proxy of the environment.
-        async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None, connect=_CONNECT)) as http:
-            open_calls = len(calls)
-            now = time.monotonic()
-            resting = [url for url in self.urls if now - self._lost_at.get(url, -math.inf) < _REST]
-            why: dict[str, str] = {}
-
-            async def serve(url: str) -> None:
-                nonlocal open_calls
-                while (call := await waiting.get()) is not None:
-                    try:
-                        reply = await self._ask(http, url, call)
-                    except _Lost as error:
-                        why[url], self._lost_at[url] = str(error), time.monotonic()
-                        waiting.put_nowait(call)
-                        return
-                    self._lost_at.pop(url, None)
-                    replies.put((call, reply))
-                    open_calls -= 1
-                    if not open_calls:
-                        for _ in self.urls:
-                            waiting.put_nowait(None)
-
-            for urls in ([url for url in self.urls if url not in resting], resting):
-                if open_calls:
-                    await _all([serve(url) for url in urls])
-        if open_calls:
-            reasons = "\n".join(f"  {url}: {words}" for url, words in why.items())
-            raise StepFailed(
-                f"{self._name}: no server is left, {open_calls} of {len(calls)} calls were not answered\n{reasons}"
-            )
-
-    async def _ask(self, http: httpx.AsyncClient, url: str, call: _Call) -> Any:
-        """The reply to a call; asks again after what may pass, and raises StepFailed for what is our fault."""
-        import anyio
-        import httpx
-
-        why, late = "", 0
-        for attempt in range(self._retries + 1):
-            if attempt:
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(self._backoff * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            # A call that was given up keeps the server busy, so the next one waits for both; so does another list's.
-            others = max((run.longest for run in list(self._running) if id(call) not in run.calls), default=0.0)
-            seconds = (self._timeout + call.seconds + others) * (late + 1)
-            try:
-                with anyio.fail_after(seconds):
-                    response = await http.put(url, json=call.body)
-            except TimeoutError:
-                why, late = f"did not answer within {seconds:.0f} s", late + 1
-                if late == _TOO_LATE:
-                    break
-            except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            else:
-                why = f"status {response.status_code}: {_words(response)}"
-                if response.status_code < 500 and response.status_code not in _PASSING:
-                    reply = _json(response)
-                    if response.status_code == 200 and isinstance(reply, dict):
-                        return reply
-                    if response.status_code != 200 or reply is not None:
-                        raise StepFailed(f"{self._name}: {url} refused a call, {why}")
-        raise _Lost(f"{why} (asked {attempt + 1} times)")
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; when one fails, or the wait is cancelled, the others are cancelled and waited for."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _CoroutineThread(threading.Thread):
-    """A coroutine in a thread. Its result goes into no place but ``replies``: an exception, or CancelledError."""
-
-    def __init__(self, work: Coroutine[Any, Any, None], replies: SimpleQueue[Any], calls: Sequence[_Call]) -> None:
-        super().__init__(name="nemo-generate", daemon=True)
-        self.calls = {id(call) for call in calls}
-        self.longest = max(call.seconds for call in calls)
-        self._work = work
-        self._replies = replies
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(work)
-
-    def run(self) -> None:
-        """Run to the end; called by ``start``."""
-        try:
-            self._loop.run_until_complete(self._task)
-        except (asyncio.CancelledError, Exception) as error:
-            self._replies.put(error)
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
-    def stop(self) -> None:
-        """Cancel what is under way and wait for the end; can be called again."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        if self.is_alive():
-            self.join()
-
-
-def _endpoint(url: str) -> str:
-    """``http://HOST:PORT`` with the path of the service."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise SpecError(Problem("servers", f"{url!r} is not the address of a server", "give http://HOST:PORT"))
-    base = url.rstrip("/")
-    return base if base.endswith("/generate") else f"{base}/generate"
-
-
-def _json(response: httpx.Response) -> Any:
-    """What a server sent; None where it is no JSON, as when it was torn off."""
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _words(response: httpx.Response) -> str:
-    """What a server says, without JSON around it, on one line and not too long."""
-    message = _json(response)
-    if isinstance(message, dict) and isinstance(message.get("message"), str):
-        message = message["message"]
-    text = message if isinstance(message, str) else response.text
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text[:500] or "(nothing)"

@@ -29,13 +29,17 @@ class ApiLimits(Settings):
 
     The number of calls in flight begins small, rises while throughput rises, and falls when a server says that it is
     too many; ``concurrency`` bounds it. ``timeout`` is for one attempt from its first byte sent to its last byte
-    received, ``connect`` for reaching the server, ``deadline`` for a call with all its attempts.
+    received, ``connect`` for reaching the server, ``deadline`` for a call with all its attempts. Where nothing comes
+    but refusals as too many, the run ends after ``patience``, to be gone on with later.
     """
 
     concurrency: Annotated[int, Field(ge=1, description="most calls in flight, over all servers of the model")] = 256
     timeout: Annotated[float, Field(gt=0, description="seconds for one attempt, its whole answer included")] = 300.0
     connect: Annotated[float, Field(gt=0, description="seconds to reach a server")] = 15.0
     deadline: Annotated[float, Field(gt=0, description="seconds for a call with all its attempts")] = 3600.0
+    patience: Annotated[
+        float, Field(gt=0, description="seconds that a run waits where a server only says that it is asked too much")
+    ] = 300.0
     retries: Annotated[int, Field(ge=0, description="attempts after the first, those that a limit refused aside")] = 6
     unanswered: Annotated[GaveUp, Field(description="keep: the next run asks again; drop: counted as dropped")] = (
         GaveUp.KEEP

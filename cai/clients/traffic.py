@@ -12,6 +12,7 @@ connections), aiohttp 0.5 ms.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ from cai.clients.http_pool import CallPart, HttpPool
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Anew, Answered, Refused, Reply, Speaker
-from cai.errors import CaiError, PrerequisiteError, StepFailed
+from cai.clients.waiting import Waiting
+from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
 
 LARGEST = 64 << 20
 """Bytes of an answer that are read at most."""
@@ -39,6 +41,11 @@ may all be rows that no server can answer."""
 
 GRACE = 1.0
 """Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
+
+LOOK = 1.0
+"""Seconds between two looks at what is waited for."""
+
+_log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
 """Seconds that a call waits at most after its first refusal, so that it does not knock at once again."""
@@ -62,6 +69,10 @@ class Traffic:
         self._answered = float("-inf")
         self._failing = set[CallPart]()
         self._refusals = Refusals()
+        self._waiting = Waiting(limits.patience)
+        self._first_tries = 0
+        """Calls on their way that no limit has refused yet."""
+        self._looks: asyncio.TimerHandle | None = None
         self._woken = False
         self._closed = False
 
@@ -111,8 +122,9 @@ class Traffic:
             self._thread = None
 
     async def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._looks):
+            if timer is not None:
+                timer.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -151,6 +163,24 @@ class Traffic:
             while pool.inbox:
                 self._fresh.append(pool.inbox.popleft())
         self._pump()
+        if self._looks is None and self._thread is not None:
+            self._looks = self._thread.loop.call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        """Say what is waited for, and end a waiting that has no end."""
+        self._looks = None
+        calls = sum(pool.open_parts for pool in self.pools if not pool.over)
+        if not calls or self._thread is None:
+            self._waiting.idle()
+            return
+        now = self._now()
+        if line := self._waiting.line(now, calls, self._in_flight):
+            _log.warning("%s: %s", self.speaker.name, line)
+        why = self._waiting.over(now)
+        if why and not self._first_tries:
+            for pool in list(self.pools):
+                self._fail(pool, Incomplete(f"{self.speaker.name}: {why}"))
+        self._looks = self._thread.loop.call_later(LOOK, self._look)
 
     def _pump(self) -> None:
         """Send what can be sent."""
@@ -230,17 +260,20 @@ class Traffic:
         pool = part.job.pool
         if part.began is None:
             part.began = now
+        first_try = part.refusals == 0
+        self._first_tries += first_try
+        self._waiting.sent(now)
         endpoint.started(now)
         self._in_flight += 1
         pool.in_flight += 1
         pool.attempts += 1
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
-        task = self._thread.loop.create_task(self._attempt(part, endpoint, now))
+        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try))
         pool.tasks.add(task)
         task.add_done_callback(pool.tasks.discard)
 
-    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> None:
+    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool) -> None:
         """One attempt, from the first byte to what becomes of it."""
         outcome: Answered | Refused | Trouble | CaiError
         try:
@@ -256,6 +289,7 @@ class Traffic:
             outcome = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
         finally:
             endpoint.ended(sent_at)
+            self._first_tries -= first_try
             self._in_flight -= 1
             part.job.pool.in_flight -= 1
         now = self._now()
@@ -264,11 +298,13 @@ class Traffic:
         elif isinstance(outcome, Answered):
             endpoint.answered(now, sent_at)
             self._answered = now
+            self._waiting.answered(now)
             self._failing.clear()
             self._finish(part, outcome)
             self._release(self._refusals.answered(endpoint, sent_at))
         elif isinstance(outcome, Refused):
             endpoint.answered(now, sent_at)  # it is there, and as quick as it is
+            self._waiting.answered(now)
             self._refused(part, endpoint, outcome, now)
         else:
             endpoint.went_wrong(outcome, now, sent_at)
@@ -400,6 +436,7 @@ class Traffic:
     def _went_wrong(self, part: CallPart, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
+        self._waiting.went_wrong(now, trouble.detail, trouble.kind is TroubleKind.LIMIT)
         part.avoid = endpoint
         part.last = trouble
         part.since = part.wrong
@@ -468,7 +505,9 @@ class Traffic:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    if response.content_length is not None and response.content_length <= LARGEST:
+    # What is compressed may grow: the bound is on what comes out.
+    plain = "Content-Encoding" not in response.headers
+    if plain and response.content_length is not None and response.content_length <= LARGEST:
         return await response.read()
     whole = bytearray()
     while chunk := await response.content.readany():

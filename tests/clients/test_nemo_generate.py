@@ -322,6 +322,27 @@ def test_a_refusal_is_not_asked_again(pieces: Pieces) -> None:
     assert len(model.calls) == 1
 
 
+def test_a_row_that_is_refused_costs_no_other(pieces: Pieces) -> None:
+    asked = requests(16, max_tokens=2)
+    asked[5] = replace(asked[5], prompt=f"FORBIDDEN {asked[5].prompt}")
+    model = fake(refuses="FORBIDDEN")
+    with serving(model) as url:
+        own = client(url, pieces=pieces)
+        completions = by_id(own.generate(asked))
+        scores = {s.id: s for s in own.score([ScoreRequest(r.id, r.prompt, " yes") for r in asked])}
+    assert len(model.calls) <= 2 * (1 + 2 * 4), "asked again in halves"
+    assert {name for name, each in completions.items() if not each.answered} == {"r5"}
+    assert (completions["r5"].finish, completions["r5"].refused) == (Finish.REFUSED, "400 a prompt is refused")
+    assert {name for name, each in scores.items() if each.refused} == {"r5"}
+
+
+def test_when_every_row_is_refused_the_first_dozen_decide(pieces: Pieces) -> None:
+    model = fake(always="400")
+    with serving(model) as url, pytest.raises(StepFailed, match=r"refused a call.*none of 12 was answered"):
+        list(client(url, pieces=pieces).generate(requests(64)))
+    no_threads()
+
+
 def test_too_few_sentences_are_an_error(pieces: Pieces) -> None:
     with serving(fake(always="short")) as url, pytest.raises(StepFailed, match="asked 3 prompts and was not answered"):
         list(client(url, pieces=pieces).generate(requests(3)))

@@ -31,6 +31,8 @@ class Fake:
     mangle: Callable[[str], str] = str
     faults: deque[str] = field(default_factory=deque)
     always: str = ""
+    refuses: str = ""
+    """A call with a prompt that holds this text is refused."""
     seconds: float = 0.0
     dies_after: int = 10**9
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -43,6 +45,8 @@ class Fake:
         """Upstream's checks in upstream's order, then its generation."""
         if "sentences" not in asked:
             return 500, {"message": "Internal Server Error"}
+        if self.refuses and any(self.refuses in sentence for sentence in asked["sentences"]):
+            return 400, "a prompt is refused"
         if len(asked["sentences"]) > 128:
             return 400, "Maximum number of sentences is 128"
         if not isinstance(asked.get("tokens_to_generate", 64), int) or asked.get("tokens_to_generate", 64) < 1:

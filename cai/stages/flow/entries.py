@@ -85,5 +85,18 @@ def write_entries(ctx: Context, entries: Iterable[StoredEntry], name: str = ROWS
             dropped.update(entry.dropped)
             counts.update(entry.counts)
             calls, tokens = calls + entry.calls, tokens + entry.tokens
+    dropped = _bounded(dropped)
     ledger = Ledger(written + sum(dropped.values()), written, dict(sorted(dropped.items())))
     return Outcome(ledger, {}, calls, tokens), counts
+
+
+MOST_REASONS = 100
+"""Reasons that a ledger tells apart; a server may have other words for every row that it refuses."""
+
+
+def _bounded(dropped: Counter[str]) -> Counter[str]:
+    """The reasons in the order in which rows met them, those after the first ones together."""
+    if len(dropped) <= MOST_REASONS:
+        return dropped
+    first = dict(list(dropped.items())[:MOST_REASONS])
+    return Counter({**first, "other reasons": sum(dropped.values()) - sum(first.values())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
@@ -16,7 +17,7 @@ from cai.data.journal import Journal
 from cai.data.rows import Prompt
 from cai.errors import Incomplete
 from cai.stages.flow.base import Turn
-from cai.stages.flow.entries import Entry
+from cai.stages.flow.entries import MOST_REASONS, Entry
 from cai.stages.flow.generation import as_prompt, source_of, through
 from cai.stages.respond import RespondSpec
 from cai.stages.respond import run as respond
@@ -135,3 +136,36 @@ def test_questions_of_the_same_words_are_rows_of_their_own(tmp_path: Path) -> No
     engine = Flowing()
     run_flow(tmp_path, engine, rows=rows, cache=tmp_path / "cache")
     assert len(engine.server.asked) == 8, "each row draws for itself"
+
+
+def test_a_ledger_tells_a_bounded_number_of_reasons_apart(tmp_path: Path) -> None:
+    class Wordy(Memory):
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            return Completion(request.id, "", 1, 0, Finish.REFUSED, f"for the reason {request.id}")
+
+    inputs = {"model": artifact(tmp_path / "m", "model"), "prompts": artifact(tmp_path / "p", "prompts", ROWS)}
+    spec = RespondSpec(model="m", prompts="p", max_drop_rate=1)
+    ledger = respond(spec, context(tmp_path, Wordy(), inputs)).ledger
+    assert len(ledger.dropped) == MOST_REASONS + 1
+    assert ledger.dropped["other reasons"] == len(ROWS) - MOST_REASONS
+    assert ledger.rows_in == sum(ledger.dropped.values()) == len(ROWS)
+
+
+def test_a_thought_is_kept_beside_the_answer_or_left_out(tmp_path: Path) -> None:
+    class Thinking(Memory):
+        def complete(self, model: str, batch: str, request: Request) -> Completion:
+            if request.id.endswith("3"):
+                return Completion(request.id, "", 1, 4, Finish.LENGTH, thinking="Let me see", thinking_tokens=4)
+            return Completion(request.id, "It is 4.", 1, 7, Finish.STOP, thinking="Two and two.", thinking_tokens=4)
+
+    inputs = {"model": artifact(tmp_path / "m", "model"), "prompts": artifact(tmp_path / "p", "prompts", ROWS[:10])}
+    outcome = respond(RespondSpec(model="m", prompts="p"), context(tmp_path, Thinking(), inputs))
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(row["messages"][-1]["content"], row["messages"][-1]["thinking"]) for row in rows} == {
+        ("It is 4.", "Two and two.")
+    }
+    assert outcome.ledger.dropped == {"unfinished": 1}
+    assert outcome.metrics["thoughts"] == 10
+    assert outcome.metrics["thinking tokens"] == 40
+    respond(RespondSpec(model="m", prompts="p", thinking="drop"), context(tmp_path / "b", Thinking(), inputs))
+    assert "thinking" not in (tmp_path / "b/out/rows.jsonl").read_text(encoding="utf-8")
