@@ -4,9 +4,6 @@ One event loop in a daemon thread serves all pools of a client. In it each call 
 of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
 cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
 is not a run.
-
-aiohttp and not httpx carries these calls: with 64 in flight httpx 0.28 took 8.8 ms of CPU a call (its pool searches all
-connections), aiohttp 0.5 ms.
 """
 
 from __future__ import annotations
@@ -16,24 +13,18 @@ import logging
 import random
 from collections import deque
 from collections.abc import Sequence
-from io import BytesIO
-
-import aiohttp
-from yarl import URL
 
 from cai.clients.base import Finish, Unanswered
 from cai.clients.concurrency import LimitPhase
 from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
-from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
+from cai.clients.event_loop import LoopThread
+from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, HttpPool
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
-from cai.clients.speaker import Anew, Answered, Refused, Reply, Speaker
+from cai.clients.speaker import Answered, Refused, Speaker
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
-
-LARGEST = 64 << 20
-"""Bytes of an answer that are read at most."""
 
 FEW = 3
 """Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
@@ -60,8 +51,7 @@ class Traffic:
         self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
+        self._http = HttpExchange(speaker, urls, limits.connect)
         self._fresh = deque[CallPart]()
         self._again = deque[CallPart]()
         self._in_flight = 0
@@ -125,8 +115,7 @@ class Traffic:
         for timer in (self._timer, self._looks):
             if timer is not None:
                 timer.cancel()
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
     def _fail(self, pool: HttpPool, error: CaiError) -> None:
         """Send nothing more of a pool, and end it as soon as the answers that are on their way are in."""
@@ -317,52 +306,11 @@ class Traffic:
         self._pump()
 
     async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
-        session = self._session or self._open_session()
         seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
-        total = max(min(self.limits.timeout, seconds_left), 0.001)
-        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self.limits.connect)
-        try:
-            while True:
-                form = self.speaker.request(part.call, endpoint.url)
-                to, proxy = self._to.get((endpoint.url, form.path)) or self._address(endpoint.url, form.path)
-                headers = self.speaker.headers()
-                # aiohttp warns of bytes that it would write at once, and reads a file in pieces.
-                data = form.payload if len(form.payload) < 1 << 20 else BytesIO(form.payload)
-                async with session.post(
-                    to, data=data, headers=headers, allow_redirects=False, proxy=proxy, timeout=timeout
-                ) as response:
-                    payload = await _body(response)
-                    reply = Reply(response.status, response.reason or "", response.headers, payload)
-                meaning = self.speaker.interpret(part.call, form, reply)
-                if not isinstance(meaning, Anew):
-                    return meaning
-                part.job.pool.attempts += 1
-        except aiohttp.ConnectionTimeoutError:
-            return Trouble(TroubleKind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
-        except asyncio.TimeoutError:  # the built-in one since Python 3.11
-            return Trouble(TroubleKind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
-        except (aiohttp.ClientError, OSError) as error:
-            kind = TroubleKind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else TroubleKind.FAULT
-            error_text = self.speaker.hide(str(error)) or type(error).__name__
-            return Trouble(kind, "the connection failed", f"the connection failed ({error_text})")
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        # Connections are bounded by the calls in flight; a bound of its own would only queue them a second time.
-        secure = any(endpoint.url.startswith("https") for endpoint in self.endpoints)
-        connector = aiohttp.TCPConnector(
-            limit=0, resolver=DaemonResolver(), ttl_dns_cache=60, ssl=trust() if secure else True
-        )
-        agent = {"User-Agent": "constitution-as-code", "Content-Type": "application/json"}
-        self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=agent, max_field_size=65536
-        )
-        return self._session
-
-    def _address(self, url: str, path: str) -> tuple[URL, str | None]:
-        to = URL(url + path)
-        address = (to, proxy_of(to.scheme, f"{to.host}:{to.port}"))
-        self._to[url, path] = address
-        return address
+        seconds = max(min(self.limits.timeout, seconds_left), 0.001)
+        meaning, attempts = await self._http.ask(part.call, endpoint.url, seconds)
+        part.job.pool.attempts += attempts - 1
+        return meaning
 
     def _finish(self, part: CallPart, answer: Answered) -> None:
         job = part.job
@@ -502,16 +450,3 @@ class Traffic:
     def _now(self) -> float:
         assert self._thread is not None, "the loop is what calls this"
         return self._thread.loop.time()
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    # What is compressed may grow: the bound is on what comes out.
-    plain = "Content-Encoding" not in response.headers
-    if plain and response.content_length is not None and response.content_length <= LARGEST:
-        return await response.read()
-    whole = bytearray()
-    while chunk := await response.content.readany():
-        whole += chunk
-        if len(whole) > LARGEST:
-            raise aiohttp.ClientPayloadError(f"the answer has more than {LARGEST} bytes")
-    return bytes(whole)

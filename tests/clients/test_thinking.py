@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from cai.chat import ToolCall
@@ -91,7 +93,7 @@ def test_a_hostile_text_takes_time_in_proportion(piece: str) -> None:
 )
 def test_a_text_that_grows_shows_only_what_will_be_said(text: str, opened: bool, said: str) -> None:
     shown = [said_so_far(text[:n], opened) for n in range(len(text) + 1)]
-    assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
     assert spoken(text, opened).text == said
     assert said.startswith(shown[-1])
     assert len(said) - len(shown[-1]) <= 1
