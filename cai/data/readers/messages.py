@@ -1,8 +1,8 @@
 """Messages as files hold them: OpenAI's, ShareGPT's and their relatives, with tools, thinking and parts of text.
 
 A tool call is ``{"id", "type": "function", "function": {"name", "arguments"}}`` or the inner object alone, its
-arguments a JSON text or an object; a turn ``function_call`` is one such call as JSON. Thinking stands under a key of its own or
-in a leading ``<think>...</think>``, which is split off: it is no part of what was said.
+arguments a JSON text or an object; a turn ``function_call`` is one such call as JSON. Thinking stands under a key of
+its own or in a leading ``<think>...</think>``, which is split off: it is no part of what was said.
 """
 
 from __future__ import annotations
