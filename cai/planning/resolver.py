@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from cai.chat import ChatTemplate
 from cai.constitution import TEXTS, Constitution, lint
 from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
@@ -276,6 +278,8 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         **_stage_texts(work, path, parts),
     }
     try:
+        if frozen := resources.get("template"):
+            spec.check_template(partial(ChatTemplate.from_text, frozen["name"], frozen["text"]))
         makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
         estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
     except SpecError as error:

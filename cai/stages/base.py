@@ -5,7 +5,7 @@ A stage file holds a spec (data, decided while planning) and ``run`` (work, call
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,6 +276,13 @@ class StageSpec(Settings):
     def makes(self, inputs: Mapping[str, str]) -> str:
         """The kind of artifact, where it depends on the kinds of the inputs (by role, items as in ``estimate``)."""
         return self.MAKES
+
+    def check_template(self, template: Callable[[], ChatTemplate]) -> None:
+        """Whether the stage can use the chat template that the plan gives it, which is made when it is asked for.
+
+        Raises:
+            SpecError: with the field that asks for too much.
+        """
 
 
 class EngineSpec(StageSpec):
