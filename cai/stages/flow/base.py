@@ -123,6 +123,8 @@ class Flow(Generic[R]):
         shard = ctx.shard
         own = ctx.work / (f"{name}.jsonl" if shard is None else f"{name}.{shard.index}-of-{shard.count}.jsonl")
         self.journal = Journal(own, sorted(self._others(ctx.work, name)), look=shard is not None)
+        for damage in self.journal.damaged:
+            ctx.progress.note("journal.damaged", reason=damage)
         self.scope = ctx.scope(role, label)
         self._former_scopes = ctx.former_scopes(role, label)
         self.cache: RequestCache | None = None
