@@ -242,7 +242,8 @@ class Step:
     ``key`` is the hash of ``ingredients`` (64 hexadecimal digits). ``inputs`` names the steps that make each role's
     artifacts. ``spec`` is the whole stage spec, runtime fields included. ``resources`` holds what the work reads
     besides its inputs, frozen: ``constitution`` (plain data), ``template`` ({name, text}), ``texts`` (field -> text).
-    ``engine`` names one of the plan's ``engines``; empty: the plan's own.
+    ``engine`` names one of the plan's ``engines``; empty: the plan's own. ``former`` is the key under which an older
+    program kept the same work, where that is another: what lies there is taken over.
     """
 
     name: str
@@ -257,6 +258,7 @@ class Step:
     estimate: StepEstimate = field(default_factory=StepEstimate)
     notes: list[str] = field(default_factory=list)
     engine: str = ""
+    former: str = ""
 
     def needs(self) -> list[str]:
         """Names of the steps this one reads, each once, in order."""
@@ -318,9 +320,9 @@ class Plan:
         """The plan as JSON text, stable: the same plan gives the same bytes."""
         steps = [step.to_json() for step in self.steps]
         data = {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}, "steps": steps}
-        # Plans with one engine are written as they were before there could be several.
+        # Plans with one engine are written as they were before there could be several; likewise steps with one key.
         for part in (data, *steps):
-            for name in ("engine", "engines"):
+            for name in ("engine", "engines", "former"):
                 if not part.get(name, True):
                     del part[name]
         return json.dumps(data, indent=1, sort_keys=False, ensure_ascii=False) + "\n"
@@ -392,6 +394,7 @@ class _StepFile(TypedDict):
     estimate: NotRequired[dict[str, Any]]
     notes: NotRequired[list[str]]
     engine: NotRequired[str]
+    former: NotRequired[Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -16,7 +16,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -95,6 +95,16 @@ class RequestCache:
         lookups: list[Lookup] = self._do(lambda db: self._look(db, keys), [Whereabouts.OURS] * len(keys))
         return lookups
 
+    def stored(self, keys: Sequence[bytes]) -> list[Mapping[str, Any] | None]:
+        """For each key its result, None where there is none. Claims nothing."""
+
+        def work(db: sqlite3.Connection) -> list[Mapping[str, Any] | None]:
+            results = self._results(db, keys)
+            return [parse_json(results[key]) if key in results else None for key in keys]
+
+        stored: list[Mapping[str, Any] | None] = self._do(work, [None] * len(keys))
+        return stored
+
     def put(self, results: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
         """Keep results and give up the claims on them."""
         if results:
@@ -156,14 +166,9 @@ class RequestCache:
         self._db = None
 
     def _look(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> list[Lookup]:
-        results: dict[bytes, Any] = {}
+        results = self._results(db, keys)
         claims: dict[bytes, str] = {}
-        for start in range(0, len(keys), _MANY):
-            part = keys[start : start + _MANY]
-            marks = ",".join("?" * len(part))
-            own = "AND step != ?" if self.others_only else ""
-            sql_parameters = [*part, *([self.step] if own else [])]
-            results |= dict(db.execute(f"SELECT key, result FROM results WHERE key IN ({marks}) {own}", sql_parameters))
+        for part, marks in _portions(keys):
             claims |= dict(db.execute(f"SELECT key, owner FROM claims WHERE key IN ({marks})", part))
         alive = {owner: owner == self._owner or self._alive(db, owner) for owner in set(claims.values())}
         lookups: list[Lookup] = []
@@ -178,6 +183,14 @@ class RequestCache:
                 lookups.append(Whereabouts.OURS)
         db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", ours)
         return lookups
+
+    def _results(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        results: dict[bytes, Any] = {}
+        for part, marks in _portions(keys):
+            own = "AND step != ?" if self.others_only else ""
+            sql_parameters = [*part, *([self.step] if own else [])]
+            results |= dict(db.execute(f"SELECT key, result FROM results WHERE key IN ({marks}) {own}", sql_parameters))
+        return results
 
     def _put(self, db: sqlite3.Connection, results: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
         # ASCII, so that half a character from a model can be kept.
@@ -200,6 +213,13 @@ class RequestCache:
             self._beats[owner] = (row[0], time.monotonic())
             return True
         return time.monotonic() - since < LAPSE
+
+
+def _portions(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
+    """Keys in portions that one question takes, each with its marks."""
+    for start in range(0, len(keys), _MANY):
+        part = keys[start : start + _MANY]
+        yield part, ",".join("?" * len(part))
 
 
 def _started(pid: int) -> str:

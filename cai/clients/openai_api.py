@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
@@ -310,16 +310,22 @@ class OpenAiClient:
 
 
 def open_endpoint(
-    path: Path, api_key_env: str | None = None, limits: ApiLimits | None = None, replicas: Sequence[str] = ()
+    path: Path,
+    api_key_env: str | None = None,
+    limits: ApiLimits | None = None,
+    replicas: Sequence[str] = (),
+    *,
+    place: Mapping[str, str] | None = None,
 ) -> OpenAiClient:
     """The client of an ``endpoint.json`` ({model, url, api_key_env, and ``logprobs`` where it is set}).
 
-    ``api_key_env`` goes before the file's; ``replicas`` are more addresses of the same model.
+    ``api_key_env`` and what ``place`` says (``model``, ``url``, ``logprobs``) go before the file's; ``replicas`` are
+    more addresses of the same model.
 
     Raises:
         PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent there.
     """
-    raw = parse_json(path.read_text(encoding="utf-8"))
+    raw = {**parse_json(path.read_text(encoding="utf-8")), **(place or {})}
     model, url = raw["model"], raw["url"]
     variable = raw["api_key_env"] if api_key_env is None else api_key_env
     if variable:

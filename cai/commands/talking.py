@@ -153,6 +153,7 @@ def _speaker(
 @contextmanager
 def _client(plan: Plan, step: Step, model: Path, server: str | None) -> Iterator[Client]:
     from cai.engines import make_engine
+    from cai.run.checks import server_of
     from cai.stages.base import serving
 
     if server:
@@ -168,7 +169,7 @@ def _client(plan: Plan, step: Step, model: Path, server: str | None) -> Iterator
         settings["generator"] = "transformers"
     engine = make_engine(settings, plan)
     try:
-        with serving(engine.session(None), model) as client:
+        with serving(engine.session(None), model, server=server_of(step)) as client:
             yield client
     finally:
         engine.close()

@@ -3,19 +3,23 @@
 One JSON object a line: ``{"crc":"1f0c2b7a","row":12,"kind":"row","from":4096,"left":0,"out":1,"dropped":0,"v":{...}}``.
 ``crc`` is the CRC-32 of the rest of the line. An append is a group of lines that counts as a whole: ``from`` is the
 byte at which it begins, ``left`` how many lines of it are still to come. Every append is flushed to the disk before
-the next begins, so only the last one can be torn: it is cut off and asked again; damage before it means that the disk
-or a person changed the file, and that is an error. Rows go by their number in the input, so that a million of them
-take 14 MB of memory, in however many files they lie. Written by hand because no library gives JSON lines with group
-commit and repair.
+the next begins, so only the last one can be torn: it is cut off and asked again. Damage before it means that the disk
+or a person changed the file. Then the file as it is goes beside it (``journal.jsonl.damaged-1``), and it is cut where
+the damaged append begins: what is left is what an interruption there would have left, so that going on ends with the
+same bytes, also where rows that are asked together decide each other's last digits. Rows go by their number in the
+input, so that a million of them take 14 MB of memory, in however many files they lie. Written by hand because no
+library gives JSON lines with group commit and repair.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import resource
+import shutil
 import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +30,12 @@ from typing import Any
 from zlib import crc32
 
 from cai.errors import Incomplete, StepFailed
-from cai.files.durable import disk_space, sync_folder, write_whole
+from cai.files.durable import disk_space, sync_file, sync_folder, write_whole
 from cai.identity import parse_json
 
 # Made once: json.dumps would make it anew for every record.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_log = logging.getLogger(__name__)
 _MANY = 200  # files beside its own for which the usual number of open files may be too small
 _CRC = len(b'{"crc":"00000000",')
 _HEAD = re.compile(
@@ -59,17 +64,18 @@ class Journal:
     ``path`` is what ``append`` writes. ``others`` are journals of the same rows by other processes, read into the same
     index: locked and repaired like this one or, with ``look``, only looked at, by any number of processes. A row that
     is there already is left as it is, so that doing one twice changes nothing. ``torn`` is the number of bytes cut off
-    at the ends (or passed over, where one only looks). ``out`` and ``dropped`` are sums over the finished rows. One
-    process has a journal open for writing at a time.
+    at the ends (or passed over, where one only looks). ``damaged`` says of each file that was damaged before its last
+    append what was lost and where the file is kept; it is logged too. ``out`` and ``dropped`` are sums over the
+    finished rows. One process has a journal open for writing at a time.
 
     Raises:
-        StepFailed: when a line before the last append is damaged; the message says where.
-        Incomplete: when another process has it open.
+        Incomplete: when another process has it open, or the disk has no room to keep a damaged file.
     """
 
     def __init__(self, path: Path, others: Sequence[Path] = (), look: bool = False) -> None:
         self.path = path
         self.torn = 0
+        self.damaged: list[str] = []
         self.out = 0
         self.dropped = 0
         # The index, 14 bytes a row: where the line of each finished row is.
@@ -179,6 +185,8 @@ class Journal:
         """Note the place of every row and cut a torn end off; returns the length of what is whole, in bytes."""
         offset = good = 0
         bad = bad_line = -1
+        damaged = False
+        behind = array("q")
         group: list[tuple[int, int, int, re.Match[bytes]]] = []
         match, crc = _HEAD.match, crc32
         with path.open("rb", buffering=1 << 20) as file:
@@ -195,18 +203,30 @@ class Journal:
                         if head[5] == b"0":
                             self._take(number, group)
                             group, good = [], offset + len(line)
-                elif head is not None and int(head[4]) > bad:
-                    raise StepFailed(
-                        f"{path}: line {bad_line} (byte {bad}) is damaged, though it was whole on the disk when "
-                        f"line {counted} was written; check the disk, then remove this file to do its rows again"
-                    )
+                elif head is not None:
+                    # An append that begins behind it was written when all before it was whole on the disk.
+                    damaged = damaged or int(head[4]) > bad
+                    behind.append(int(head[2]))
                 offset += len(line)
+        if damaged:
+            lost = {*behind, *(row for row, *_ in group)}
+            self._note_damage(path, f"line {bad_line} (byte {bad})", lost, look)
         if good < offset:
             self.torn += offset - good
             if not look:
                 os.ftruncate(self._fds[number], good)
                 os.fsync(self._fds[number])
         return good
+
+    def _note_damage(self, path: Path, place: str, rows: set[int], look: bool) -> None:
+        """Keep a damaged file, unless one only looks, and say which of its rows are done again."""
+        lost = sorted(row for row in rows if row not in self)
+        again = f"rows {lost[0]} to {lost[-1]} ({len(lost)} that can be read, and those in it) are" if lost else "it is"
+        message = f"{path}: {place} is damaged: the disk or a person changed it; {again} done again"
+        if not look:
+            message += f", everything before it is kept; the file as it was: {_kept_beside(path)}"
+        self.damaged.append(message)
+        _log.warning("%s", message)
 
     def _take(self, number: int, group: Sequence[tuple[int, int, int, re.Match[bytes]]]) -> None:
         for row, offset, length, head in group:
@@ -228,6 +248,20 @@ def _opened(path: Path, look: bool) -> int:
             os.close(fd)
             raise Incomplete(f"{path}: another process is writing it; wait until that one has ended") from None
     return fd
+
+
+def _kept_beside(path: Path) -> Path:
+    """A copy of a file under the next free name, on the disk when this returns."""
+    with disk_space(path, needed=path.stat().st_size):
+        number = 1
+        while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        draft = path.with_name(f".{copy.name}.tmp")
+        shutil.copyfile(path, draft)
+        sync_file(draft)
+        draft.rename(copy)
+        sync_folder(path.parent)
+    return copy
 
 
 def _allow_files(count: int) -> None:

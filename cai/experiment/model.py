@@ -42,6 +42,10 @@ class ModelSpec(Settings):
     the chat template in which this model is asked, where that is not the experiment's. ``parameters`` is the number of
     its weights, for estimates of memory.
 
+    Where a model is served does not say which model it is: ``url`` and ``replicas`` do not count, and what one address
+    answered is not asked again of another. It is known by its name and its ``revision``; ``identity``, where it is
+    given, counts in place of both.
+
     ``logprobs`` says what the server tells of log-probabilities: ``top`` of the likeliest next tokens, ``prompt`` of
     the text it reads as well (``echo`` of /completions, as vLLM has it); empty for neither. ``replicas`` are further
     addresses of the same model, among which calls are spread, and ``limits`` how hard they may be asked.
@@ -50,7 +54,8 @@ class ModelSpec(Settings):
     source: str
     revision: str = ""
     sha256: str = ""
-    url: str = ""
+    identity: str = ""
+    url: Annotated[str, RUNTIME] = ""
     api_key_env: str = ""
     template: str = ""
     logprobs: Literal["", "top", "prompt"] = ""
@@ -103,8 +108,10 @@ class ModelSpec(Settings):
                 raise ValueError("an api: model needs the `url` of its server, e.g. https://HOST/v1")
             if self.sha256:
                 raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
-        elif self.url or self.api_key_env or self.replicas or self.logprobs or self.limits != ApiLimits():
-            message = "url, api_key_env, replicas, logprobs and limits are of models served elsewhere"
+        elif (
+            self.url or self.api_key_env or self.replicas or self.logprobs or self.identity
+        ) or self.limits != ApiLimits():
+            message = "url, api_key_env, replicas, logprobs, identity and limits are of models served elsewhere"
             raise ValueError(f"{message}; write source: api:NAME")
         return self
 

@@ -20,10 +20,10 @@ from cai.experiment.model import ModelSpec
 from cai.files.library import Library
 from cai.plan import Ingredients, Plan, Step, inputs_of
 from cai.planning.engines import PlanEngine, method_problem, open_engine
-from cai.planning.identity import complete, stage_ingredients
-from cai.planning.models import NOT_FETCHED, model_identity
+from cai.planning.identity import complete, former_key, stage_ingredients
+from cai.planning.models import NOT_FETCHED, former_identity, model_identity
 from cai.stages.base import StageSpec, fits, take_apart
-from cai.stages.fetch import FetchSpec, is_local
+from cai.stages.fetch import API, FetchSpec, is_local
 from cai.stages.read import ReadSpec
 
 AGAIN = "make the plan again"
@@ -42,6 +42,7 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
         return
     keys: dict[str, str] = {}
     makes: dict[str, str] = {}
+    former: dict[str, str] = {}
     for step in plan.steps:
         where, spec, engine = f"plan: {step.name}", specs[step.name], engines[step.engine]
         try:
@@ -60,6 +61,12 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
         if keys[step.name] != step.key:
             yield Problem(f"{where}.key", _difference(step.ingredients, ingredients), AGAIN)
             keys[step.name] = step.key  # told once, not again for every step after it
+        # What an older program kept under another key is taken over, so that key is derived as well.
+        then = former_key(ingredients, step.inputs, keys=keys, former=former, model=_former_model(spec, ingredients))
+        if step.former and step.former != then:
+            yield Problem(f"{where}.former", "is not the key that an older program gave such a step", AGAIN)
+        elif step.former:
+            former[step.name] = then
         if lacking := method_problem(engine, spec.kind):
             yield Problem(where, *lacking)
 
@@ -125,15 +132,29 @@ def _model(step: Step, spec: FetchSpec, engine: PlanEngine) -> Ingredients:
     if local and not spec.sha256 and planned.keys() == {"sha256"} and _DIGEST.fullmatch(digest):
         identity: dict[str, Any] = planned
     else:
-        fields = spec.model_dump(exclude={"kind", *NOT_FETCHED})
-        try:
-            model = ModelSpec.model_validate(fields)
-        except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"]
-            raise SpecError(Problem("spec", message)) from error
+        model = _model_of(spec)
         identity = model_identity(model, engine, Library.here(), "spec")
+        # A plan that was written while the address counted goes on under its own keys.
+        if planned == former_identity(model):
+            identity = planned
     served = spec.source.startswith("api:")
     return Ingredients(model=identity, format=None if served else engine.kind.model_format or None)
+
+
+def _model_of(spec: FetchSpec) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(spec.model_dump(exclude={"kind", *NOT_FETCHED}))
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise SpecError(Problem("spec", message)) from error
+
+
+def _former_model(spec: StageSpec, ingredients: Ingredients) -> dict[str, Any] | None:
+    """What counted of a fetched model while its address did, where that is not what counts in this plan."""
+    if not isinstance(spec, FetchSpec) or not spec.source.startswith(API):
+        return None
+    then = former_identity(_model_of(spec))
+    return None if then == ingredients.model else then
 
 
 def _difference(said: Ingredients, derived: Ingredients) -> str:

@@ -59,6 +59,28 @@ def complete(
     )
 
 
+def former_key(
+    step_ingredients: Ingredients,
+    inputs: tuple[Input, ...],
+    *,
+    keys: Mapping[str, str],
+    former: Mapping[str, str],
+    model: Mapping[str, Any] | None = None,
+) -> str:
+    """The key of a step while the address of a model behind an API counted; empty where it is what it was.
+
+    ``step_ingredients`` are complete. ``former`` has the steps before it that had another key then, ``model`` what
+    counted of the model that the step fetches.
+    """
+    if model is not None:
+        return replace(step_ingredients, model=model).key()
+    if not any(entry.step in former for entry in inputs):
+        return ""
+    then = {**keys, **former}
+    read = {role: _keys(then, names) for role, names in by_role(inputs).items()}
+    return replace(step_ingredients, inputs=read).key()
+
+
 def _keys(keys: Mapping[str, str], names: Names) -> InputKeys:
     if isinstance(names, str):
         return keys[names]

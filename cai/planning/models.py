@@ -43,10 +43,9 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         reason = "the model is converted: no file has this digest"
         raise SpecError(Problem(f"{path}.sha256", reason, "pin it by revision"))
     if scheme == "api":
-        # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
-        # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
-        identity = {"api": rest, "revision": model.revision, "url": model.url}
-        return {**identity, "logprobs": model.logprobs} if model.logprobs else identity
+        # Neither the address nor the name of the key's variable says which model it is; steps take the plan's.
+        own = {"identity": model.identity} if model.identity else {"api": rest, "revision": model.revision}
+        return {**own, **_read_by(model)}
     if is_local(model.source) or (scheme == "hf" and not model.revision and local.exists()):
         if not local.exists():
             raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
@@ -62,6 +61,22 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         reason = "the package's version is not pinned"
         raise SpecError(Problem(f"{path}.source", reason, "write pypi:PACKAGE==VERSION/PATH"))
     return identity
+
+
+def former_identity(model: ModelSpec) -> dict[str, Any] | None:
+    """What counted of a model behind an API while its address did; None of other models.
+
+    With an ``identity`` there is none: it may be given because another model now answers to the same name.
+    """
+    scheme, _, name = model.source.partition(":")
+    if scheme != "api" or model.identity:
+        return None
+    return {"api": name, "revision": model.revision, "url": model.url, **_read_by(model)}
+
+
+def _read_by(model: ModelSpec) -> dict[str, str]:
+    """What the server is asked for where likelihoods are wanted: it decides what a judge reads."""
+    return {"logprobs": model.logprobs} if model.logprobs else {}
 
 
 def endpoint_note(model: ModelSpec) -> str:

@@ -21,8 +21,8 @@ from cai.files.library import Library
 from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
 from cai.planning.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
-from cai.planning.identity import complete, stage_ingredients
-from cai.planning.models import NOT_FETCHED, endpoint_note, model_identity, scheme_of
+from cai.planning.identity import complete, former_key, stage_ingredients
+from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
 from cai.stages.base import EngineSpec, Estimate, SpecParts, StageSpec, fits, take_apart
@@ -204,10 +204,25 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
         if engine.kind.model_format:
             ingredients = replace(ingredients, format=engine.kind.model_format)
     notes = [endpoint_note(model)] if scheme == "api" else []
-    work.steps[step] = _step(
+    fetched = _step(
         work, step, spec, ingredients, makes=spec.MAKES, estimate=spec.estimate({}), engine=engine, notes=notes
     )
+    then = former_identity(model)
+    former = "" if then is None else former_key(fetched.ingredients, (), keys={}, former={}, model=then)
+    work.steps[step] = replace(fetched, former=former)
+    _check_one_address(work, name, model, fetched.key)
     return step
+
+
+def _check_one_address(work: _Compilation, name: str, model: ModelSpec, key: str) -> None:
+    """Two models by one name at two addresses would silently be one: whether they are, only the user can say."""
+    for other_name, other in work.experiment.models.items():
+        twin = work.steps.get(other_name)
+        if other_name == name or twin is None or twin.key != key or model.identity or other.url == model.url:
+            continue
+        reason = f"has the name and revision of '{other_name}', which is at another address"
+        hint = "give both the same `identity` if they are one model, or one of them its own"
+        work.wrong(f"models.{name}", reason, hint)
 
 
 def _data_step(work: _Compilation, name: str, part: str, source: DataSource) -> str | None:
@@ -390,6 +405,7 @@ def _step(
     seed = work.experiment.seed
     keys = {step.name: step.key for step in work.steps.values()}
     completed = complete(ingredients, spec, name, inputs, keys=keys, engine=engine or work.engines.own, seed=seed)
+    former = {step.name: step.former for step in work.steps.values() if step.former}
     return Step(
         name=name,
         kind=spec.kind,
@@ -410,4 +426,5 @@ def _step(
         ),
         notes=[*(notes or []), *([f"with engine {engine.label}"] if engine is not None and engine.label else [])],
         engine=engine.label if engine is not None else "",
+        former=former_key(completed, inputs, keys=keys, former=former),
     )

@@ -53,7 +53,8 @@ def effects(old: Plan, new: Plan, changes: Sequence[Change], store: Store) -> tu
         same = next((s for s in old.steps if same_key(s.key, step.key)), None)
         cause, why = ("", "") if same else _why(step, new, effects_by_step, own)
         action = "same" if same else "rerun" if was else "new"
-        stored = len(step.key) == 64 and store.find(step.kind, step.key) is not None
+        keys_in_store = [key for key in (step.key, step.former) if len(key) == 64]
+        stored = any(store.find(step.kind, key) is not None for key in keys_in_store)
         cost = _cost(timed[step.name], gpus.get(step.name, 0))
         keys = (was.key if was else same.key if same else "", step.key)
         effects_by_step[step.name] = Effect(step.name, step.kind, action, why, cause, keys, stored, cost)

@@ -15,7 +15,7 @@ from cai.files.durable import disk_full, is_disk_full
 from cai.files.home import request_cache
 from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step, by_role
-from cai.run.checks import StageWork, check_ledger
+from cai.run.checks import StageWork, check_ledger, servers_of
 from cai.run.engines import Engines, LazySession
 from cai.run.faults import keep_traceback
 from cai.run.results import StepResult
@@ -56,7 +56,8 @@ class StepBuild:
 
 def artifact_of(step: Step, stored: Stored) -> Artifact:
     """A finished step's artifact, as other steps read it."""
-    return Artifact(step.key, stored.makes, stored.path, stored.record)
+    former = dict.fromkeys(key for key in (step.former, str(stored.record.get("former", ""))) if key)
+    return Artifact(step.key, stored.makes, stored.path, stored.record, tuple(former))
 
 
 def find_inputs(site: Site, step: Step) -> dict[str, Artifact]:
@@ -226,7 +227,7 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         stops=chat.stops if chat else (),
         templates={label: chat_template(own) for label, own in step.resources.get("templates", {}).items()},
         api_keys=step.resources.get("api_keys", {}),
-        servers=step.resources.get("servers", {}),
+        servers=servers_of(step_build.site.plan, step),
         key=step.key,
         planned_model=step.ingredients.model or {},
         serves=step.ingredients.engine or {},

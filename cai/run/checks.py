@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from cai.clients.key_hosts import check_key_hosts
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed, did_you_mean
-from cai.plan import Plan
+from cai.plan import Plan, Step
 from cai.planning.derivation import differences
 from cai.stages import KINDS
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
+from cai.stages.fetch import API
 
 
 class StageWork(Protocol):
@@ -62,6 +63,26 @@ def checked_specs(plan: Plan, kinds: Mapping[str, StageWork]) -> dict[str, Stage
     return specs
 
 
+def servers_of(plan: Plan, step: Step) -> dict[str, dict[str, Any]]:
+    """Where a step's endpoints are and how they are asked, by role: as the plan says, whatever an artifact holds.
+
+    An artifact stands for the model wherever it is served, so what it holds of an address may be of another night.
+    """
+    servers: dict[str, dict[str, Any]] = {}
+    for entry in step.inputs:
+        if place := server_of(plan.step(entry.step)):
+            servers[entry.place] = {**place, **step.resources.get("servers", {}).get(entry.place, {})}
+    return servers
+
+
+def server_of(step: Step) -> dict[str, Any]:
+    """Where the model is that a step fetches, as its plan says; empty where it is not served elsewhere."""
+    source = str(step.spec.get("source", ""))
+    if step.kind != "fetch" or not source.startswith(API):
+        return {}
+    return {"model": source.removeprefix(API), **{name: step.spec.get(name, "") for name in ("url", "logprobs")}}
+
+
 def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:
     """Every key that these steps ask an endpoint with may be sent there, before hours of other work.
 
@@ -72,11 +93,9 @@ def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:
     urls_by_variable: dict[str, list[str]] = {}
     for step in plan.steps:
         variables = step.resources.get("api_keys", {}) if step.name in names else {}
-        for entry in step.inputs:
-            if variable := variables.get(entry.place):
-                server = step.resources.get("servers", {}).get(entry.place, {})
-                urls = (plan.step(entry.step).spec.get("url", ""), *server.get("replicas", ()))
-                urls_by_variable.setdefault(variable, []).extend(urls)
+        for place, server in servers_of(plan, step).items():
+            if variable := variables.get(place):
+                urls_by_variable.setdefault(variable, []).extend((server["url"], *server.get("replicas", ())))
     for variable, destinations in urls_by_variable.items():
         check_key_hosts(variable, destinations)
 

@@ -31,6 +31,7 @@ from cai.run.watch import Silent, Watcher
 from cai.stages.base import Artifact, Shard
 from cai.store.artifacts import Store, versions
 from cai.store.events import EventLog, point_latest
+from cai.store.takeover import take_over_former
 from cai.store.upkeep import register_run
 
 
@@ -58,6 +59,7 @@ def run(
     kinds = kinds or _shipped_kinds()
     specs = checked_specs(plan, kinds)
     store.prepare()
+    taken_over = take_over_former(store, plan.steps)
     planned = statuses_since(previous, plan, store)
     working = [status.step.name for status in planned if status.action is not Action.REUSE]
     check_key_destinations(plan, working)
@@ -79,6 +81,8 @@ def run(
         )
 
     log.write("run.started", experiment=plan.experiment, steps=len(plan.steps), versions=versions())
+    for name in taken_over:
+        log.write("step.taken_over", name, former=plan.step(name).former)
     with _ending(site, "the run", end):
         site.watch.run_started(plan, planned)
         for step in plan.steps:
@@ -176,6 +180,7 @@ def _site_of(
     if name not in specs:
         raise SpecError(Problem(name, f"the plan of {plan.experiment} has no such step", did_you_mean(name, specs)))
     store.prepare()
+    take_over_former(store, plan.steps)
     run_dir.mkdir(parents=True, exist_ok=True)
     log = EventLog(run_dir / "events.jsonl")
     site = Site(plan, store, run_dir, kinds, specs, watch or Silent(), Engines(make_engine, plan), log)

@@ -75,9 +75,20 @@ def _status(step: Step, store: Store, before: Step | None, ran_before: bool) -> 
     lock_holder = holder(store.lock_of(artifact_name(step.kind, step.key)))
     if lock_holder:
         return StepStatus(step, Action.REUSE, f"{lock_holder} is making it; the run will wait")
+    if step.former and not store.begun(step.kind, step.key) and (former := _former_status(step, store)) is not None:
+        return former
     if store.begun(step.kind, step.key):
         return StepStatus(step, Action.RESUME, "stopped before its end")
     if before is None:
         return StepStatus(step, Action.RUN, "new step" if ran_before else "not in the store yet")
     changes = step_changes(before, step) if before.key != step.key else []
     return StepStatus(step, Action.RUN, "; ".join(changes) or "not in the store yet")
+
+
+def _former_status(step: Step, store: Store) -> StepStatus | None:
+    """What an older program kept of a step under another key: a run takes it over."""
+    if store.find(step.kind, step.former) is not None:
+        return StepStatus(step, Action.REUSE, "in the store, under the key that it had before")
+    if store.begun(step.kind, step.former):
+        return StepStatus(step, Action.RESUME, "stopped before its end, under the key that it had before")
+    return None

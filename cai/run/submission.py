@@ -41,6 +41,7 @@ from cai.run.submitted import Submission, is_submitted, launcher_of, open_submis
 from cai.stages.base import Artifact
 from cai.store.artifacts import Store
 from cai.store.events import EventLog, point_latest
+from cai.store.takeover import take_over_former
 from cai.store.upkeep import register_run
 from cai.text import one_line, plain
 
@@ -82,11 +83,12 @@ def submit(plan: Plan, store: Store, run_dir: Path, kinds: Mapping[str, StageWor
     for step in plan.steps:
         if shards_of(step) > 1:
             check_servers(plan, step.name, store, run_dir / "plan.json")
+    store.prepare()
+    take_over_former(store, plan.steps)
     working = [step.name for step in plan.steps if store.find(step.kind, step.key) is None]
     check_key_destinations(plan, working)
     if not launcher.setup:  # its lines may export the key
         check_keys(plan, working)
-    store.prepare()
     (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
     write_durably(run_dir / "plan.json", plan.to_json())
     facts = {"format": FORMAT, "home": str(store.home), "cwd": os.getcwd(), "submitted": now()}

@@ -23,7 +23,9 @@ from cai.settings import Settings, counts, semantic_value
 T = TypeVar("T")
 
 ENDPOINT = "endpoint.json"
-"""The file of a model that is served elsewhere: {model, url, api_key_env}. Its folder holds no weights."""
+"""The file of a model that is served elsewhere: {model, url, api_key_env}. Its folder holds no weights.
+
+What it says of the address was so when it was written; a plan says where the model is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A finished input: its key, what kind it is (``prompts``, ``model`` ...), its folder and its record."""
+    """A finished input: its key, what kind it is (``prompts``, ``model`` ...), its folder and its record.
+
+    ``former`` are keys that it had before: what was asked under them is not asked again.
+    """
 
     key: str
     makes: str
     path: Path
     record: Mapping[str, Any] = field(default_factory=dict)
+    former: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +128,10 @@ class Context:
     """All that a stage's work may touch.
 
     ``templates`` are those of models that have their own, where a role has several models (by label). ``api_keys`` are
-    names of environment variables by role (``model``, ``models.LABEL``), ``servers`` what else an endpoint is asked
-    with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``planned_model`` what the plan
-    says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the folder of
-    the request cache. A ``shard`` does only its part of the rows.
+    names of environment variables by role (``model``, ``models.LABEL``), ``servers`` where an endpoint is and what else
+    it is asked with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``planned_model`` what
+    the plan says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the
+    folder of the request cache. A ``shard`` does only its part of the rows.
     """
 
     name: str
@@ -196,12 +202,16 @@ class Context:
         here = not (model.path / ENDPOINT).is_file()
         return key_of({"model": model.key, "engine": dict(self.serves) if here else {}})
 
+    def former_scopes(self, role: str, label: str = "") -> tuple[str, ...]:
+        """What ``scope`` was while the address of a model behind an API counted."""
+        return tuple(key_of({"model": key, "engine": {}}) for key in self.model(role, label).former)
+
 
 class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as client``
     """A client that is closed at the end of the block: the engine's, or that of the endpoint the model is behind.
 
     ``api_key_env`` names the variable with the endpoint's key, without it ``endpoint.json`` says; ``server`` has the
-    ``limits`` and ``replicas`` of the endpoint.
+    ``limits`` and ``replicas`` of the endpoint, and its ``url`` and the name of its ``model`` where the plan says them.
     """
 
     def __init__(
@@ -224,7 +234,8 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
 
             limits = ApiLimits.model_validate(self._server.get("limits", {}))
             replicas = tuple(self._server.get("replicas", ()))
-            self._client: Client = open_endpoint(endpoint, self._api_key_env, limits, replicas)
+            place = {name: self._server[name] for name in ("model", "url", "logprobs") if name in self._server}
+            self._client: Client = open_endpoint(endpoint, self._api_key_env, limits, replicas, place=place)
         else:
             self._client = self._engine.client(self._model)
         return self._client

@@ -24,8 +24,8 @@ def is_local(source: str) -> bool:
 class FetchSpec(StageSpec):
     """A model by source; ``sha256`` (of the file) or ``revision`` (of the repository) pins it.
 
-    ``url``, ``api_key_env`` and ``logprobs`` are of an ``api:`` model. The key of this step is hashed from what the
-    resolver takes as the model's identity, not from these fields.
+    ``identity``, ``url``, ``api_key_env`` and ``logprobs`` are of an ``api:`` model. The key of this step is hashed
+    from what the resolver takes as the model's identity, not from these fields.
     """
 
     MAKES: ClassVar[str] = "model"
@@ -34,7 +34,8 @@ class FetchSpec(StageSpec):
     source: str
     revision: str = ""
     sha256: str = ""
-    url: str = ""
+    identity: str = ""
+    url: Annotated[str, RUNTIME] = ""
     api_key_env: Annotated[str, RUNTIME] = ""
     logprobs: str = ""
     parameters: Annotated[float | None, RUNTIME] = None
@@ -43,8 +44,8 @@ class FetchSpec(StageSpec):
 def run(spec: FetchSpec, ctx: Context) -> Outcome:
     """Fetch the model into ``ctx.out``; the metrics say what it is (parameters, digest, licence).
 
-    Of an endpoint nothing is fetched and nothing asked: ``endpoint.json`` says where it is and which variable has its
-    key, never the key.
+    Of an endpoint nothing is fetched and nothing asked: ``endpoint.json`` says where it was when it was first named and
+    which variable has its key, never the key. Steps ask it where their plan says it is.
 
     Raises:
         SpecError: when a model of this machine is no longer the one that the plan was made for.

@@ -302,8 +302,37 @@ class Build:
                 "files": files,
                 "versions": versions(),
             }
-            write_durably(self.partial / "record.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            self._write_record(record)
             self._publish()
+        return self._published()
+
+    def take_over(self, stored: Stored, ingredients: Mapping[str, Any]) -> Stored:
+        """Publish the files of the same work that is kept under another key; that artifact stays where it is.
+
+        The record is that artifact's, with this key and its ingredients, and with ``former`` the other key.
+
+        Raises:
+            Incomplete: when the disk is full.
+        """
+        with disk_space(self.partial):
+            for path in stored.record["files"]:
+                to = self.out / path
+                to.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(stored.path / path, to)
+                except OSError:  # some file systems have no second names
+                    shutil.copy2(stored.path / path, to)
+                self._flush_file(path)
+            self._write_record(
+                {**stored.record, "key": self.key, "ingredients": dict(ingredients), "former": stored.key}
+            )
+            self._publish()
+        return self._published()
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        write_durably(self.partial / "record.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def _published(self) -> Stored:
         # Read back, so that what a run sees is what a later run will see.
         record = read_record(self._store.root / f"{self._name}.json")
         self._store.note_seen(self._name, record)
@@ -311,10 +340,14 @@ class Build:
         self.stored = Stored(self.kind, self.key, self._final, record)
         return self.stored
 
-    def _flush(self, path: str) -> dict[str, Any]:
+    def _flush_file(self, path: str) -> Path:
         file = self.out / path
         sync_file(file)
         sync_folder(file.parent)
+        return file
+
+    def _flush(self, path: str) -> dict[str, Any]:
+        file = self._flush_file(path)
         return {"size": file.stat().st_size, "sha256": file_digest(file)}
 
     def _publish(self) -> None:

@@ -40,19 +40,21 @@ def test_planning_needs_no_key_and_freezes_the_name_of_its_variable(raw: dict[st
     compiled = plan_of(raw)
     step = compiled.step("mixtral")
     assert (step.kind, step.makes) == ("fetch", "model")
-    assert step.ingredients.model == {"api": "org/judge-8x7b", "revision": "", "url": "https://api.example.com/v1"}
+    assert step.ingredients.model == {"api": "org/judge-8x7b", "revision": ""}
     assert compiled.step("judge").resources["api_keys"] == {"model": "TEST_KEY"}
     assert "api_keys" not in compiled.step("sample").resources
     assert plan_from_json(compiled.to_json()) == compiled
     assert compiled.outputs["model"] == "base", "what is served elsewhere is no result to talk to"
 
 
-def test_the_address_counts_and_the_name_of_the_key_does_not(raw: dict[str, Any]) -> None:
+def test_neither_the_address_nor_the_name_of_the_key_counts(raw: dict[str, Any]) -> None:
     before = keys_by_step(raw)
+    assert keys_by_step(edited(raw, "models", "mixtral", "url", to="https://other.example.com/v1")) == before
+    assert keys_by_step(edited(raw, "models", "mixtral", "replicas", to=["https://third.example.com/v1"])) == before
     assert keys_by_step(edited(raw, "models", "mixtral", "api_key_env", to="OTHER_KEY")) == before
     assert keys_by_step(edited(raw, "models", "mixtral", "url", to="https://api.example.com/v1/")) == before
     assert keys_by_step(edited(raw, "models", "mixtral", "parameters", to=46.7e9)) == before
-    for field, value in [("url", "https://other.example.com/v1"), ("source", "api:org/else"), ("revision", "2")]:
+    for field, value in [("identity", "judge of May"), ("source", "api:org/else"), ("revision", "2")]:
         after = keys_by_step(edited(raw, "models", "mixtral", field, to=value))
         assert {name for name in before if after[name] != before[name]} == {"mixtral", "judge"}
 
@@ -82,7 +84,7 @@ def test_the_number_of_weights_travels_in_the_plan(raw: dict[str, Any]) -> None:
         ({"sha256": "0" * 64}, "models.mixtral: sha256 is of a file"),
         (
             {"source": "hf:org/x", "revision": "1"},
-            "models.mixtral: url, api_key_env, replicas, logprobs and limits are of models served elsewhere",
+            "models.mixtral: url, api_key_env, replicas, logprobs, identity and limits are of models served elsewhere",
         ),
         ({"parameters": -1}, "models.mixtral.parameters: "),
     ],

@@ -48,6 +48,9 @@ def test_the_shipped_experiments_have_the_plans_they_had(name):
     """
     plan = compile_plan([f"experiment={name}", *PINNED[name]], Library((shipped_root(),)))
     found = {s.name: {"kind": s.kind, "makes": s.makes, "inputs": by_role(s.inputs), "key": s.key} for s in plan.steps}
+    for s in plan.steps:
+        if s.former:
+            found[s.name]["former"] = s.former  # as stores have it that were made before
     for step, commands in step_commands(plan, Places(Path("/store"))).items():
         if commands:
             found[step]["commands"] = [shlex.join(command.argv) for command in commands]

@@ -1,4 +1,4 @@
-"""The journal: durable appends that count as a whole, repair of torn ends, refusal of damage in the middle."""
+"""The journal: durable appends that count as a whole, repair of torn ends and of damage in the middle."""
 
 import json
 import os
@@ -166,14 +166,56 @@ def test_blocks_of_the_last_append_lost_out_of_order_are_redone(path: Path):
         assert [journal[i] for i in range(22)] == [value(i) for i in range(22)]
 
 
-def test_damage_before_the_last_append_is_an_error_that_says_where(path: Path):
+def test_damage_before_the_last_append_costs_the_rows_behind_it_and_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture
+):
     whole = write(path, *(rows(2, start=2 * group) for group in range(4)))
-    last = len(b"".join(whole.splitlines(keepends=True)[:6]))
-    for at in random.Random(3).sample(range(last), 60):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    lines = whole.splitlines(keepends=True)
+    for n, at in enumerate(random.Random(3).sample(range(len(b"".join(lines[:6]))), 60), 1):
+        flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        path.write_bytes(flipped)
+        caplog.clear()
         number = whole[:at].count(b"\n") + 1
-        with pytest.raises(StepFailed, match=rf"journal\.jsonl: line {number} .*damaged"):
-            Journal(path)
+        before = (number - 1) // 2 * 2
+        with opened(path) as journal:
+            assert list(journal) == list(range(before)), "the appends before the damaged one"
+            (told,) = journal.damaged
+            assert f"journal.jsonl: line {number} (byte {len(b''.join(lines[: number - 1]))}) is damaged" in told
+            assert "to 7 (" in told
+            assert caplog.messages == [told]
+            kept = path.with_name(f"journal.jsonl.damaged-{n}")
+            assert str(kept) in told
+            assert kept.read_bytes() == flipped
+            journal.append(rows(8))
+            assert [journal[i] for i in range(8)] == [value(i) for i in range(8)]
+        with opened(path) as again:
+            assert (len(again), again.torn, again.damaged) == (8, 0, [])
+
+
+def test_a_damaged_journal_that_one_only_looks_at_is_left_as_it_is(tmp_path: Path, path: Path):
+    whole = write(path, *(rows(2, start=2 * group) for group in range(4)))
+    flipped = whole.replace(b"row 3", b"row 9")
+    path.write_bytes(flipped)
+    own = Journal(tmp_path / "own.jsonl", [path], look=True)
+    assert list(own) == [0, 1]
+    assert "done again" in own.damaged[0]
+    own.close()
+    assert path.read_bytes() == flipped
+    assert [each.name for each in path.parent.iterdir()] == ["journal.jsonl"]
+
+
+def test_a_damaged_journal_is_kept_before_anything_of_it_is_cut(path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = write(path, *(rows(2, start=2 * group) for group in range(4)))
+    flipped = whole.replace(b"row 3", b"row 9")
+    path.write_bytes(flipped)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(Incomplete, match="no space is left"):
+        Journal(path)
+    assert path.read_bytes() == flipped
 
 
 def test_a_row_changed_on_the_disk_while_open_is_noticed(path: Path):

@@ -123,7 +123,10 @@ class Flow(Generic[R]):
         shard = ctx.shard
         own = ctx.work / (f"{name}.jsonl" if shard is None else f"{name}.{shard.index}-of-{shard.count}.jsonl")
         self.journal = Journal(own, sorted(self._others(ctx.work, name)), look=shard is not None)
+        for damage in self.journal.damaged:
+            ctx.progress.note("journal.damaged", reason=damage)
         self.scope = ctx.scope(role, label)
+        self._former_scopes = ctx.former_scopes(role, label)
         self.cache: RequestCache | None = None
         self.tally = UsageTally()
         self.unanswered: Counter[str] = Counter()
@@ -193,6 +196,19 @@ class Flow(Generic[R]):
             self._stack.callback(self.cache.close)
         return self.cache
 
+    def open_former_caches(self) -> list[tuple[str, RequestCache]]:
+        """The request caches that hold what was asked under former scopes, with these scopes."""
+        caches = []
+        for scope in self._former_scopes if self.ctx.cache is not None else ():
+            from cai.clients.cache import RequestCache
+
+            assert self.ctx.cache is not None
+            path = self.ctx.cache / f"{scope[:32]}.sqlite"
+            if path.exists():
+                caches.append((scope, RequestCache(path, self.ctx.key[:16])))
+                self._stack.callback(caches[-1][1].close)
+        return caches
+
     def on_exit(self, pool: Pool) -> None:
         """Close a pool when the flow ends, before its client."""
         self._stack.callback(pool.close)
@@ -242,12 +258,16 @@ class Flow(Generic[R]):
             for i, call in enumerate(chain.calls):
                 journal_key, plain = chain.replay.get((chain.turns, i), ("", {}))
                 # Another version of the program may ask otherwise: then the answer is to another question.
-                if journal_key and journal_key == call_key(self.scope, call).hex():
+                if journal_key and journal_key in self._journal_keys(call):
                     chain.results[i] = from_plain(call, plain)
             chain.missing = sum(result is None for result in chain.results)
             if chain.missing:
                 return
             results = chain.results
+
+    def _journal_keys(self, call: Call) -> list[str]:
+        """What the journal has a call under: its key, and those that it had before."""
+        return [call_key(scope, call).hex() for scope in (self.scope, *self._former_scopes)]
 
     def _calls(self, chain: Chain, turn: int, calls: Sequence[Call], results: Sequence[Result | None]) -> list[Record]:
         """Records of a turn's calls that were answered since the last commit."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from cai.clients.base import Completion, Flowing, Pool, Result, Unanswered
-from cai.clients.cache import BEAT, Whereabouts
+from cai.clients.cache import BEAT, Lookup, RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
@@ -34,6 +34,7 @@ class _PoolRun:
         self.flow = flow
         self.rows = rows
         self.cache = flow.open_cache(others_only=False)
+        self.former = flow.open_former_caches() if self.cache is not None else []
         self.pool: Pool | None = None
         self.todo: deque[Waiting] = deque()
         self.pending: dict[bytes, list[Waiting]] = {}  # whom the result of a call goes to
@@ -68,12 +69,27 @@ class _PoolRun:
                     same.append((chain, i))
                 else:
                     fresh.setdefault(key, []).append((chain, i))
-            places = self.cache.look(list(fresh)) if self.cache is not None else [Whereabouts.OURS] * len(fresh)
+            places: list[Lookup] = [Whereabouts.OURS] * len(fresh)
+            if self.cache is not None:
+                places = self.cache.look(list(fresh))
+            for scope, cache in self.former:
+                places = self._from_former(scope, cache, fresh, places)
             for (key, waiting), place in zip(fresh.items(), places, strict=True):
                 room -= self._place(key, waiting, place, results)
         if self.cache is not None:
             self.cache.beat()
         return results
+
+    def _from_former(
+        self, scope: str, cache: RequestCache, fresh: Mapping[bytes, list[Waiting]], places: list[Lookup]
+    ) -> list[Lookup]:
+        """What is ours to ask and was asked already, under a key that the call had before."""
+        calls = [chain.calls[i] for (chain, i), *_ in fresh.values()]
+        stored = cache.stored([call_key(scope, call) for call in calls])
+        return [
+            plain if place is Whereabouts.OURS and plain is not None else place
+            for place, plain in zip(places, stored, strict=True)
+        ]
 
     def _place(self, key: bytes, waiting: list[Waiting], place: Any, results: list[Any]) -> int:
         """Ask a call, wait for another process to, or add its answer to ``results``; how many calls were sent."""

@@ -6,7 +6,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,22 @@ def test_killed_after_any_number_of_answers_it_ends_with_the_same_bytes_and_asks
         done = Flowing()
         assert run_flow(folder, done, rows=rows, **more) == whole
         assert done.server.opened == 0
+
+
+@pytest.mark.parametrize("engine", [lambda: Flowing(), lambda: Lists()], ids=["pool", "lists"])
+def test_a_flipped_bit_in_the_journal_costs_rows_and_changes_no_byte(
+    tmp_path: Path, engine: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ROWS[:40]
+    whole = run_flow(tmp_path / "whole", engine(), rows=rows)
+    run_flow(tmp_path / "a", engine(), rows=rows)
+    (journal,) = (tmp_path / "a").rglob("journal.jsonl")
+    data = journal.read_bytes()
+    for at in random.Random(5).sample(range(len(data) * 2 // 3), 12):
+        journal.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        assert run_flow(tmp_path / "a", engine(), rows=rows) == whole
+    assert len(list(journal.parent.glob("journal.jsonl.damaged-*"))) == 12
+    assert sum("is damaged" in message for message in caplog.messages) == 12
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
