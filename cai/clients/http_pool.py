@@ -15,7 +15,7 @@ from cai.clients.base import Call, Result, Unanswered, Usage
 from cai.clients.endpoints import Endpoint, Trouble
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Speaker
-from cai.errors import CaiError, StepFailed
+from cai.errors import StepFailed
 
 
 class Carrier(Protocol):
@@ -45,6 +45,10 @@ class Carrier(Protocol):
     def nothing_else(self, pool: HttpPool) -> None:
         """A caller waits for calls that are held back, and has no others."""
         ...
+
+
+class ClientFault(RuntimeError):
+    """A fault of this program that came up while a call was under way; secrets are taken out of its words."""
 
 
 class PendingCall:
@@ -113,9 +117,9 @@ class HttpPool:
         """Calls whose refusal is held back (``cai.clients.refusals``)."""
         self.answered_before = False
         self.faults = Counter[str]()
-        self.ending: CaiError | None = None
+        self.ending: Exception | None = None
         """Why nothing more is sent; answers on their way still come."""
-        self._error: CaiError | None = None
+        self._error: Exception | None = None
         self._submitted = 0
         self._open_tags = 0
         self._more_wanted = False
@@ -198,7 +202,7 @@ class HttpPool:
             self._more_wanted = True
             self._news.notify()
 
-    def fail(self, error: CaiError) -> None:
+    def fail(self, error: Exception) -> None:
         """The end: the caller hears of it after the results that are there."""
         with self._news:
             self._error = self._error or error

@@ -19,7 +19,7 @@ from cai.clients.concurrency import LimitPhase
 from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
 from cai.clients.event_loop import LoopThread
 from cai.clients.http_exchange import HttpExchange
-from cai.clients.http_pool import CallPart, HttpPool
+from cai.clients.http_pool import CallPart, ClientFault, HttpPool
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
@@ -117,7 +117,7 @@ class Traffic:
                 timer.cancel()
         await self._http.close()
 
-    def _fail(self, pool: HttpPool, error: CaiError) -> None:
+    def _fail(self, pool: HttpPool, error: Exception) -> None:
         """Send nothing more of a pool, and end it as soon as the answers that are on their way are in."""
         if pool.ending is None:
             pool.ending = error
@@ -264,7 +264,7 @@ class Traffic:
 
     async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        outcome: Answered | Refused | Trouble | CaiError
+        outcome: Answered | Refused | Trouble | Exception
         try:
             outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
@@ -275,14 +275,16 @@ class Traffic:
             raise
         except Exception as error:  # Whoever waits for this call must hear of it, whatever it is.
             error_text = self.speaker.hide(str(error))
-            outcome = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
+            # A fault of ours: it comes out as it is, so that its traceback is kept, but without secrets.
+            outcome = ClientFault(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
+            outcome = outcome.with_traceback(error.__traceback__)
         finally:
             endpoint.ended(sent_at)
             self._first_tries -= first_try
             self._in_flight -= 1
             part.job.pool.in_flight -= 1
         now = self._now()
-        if isinstance(outcome, CaiError):
+        if isinstance(outcome, Exception):
             self._fail(part.job.pool, outcome)
         elif isinstance(outcome, Answered):
             endpoint.answered(now, sent_at)
