@@ -96,7 +96,7 @@ def test_silence_is_counted_from_the_last_answer() -> None:
     watch = Waiting(patience=300)
     watch.sent(0.0)
     assert not watch.line(29.0, 3, 3)
-    assert "nothing was answered for 31 s: 3 calls wait, 2 of them on their way" in watch.line(31.0, 3, 2)
+    assert "nothing was answered for 31 s: 3 calls wait, 2 on the way" in watch.line(31.0, 3, 2)
     assert not watch.line(60.0, 3, 2)
     assert watch.line(61.0, 3, 2)
     watch.answered(70.0)
