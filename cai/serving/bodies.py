@@ -122,15 +122,15 @@ class Body(BaseModel):
         return Sampling(max_tokens=max_tokens, stop=stop, **{name: chosen(name) for name in names})
 
 
-class _Function(_Loose):
+class _CalledFunction(_Loose):
     name: Annotated[str, Field(min_length=1)]
     arguments: str = "{}"
 
 
-class _Call(_Loose):
+class _CalledTool(_Loose):
     id: str = ""
     type: Literal["function"] = "function"
-    function: _Function
+    function: _CalledFunction
 
     def tool_call(self) -> ToolCall:
         return ToolCall(self.function.name, self.function.arguments, self.id)
@@ -141,7 +141,7 @@ class _Turn(_Loose):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[_CalledTool] | None = None
     function_call: None = None
     tool_call_id: str | None = None
     name: str | None = None
