@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar, cast
 
 from yarl import URL
 
+from cai.clients import dialects
 from cai.clients import openai_bodies as bodies
 from cai.clients.api_key import ApiKey
 from cai.clients.base import (
@@ -66,6 +67,7 @@ class OpenAiClient:
         replicas: Sequence[str] = (),
         limits: ApiLimits | None = None,
         logprobs: str = "",
+        dialect: str = "",
         name: str = "",
         api_key_env: str = "",
     ) -> None:
@@ -78,6 +80,7 @@ class OpenAiClient:
         for each in urls:
             _check(self._name, each)
         self._logprobs = logprobs
+        self._dialect = dialect
         self._key = ApiKey(api_key)
         self._left_out: frozenset[str] = frozenset()
         self._noted: set[str] = set()
@@ -179,6 +182,8 @@ class OpenAiClient:
     def request(self, call: Call) -> Sent:
         """What to send, without what the servers have said they do not take."""
         body = bodies.body(call, self._model, self._left_out)
+        if isinstance(call, Request):
+            body = dialects.spoken(self._dialect, body)
         return Sent(bodies.address(call), json.dumps(body).encode(), self._left_out)
 
     def headers(self) -> dict[str, str]:
@@ -198,6 +203,7 @@ class OpenAiClient:
             PrerequisiteError, StepFailed: what cannot pass.
         """
         if reply.status == 200:
+            self._tell_of_dialect(call, request, reply)
             return self._answer(call, reply)
         text = reply.payload.decode("utf-8", "replace")
         if reply.status in (400, 422):
@@ -260,6 +266,14 @@ class OpenAiClient:
             kind = TroubleKind.OVERLOAD if status == 503 else TroubleKind.FAULT
         return Trouble(kind, f"answers {status}", f"answers {status} ({server_message})", wait)
 
+    def _tell_of_dialect(self, call: Call, request: Sent, reply: Reply) -> None:
+        """Say it where the first answer of a server of no named dialect shows that it ignores what it was asked."""
+        if isinstance(call, Request) and not self._dialect and "dialect" not in self._noted:
+            name = dialects.recognised(reply.headers, reply.payload)
+            if words := dialects.remark(name, parse_json(request.payload)) if name else "":
+                self._note("dialect", words)
+            self._noted.add("dialect")
+
     def _note(self, kind: str, message: str) -> None:
         """Say it once."""
         if kind not in self._noted:
@@ -274,7 +288,7 @@ class OpenAiClient:
 def open_endpoint(
     path: Path, api_key_env: str | None = None, limits: ApiLimits | None = None, replicas: Sequence[str] = ()
 ) -> OpenAiClient:
-    """The client of an ``endpoint.json`` ({model, url, api_key_env, and ``logprobs`` where it is set}).
+    """The client of an ``endpoint.json`` ({model, url, api_key_env, ``logprobs`` and ``dialect`` where set}).
 
     ``api_key_env`` goes before the file's; ``replicas`` are more addresses of the same model.
 
@@ -294,7 +308,16 @@ def open_endpoint(
         hint = "copy it again"
         raise PrerequisiteError(f"{model} at {url}: the value of {variable} has characters that no key has; {hint}")
     logprobs = raw.get("logprobs") or ""
-    return OpenAiClient(url, model, key, replicas=replicas, limits=limits, logprobs=logprobs, api_key_env=variable)
+    return OpenAiClient(
+        url,
+        model,
+        key,
+        replicas=replicas,
+        limits=limits,
+        logprobs=logprobs,
+        dialect=raw.get("dialect") or "",
+        api_key_env=variable,
+    )
 
 
 def _check(name: str, url: str) -> None:

@@ -46,7 +46,9 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         # The address counts: what answers to the same name elsewhere may be another model, and an artifact that holds
         # one address must not stand for another. The name of the key's variable does not; steps take the plan's.
         identity = {"api": rest, "revision": model.revision, "url": model.url}
-        return {**identity, "logprobs": model.logprobs} if model.logprobs else identity
+        # What is said to it in its dialect is not what was said before: other draws, and other answers.
+        spoken = {"logprobs": model.logprobs, "dialect": model.dialect}
+        return {**identity, **{name: value for name, value in spoken.items() if value}}
     if is_local(model.source) or (scheme == "hf" and not model.revision and local.exists()):
         if not local.exists():
             raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
