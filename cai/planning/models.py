@@ -75,8 +75,10 @@ def former_identity(model: ModelSpec) -> dict[str, Any] | None:
 
 
 def _read_by(model: ModelSpec) -> dict[str, str]:
-    """What the server is asked for where likelihoods are wanted: it decides what a judge reads."""
-    return {"logprobs": model.logprobs} if model.logprobs else {}
+    """What the server is asked for where likelihoods are wanted decides what a judge reads; what is said to it in its
+    dialect is not what was said before: other draws, and other answers."""
+    fields = {"logprobs": model.logprobs, "dialect": model.dialect}
+    return {name: value for name, value in fields.items() if value}
 
 
 def endpoint_note(model: ModelSpec) -> str:

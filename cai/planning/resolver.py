@@ -19,7 +19,14 @@ from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
 from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
-from cai.planning.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
+from cai.planning.endpoints import (
+    ANSWERING,
+    cost_note,
+    dialect_notes,
+    endpoint_problems,
+    endpoint_resources,
+    served_elsewhere,
+)
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.identity import complete, former_key, stage_ingredients
 from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
@@ -314,7 +321,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
         resources=resources,
         engine=engine,
-        notes=cost_note(work.experiment, names, estimate),
+        notes=[*cost_note(work.experiment, names, estimate), *dialect_notes(work.experiment, spec, names)],
     )
 
 

@@ -234,7 +234,9 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
 
             limits = ApiLimits.model_validate(self._server.get("limits", {}))
             replicas = tuple(self._server.get("replicas", ()))
-            place = {name: self._server[name] for name in ("model", "url", "logprobs") if name in self._server}
+            place = {
+                name: self._server[name] for name in ("model", "url", "logprobs", "dialect") if name in self._server
+            }
             self._client: Client = open_endpoint(endpoint, self._api_key_env, limits, replicas, place=place)
         else:
             self._client = self._engine.client(self._model)
