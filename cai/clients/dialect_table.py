@@ -77,6 +77,8 @@ class Dialect:
     """Likeliest next tokens that it lists at most, tried up to 21; 0: none."""
     prompt_logprobs: bool = False
     """Whether /completions repeats the prompt with log-probabilities (``logprobs: prompt``)."""
+    reasoning_field: str = ""
+    """Where a message has what was thought; empty: none was seen, as the model that was served does not think."""
     own_limits: str = ""
     """What limits its draws where the request says nothing; empty: nothing does."""
     alone: bool = False
@@ -99,6 +101,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
             stops=4,
             top_logprobs=20,
             prompt_logprobs=True,
+            reasoning_field="reasoning",
             own_limits="the model's generation_config.json",
             fingerprint="vllm-",
             remarks=(
@@ -145,7 +148,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 "repetition_penalty": "repetition_penalty",
                 "min_tokens": "min_new_tokens",
             },
-            neutral={"do_sample": True, "top_k": 0},
+            neutral={"do_sample": True, "top_k": 0, "repetition_penalty": 1.0},
             config_field="generation_config",
             stops=64,
             own_limits="the model's generation_config.json, without `do_sample: true` in it to the likeliest token",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cai.clients.dialect_table import DIALECTS
 from cai.errors import Problem, SpecError
 from cai.experiment.model import ModelSpec
 from cai.files.library import Library
@@ -85,4 +86,5 @@ def endpoint_note(model: ModelSpec) -> str:
     """What a plan says of a model that is served elsewhere."""
     key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
     more = f" and {len(model.replicas)} more" if model.replicas else ""
-    return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}"
+    spoken = f", asked as {DIALECTS[model.dialect].title}" if model.dialect else ""
+    return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}{spoken}"

@@ -61,6 +61,7 @@ def test_transformers_gets_its_settings_as_the_text_of_one_field() -> None:
     settings = json.loads(sent.pop("generation_config"))
     assert sent == BODY
     assert settings == {"do_sample": True, "top_k": 0, "repetition_penalty": 1.2, "min_new_tokens": 4}
+    assert json.loads(spoken("transformers", BODY)["generation_config"])["repetition_penalty"] == 1.0
 
 
 def test_a_server_is_known_by_what_it_sends_along_and_by_nothing_else() -> None:
@@ -75,10 +76,8 @@ def told_of(serve: Any, caplog: Any, dialect: str = "", **sampling: Any) -> tupl
     """What is logged of a server that says it is llama.cpp, and what it was sent."""
     server = serve(lambda path, body: says("hello", headers={"Server": "llama.cpp"}))
     caplog.set_level(logging.WARNING)
-    ask(
-        OpenAiClient(server.url, "m", "", dialect=dialect),
-        *(chat_request(f"r{i}", "hello", **sampling) for i in (1, 2)),
-    )
+    requests = [chat_request(f"r{i}", "hello", **sampling) for i in (1, 2)]
+    ask(OpenAiClient(server.url, "m", "", dialect=dialect), *requests)
     return [record.message for record in caplog.records], [body for _, body in server.asked]
 
 
@@ -143,6 +142,7 @@ def notes_of(raw: dict[str, Any], step: str, **model: Any) -> list[str]:
 def test_the_plan_says_what_a_named_server_ignores(raw: dict[str, Any]) -> None:
     assert notes_of(raw, "judge") == []
     assert notes_of(raw, "judge", dialect="vllm") == []
+    assert notes_of(raw, "mixtral", dialect="vllm")[0].endswith("with the key in TEST_KEY, asked as vLLM")
     assert notes_of(raw, "judge", dialect="ollama") == [], "nothing is said of what was not tried"
     assert notes_of(raw, "judge", dialect="transformers") == [
         "'mixtral' (transformers serve) ignores: `structured`",

@@ -40,7 +40,7 @@ def served_model(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("model") / "SmolLM2-135M-Instruct"
     shutil.copytree(smollm2_folder, folder, copy_function=os.link)
     settings = folder / "generation_config.json"
-    drawn = {**json.loads(settings.read_text(encoding="utf-8")), "repetition_penalty": 1.9}
+    drawn = {**json.loads(settings.read_text(encoding="utf-8")), "repetition_penalty": 1.1}
     settings.unlink()
     settings.write_text(json.dumps(drawn), encoding="utf-8")
     return ServedModel(gguf, folder)

@@ -173,6 +173,12 @@ class Probe:
         by_id = {score.id: score.logprob for score in (likely, odd)}
         return by_id["odd"] < by_id["likely"] < 0
 
+    def reasoning_field(self) -> str:
+        """The field of a message that has what was thought, where the server sends it empty too."""
+        answer = self.ask(OPEN, max_tokens=1)
+        message = answer.raw["choices"][0]["message"] if answer.raw else {}
+        return next((name for name in ("reasoning", "reasoning_content") if name in message), "")
+
     def recognised(self) -> str:
         """The dialect that its answers give away."""
         answer = self.ask(OPEN, max_tokens=1)

@@ -46,7 +46,7 @@ REST = """
   choice: {{kind: judge, model: served, candidates: sample, scoring: choice, max_drop_rate: 1.0, {short}}}
   best_worst: {{kind: judge, model: served, candidates: sample, scoring: best_worst, max_drop_rate: 1.0, {short}}}
 """
-SHORT = "sampling: {max_tokens: 12, temperature: 0.0}"
+SHORT = "sampling: {max_tokens: 40, temperature: 0.0}"
 LIKELY = '  {mode}: {{source: "api:{name}", url: "{url}", dialect: {dialect}, limits: {limits}, logprobs: {mode}}}\n'
 LOGPROB = "  logprob_{mode}: {{kind: judge, model: {mode}, candidates: sample, scoring: logprob, max_drop_rate: 1.0}}\n"
 CONTRAST = "  contrast: {kind: judge, model: prompt, candidates: sample, scoring: contrast, n_exemplars: 1}\n"

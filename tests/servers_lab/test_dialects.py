@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cai.clients.dialect_table import DIALECTS
-from tests.servers_lab.probes import Probe
+from tests.servers_lab.probes import REPEATING, Probe
 from tests.servers_lab.servers import SERVERS, RunningServer
 
 
@@ -36,10 +36,17 @@ def test_what_limits_a_draw_where_nothing_was_asked(server: RunningServer) -> No
     assert bool(DIALECTS[server.kind.name].own_limits) == (plain != neutral)
 
 
+def test_the_models_own_penalty_is_undone_where_the_dialect_is_named(server: RunningServer) -> None:
+    probe = Probe(server.url, server.model_name, server.kind.name)
+    assert probe.ask(REPEATING, max_tokens=24).text != probe.ask(REPEATING, max_tokens=24, repetition_penalty=1.1).text
+
+
 def test_it_gives_itself_away_as_the_table_says(server: RunningServer) -> None:
     dialect = DIALECTS[server.kind.name]
     expected = server.kind.name if dialect.server_header or dialect.fingerprint else ""
-    assert Probe(server.url, server.model_name).recognised() == expected
+    probe = Probe(server.url, server.model_name)
+    assert probe.recognised() == expected
+    assert probe.reasoning_field() == dialect.reasoning_field
 
 
 def test_seeds_hold_among_other_calls_where_the_table_says_so(server: RunningServer) -> None:

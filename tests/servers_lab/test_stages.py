@@ -43,7 +43,7 @@ def test_every_stage_and_every_scoring_that_the_server_can_do(project: Project, 
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {step.name: _rows(plan, home, step.name) for step in plan.steps if step.kind not in ("fetch", "read")}
     assert [len(rows[name]) for name in ("respond", "sample", "revise")] == [len(QUESTIONS)] * 3
-    pairs = [row["candidates"] for row in rows["sample"]]
+    pairs = [row["answers"] for row in rows["sample"]]
     assert any(first != second for first, second in pairs), "the draws of a row are draws"
     dialect = DIALECTS[project.server.kind.name]
     if dialect.plain["response_format"] is Support.HONOURED:

@@ -61,6 +61,7 @@ def _facts(tried: list[Dialect]) -> Iterator[tuple[str, list[str]]]:
         ],
     )
     yield "`logprobs: prompt`", ["yes" if dialect.prompt_logprobs else "**ignored**" for dialect in tried]
+    yield "field of thoughts", [f"`{name}`" if (name := d.reasoning_field) else "none seen" for d in tried]
     yield "limits a draw by its own", [dialect.own_limits or "nothing" for dialect in tried]
     yield "seeds hold", ["one call at a time" if dialect.alone else "also under load" for dialect in tried]
     yield (
