@@ -108,6 +108,12 @@ def readable(message: Message, tool_name: str = "") -> str:
     return "\n".join([message.content] * bool(message.content) + calls) if calls else message.content
 
 
+def question(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last user turn, also where a tool has answered since; else its last turn."""
+    last = next((message for message in reversed(messages) if message.role == "user"), messages[-1])
+    return last.content
+
+
 def has_tools(messages: Sequence[Message]) -> bool:
     """Whether a tool is called, or answers, in one of the turns."""
     return any(message.tool_calls or message.role == "tool" for message in messages)

@@ -12,7 +12,7 @@ import pytest
 
 from cai.chat import ChatTemplate, Message, PromptTemplate, ToolCall, TurnError
 from cai.chat.guard import BREAK
-from cai.chat.messages import message_from_plain, message_to_plain, transcript
+from cai.chat.messages import message_from_plain, message_to_plain, question, transcript
 from cai.errors import SpecError
 from tests.chat.test_guard import controls_in, nasty
 from tests.support.hf_templates import ENDLESS, TEMPLATES
@@ -332,6 +332,12 @@ def test_a_transcript_tells_calls_and_results_and_no_thoughts() -> None:
     speaking = Message("assistant", "Wait.", "hm", (ToolCall("f"), ToolCall("g")))
     assert transcript((speaking,))[0]["content"] == "Wait.\n[calls the tool f: {}]\n[calls the tool g: {}]"
     assert transcript((Message("tool", "x"),))[0]["content"] == "[result of a tool]\nx"
+
+
+def test_the_question_of_a_prompt_is_what_a_person_asked() -> None:
+    assert question(TRIP[:3]) == "How is it in Paris?"
+    assert question(PLAIN[:3]) == "and"
+    assert question((Message("system", "s"),)) == "s"
 
 
 def test_prompt_templates_never_see_a_thought() -> None:

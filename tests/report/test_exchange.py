@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from cai.chat import Message, ToolCall
 from cai.chat.messages import message_to_plain
 from cai.report.exchange import SamplePart, exchange
 from cai.report.samples import READERS
-from tests.support.report_runs import assistant, user
+from cai.run.ledger import iter_rows
+from cai.text import json_text
+from tests.support.report_runs import assistant, make_run, refill, tool_rows, user
 
 CALL = ToolCall("find", '{"q": 1}', "c1")
 TURNS = (
@@ -64,3 +68,15 @@ def test_each_kind_of_row_shows_the_tools_before_its_answers() -> None:
     parts = READERS["revise"][1](revised).parts
     (revision,) = (part for part in parts if part.label == "revision")
     assert parts[revision.against].label == "first answer"
+
+
+def test_rows_as_they_are_printed_have_every_part_and_obey_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, kinds=("fetch", "read", "respond"))
+    refill(run, "respond", tool_rows(6))
+    ((_, artifact),) = run.steps("respond")
+    shown = [json_text(row) for row in iter_rows(artifact)]
+    assert [json.loads(line) for line in shown] == tool_rows(6)
+    assert '"thinking": "That was easy."' in shown[0]
+    assert '"tool_calls": [{"name": "look_up_' in shown[0]
+    assert "\x1b" not in shown[5]
+    assert "\\u001b[31mred" in shown[5]
