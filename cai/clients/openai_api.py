@@ -81,7 +81,7 @@ class OpenAiClient:
         self._key = ApiKey(api_key)
         self._left_out: frozenset[str] = frozenset()
         self._noted: set[str] = set()
-        self._traffic = Traffic(self, urls, limits or ApiLimits())
+        self._traffic = Traffic(self, urls, limits or ApiLimits(), model)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from cai.clients.base import Completion, Finish, Flowing, Pool, Result, Unanswered
 from cai.clients.cache import BEAT, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
+from cai.clients.pool_notes import Noting
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
 from cai.stages.flow.input_rows import Numbered
@@ -49,8 +50,16 @@ class _PoolRun:
                     break
                 results = self._wait()
             self._settle(results)
+            self._pass_on_notes()
         if self.pool is not None:
+            self._pass_on_notes()
             self._count_usage(self.pool)
+
+    def _pass_on_notes(self) -> None:
+        """Tell what the pool has noted, as events of the step."""
+        if isinstance(self.pool, Noting):
+            for note in self.pool.notes():
+                self.flow.ctx.progress.note(note.event, **note.fields)
 
     def _fill(self) -> list[tuple[bytes, Result | Unanswered]]:
         """Send as many calls as the pool wants; returns what the cache knows already."""
