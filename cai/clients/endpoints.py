@@ -59,13 +59,14 @@ class Endpoint:
         self.in_flight = 0
         self.last_trouble = ""
         """What went wrong last."""
+        self.answered_at = float("-inf")
+        """When it last answered."""
         self.rests = 0
         """Pauses since the last answer because it failed."""
         # Failures and refusals since the last answer, and pauses since then because it refused.
         self._failed = 0
         self._refused = 0
         self._waves = 0
-        self._answered_at = float("-inf")
         # Until when the server wants to be left alone, and until when it rests because it failed.
         self._held_until = float("-inf")
         self._rests_until = float("-inf")
@@ -105,7 +106,7 @@ class Endpoint:
     def answered(self, now: float, sent_at: float) -> None:
         """A call was answered; ``ended`` has been told."""
         self._failed = self._refused = self._waves = 0
-        self._answered_at = now
+        self.answered_at = now
         if self.rests:
             self.rests = 0
             self._rests_until = float("-inf")
@@ -136,7 +137,7 @@ class Endpoint:
             return
         self._failed += 1
         # One that cannot be reached rests at once; while it answers others, it only could not take so many together.
-        away = trouble.kind is TroubleKind.UNREACHABLE and self._answered_at < sent_at
+        away = trouble.kind is TroubleKind.UNREACHABLE and self.answered_at < sent_at
         enough = 1 if self.rests or away else max(IN_A_ROW, self.limit.value // 4)
         # What was sent before the pause began says nothing new.
         if self._failed >= enough and now >= self._rests_until and sent_at >= self._rests_until:

@@ -47,7 +47,8 @@ GRACE = 1.0
 """Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
 
 REFUSED_PAUSE = 0.05
-"""Seconds that a call waits at most after its first refusal, so that it does not knock at once again."""
+"""Seconds that a call waits at most after its first refusal, or its first failure beside answers, so that it does not
+knock at once again."""
 
 
 class Traffic:
@@ -423,9 +424,12 @@ class Traffic:
             part.failures += 1
             self._failing.add(part)
             awake = sum(1 for e in self.endpoints if e is not endpoint and not e.rests and e.wakes() <= now)
-            # At once where another server may know better, or where all rest and the first to wake decides.
+            # At once where another server may know better, or where all rest and the first to wake decides; nearly so
+            # where the server answers others, and it was this call's bad luck.
             at_once = part.failures <= awake or all(e.wakes() > now for e in self.endpoints)
-            wait = 0.0 if at_once else random.uniform(0, pause(part.failures - awake))
+            unlucky = trouble.kind is TroubleKind.FAULT and endpoint.answered_at >= now - endpoint.latency
+            times = part.failures - awake - unlucky
+            wait = 0.0 if at_once else random.uniform(0, pause(times) if times else REFUSED_PAUSE)
         assert part.began is not None, "it has been sent"
         if part.failures > self.limits.retries or now + wait - part.began >= self.limits.deadline:
             self._give_up(part)

@@ -23,7 +23,8 @@ from cai.stages.flow.input_rows import Numbered
 _MOST = 512
 """Answers from the cache that are taken before something is written."""
 _FIRST = 64
-"""Calls wanted of a pool that is not open yet."""
+"""Calls wanted of a pool that is not open yet, and those that are made ready before they are sent: the servers begin
+while the next are made."""
 _POLL = 0.1
 """Seconds between two looks for an answer that another process is getting."""
 
@@ -66,7 +67,7 @@ class _PoolRun:
         results: list[tuple[bytes, Result | Unanswered]] = []
         room = self.pool.room() if self.pool is not None else _FIRST
         while room > 0 and len(results) < _MOST and len(self.begun) < _MOST:
-            part = self._next(min(room, _MOST))
+            part = self._next(min(room, _FIRST))
             if not part:
                 break
             fresh: dict[bytes, list[Waiting]] = {}
@@ -78,8 +79,11 @@ class _PoolRun:
                 else:
                     fresh.setdefault(key, []).append((chain, i))
             places = self.cache.look(list(fresh)) if self.cache is not None else [Whereabouts.OURS] * len(fresh)
+            closed = self.pool is None
             for (key, waiting), place in zip(fresh.items(), places, strict=True):
                 room -= self._place(key, waiting, place, results)
+            if closed and self.pool is not None:
+                room = self.pool.room()  # Only now is known how many it wants.
         if self.cache is not None:
             self.cache.beat()
         return results
