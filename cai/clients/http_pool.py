@@ -13,6 +13,8 @@ from typing import Protocol
 
 from cai.clients.base import Call, Result, Unanswered, Usage
 from cai.clients.endpoints import Endpoint, Trouble
+from cai.clients.limit_memory import EVERY
+from cai.clients.pool_notes import PoolNote
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Speaker
 from cai.errors import StepFailed
@@ -46,6 +48,10 @@ class Carrier(Protocol):
         """A caller waits for calls that are held back, and has no others."""
         ...
 
+    def keep_limits(self, every: float) -> None:
+        """Remember the servers' limits for later runs, if that was not done in the last ``every`` seconds."""
+        ...
+
 
 class ClientFault(RuntimeError):
     """A fault of this program that came up while a call was under way; secrets are taken out of its words."""
@@ -76,9 +82,11 @@ class CallPart:
         "index",
         "job",
         "last",
+        "over",
         "refusals",
         "refused_by",
         "since",
+        "taken_over",
         "wrong",
     )
 
@@ -88,6 +96,9 @@ class CallPart:
         self.index = index
         self.failures = 0
         self.refusals = 0
+        # Whether it is settled, and whether a second server has been asked while the first was slow.
+        self.over = False
+        self.taken_over = False
         self.began: float | None = None
         # When it went wrong the last time, and the time before.
         self.wrong: float | None = None
@@ -125,11 +136,18 @@ class HttpPool:
         self._more_wanted = False
         self._out: list[tuple[Hashable, Result | Unanswered]] = []
         self._news = threading.Condition()
+        self._notes = deque[PoolNote]()
 
     def room(self) -> int:
         """How many more calls are wanted."""
-        there = sum(pool.open_parts for pool in list(self._traffic.pools) if not pool.over)
-        return 0 if self.over or self.ending is not None else self._traffic.target_calls() - there
+        if self.over or self.ending is not None:
+            return 0
+        own = self.open_parts
+        others = [p.open_parts for p in list(self._traffic.pools) if p is not self and not p.over]
+        target = self._traffic.target_calls()
+        # All that is free, and never less than an equal part: whoever came first must not keep the others out.
+        sharing = 1 + sum(count > 0 for count in others)
+        return max(target - own - sum(others), target // sharing - own)
 
     @property
     def open_parts(self) -> int:
@@ -174,6 +192,18 @@ class HttpPool:
             self._out = []
             self._open_tags -= len(answers)
             return answers
+
+    def note(self, note: PoolNote) -> None:
+        """Something to tell."""
+        self._notes.append(note)
+
+    def notes(self) -> list[PoolNote]:
+        """What there is to tell since the last time."""
+        self._traffic.keep_limits(EVERY)
+        gathered = []
+        while self._notes:
+            gathered.append(self._notes.popleft())
+        return gathered
 
     @property
     def usage(self) -> Usage:

@@ -95,7 +95,7 @@ class OpenAiClient:
         # By server: what it has said that it does not take.
         self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
-        self._traffic = Traffic(self, urls, limits or ApiLimits())
+        self._traffic = Traffic(self, urls, limits or ApiLimits(), model)
 
     @property
     def name(self) -> str:

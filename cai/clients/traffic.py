@@ -11,20 +11,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from cai.clients.base import Finish, Unanswered
-from cai.clients.concurrency import LimitPhase
-from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
+from cai.clients.concurrency import Limit, LimitPhase, LimitReason
+from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, pause
 from cai.clients.event_loop import LoopThread
 from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, ClientFault, HttpPool
+from cai.clients.limit_memory import remember_limit, remembered_limit
+from cai.clients.pool_notes import TAKEN_OVER, LimitMoves, PoolNote
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
+from cai.clients.takeover import Flight, takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
+
+LONGEST_REST = 4.0
+"""Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
 """Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
@@ -39,23 +46,29 @@ LOOK = 1.0
 _log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
-"""Seconds that a call waits at most after its first refusal, so that it does not knock at once again."""
+"""Seconds that a call waits at most after its first refusal, or its first failure beside answers, so that it does not
+knock at once again."""
 
 
 class Traffic:
     """All calls of one client, on their way to its servers. Its private half runs in the loop alone."""
 
-    def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits) -> None:
+    def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, model: str) -> None:
         self.speaker = speaker
         self.limits = limits
-        self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
+        self.endpoints = [Endpoint(url, _limit_of(url, model, limits)) for url in urls]
+        self._model = model
+        self._moves = [LimitMoves(endpoint, speaker.hide(endpoint.url)) for endpoint in self.endpoints]
+        self._kept_at = time.monotonic()
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
         self._http = HttpExchange(speaker, urls, limits.connect)
         self._fresh = deque[CallPart]()
         self._again = deque[CallPart]()
         self._in_flight = 0
+        self._flights: dict[asyncio.Task[None], Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._takeover_timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
         self._failing = set[CallPart]()
         self._refusals = Refusals()
@@ -73,6 +86,8 @@ class Traffic:
         if self._thread is None:
             self._thread = LoopThread("http_pool")
         pool = HttpPool(self)
+        for moves in self._moves:
+            pool.note(moves.opening())
         self.pools.append(pool)
         return pool
 
@@ -110,9 +125,20 @@ class Traffic:
         if self._thread is not None:
             self._thread.close(self._end)
             self._thread = None
+            self.keep_limits(0.0)
+
+    def keep_limits(self, every: float) -> None:
+        """Remember the servers' limits for later runs, if that was not done in the last ``every`` seconds."""
+        now = time.monotonic()
+        if self.limits.stated or now < self._kept_at + every:
+            return
+        self._kept_at = now
+        for endpoint in self.endpoints:
+            if endpoint.limit.was_full:
+                remember_limit(endpoint.url, self._model, endpoint.limit.lasting)
 
     async def _end(self) -> None:
-        for timer in (self._timer, self._looks):
+        for timer in (self._timer, self._takeover_timer, self._looks):
             if timer is not None:
                 timer.cancel()
         await self._http.close()
@@ -200,6 +226,22 @@ class Traffic:
                 self._look_again(now)
             if full:
                 return
+        if self._flights and not self._again:
+            self._take_over(now)
+
+    def _take_over(self, now: float) -> None:
+        """Nothing is left to send: let others do what waits in a slow server's queue."""
+        found = takeovers(self._flights.values(), self.endpoints, now)
+        for flight, endpoint in found.now:
+            flight.part.taken_over = True
+            fields = {"from": flight.endpoint.url, "to": endpoint.url, "calls": 1}
+            flight.part.job.pool.note(PoolNote(TAKEN_OVER, fields))
+            self._send(flight.part, endpoint, now)
+        if self._takeover_timer is not None:
+            self._takeover_timer.cancel()
+            self._takeover_timer = None
+        if found.look_at is not None and self._thread is not None:
+            self._takeover_timer = self._thread.loop.call_at(found.look_at + 0.001, self._pump)
 
     def _others_are_well(self, endpoint: Endpoint, now: float) -> bool:
         """Whether another server than this one answers, and is only busy."""
@@ -259,8 +301,20 @@ class Traffic:
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
         task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try))
+        self._flights[task] = Flight(part, endpoint, now)
         pool.tasks.add(task)
-        task.add_done_callback(pool.tasks.discard)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        flight = self._flights.pop(task, None)
+        if flight is not None:
+            flight.part.job.pool.tasks.discard(task)
+
+    def _twins(self, part: CallPart) -> list[asyncio.Task[None]]:
+        """The other attempts of a call that are on their way: none, but where it has been taken over."""
+        if not part.taken_over:
+            return []
+        return [t for t, f in self._flights.items() if f.part is part and t is not asyncio.current_task()]
 
     async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool) -> None:
         """One attempt, from the first byte to what becomes of it."""
@@ -291,6 +345,8 @@ class Traffic:
             self._answered = now
             self._waiting.answered(now)
             self._failing.clear()
+            for twin in self._twins(part):
+                twin.cancel()
             self._finish(part, outcome)
             self._release(self._refusals.answered(endpoint, sent_at))
         elif isinstance(outcome, Refused):
@@ -298,14 +354,26 @@ class Traffic:
             self._waiting.answered(now)
             self._refused(part, endpoint, outcome, now)
         else:
-            endpoint.went_wrong(outcome, now, sent_at)
+            others_are_well = self._others_are_well(endpoint, now)
+            endpoint.went_wrong(
+                outcome, now, sent_at, longest_rest=LONGEST_REST if others_are_well else LONGEST_BACKOFF
+            )
             self._went_wrong(part, endpoint, outcome, now)
         if (refused_all := self._refusals.verdict(endpoint)) is not None:
             for pool in list(self.pools):
                 self._fail(pool, refused_all)
+        self._tell_moves(now)
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
+
+    def _tell_moves(self, now: float) -> None:
+        """Tell every pool where the limits have gone."""
+        for moves in self._moves:
+            note = moves.due(now, self._in_flight == 0)
+            if note is not None:
+                for pool in list(self.pools):
+                    pool.note(note)
 
     async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
         seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
@@ -316,6 +384,9 @@ class Traffic:
 
     def _finish(self, part: CallPart, answer: Answered) -> None:
         job = part.job
+        if part.over:
+            return
+        part.over = True
         job.pool.settled += 1
         job.pool.prompt_tokens += answer.prompt_tokens
         job.pool.tokens += answer.tokens
@@ -332,7 +403,10 @@ class Traffic:
 
     def _refused(self, part: CallPart, endpoint: Endpoint, refused: Refused, now: float) -> None:
         """Ask a call elsewhere that a server refuses; where all do, hold it back until others tell."""
+        if part.over or self._twins(part):
+            return
         if part.job.over or part.job.pool.ending is not None:
+            part.over = True
             part.job.pool.settled += 1
             return
         part.refused_by.add(endpoint)
@@ -387,6 +461,8 @@ class Traffic:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
         self._waiting.went_wrong(now, trouble.detail, trouble.kind is TroubleKind.LIMIT)
+        if part.over or self._twins(part):
+            return
         part.avoid = endpoint
         part.last = trouble
         part.since = part.wrong
@@ -401,9 +477,12 @@ class Traffic:
             part.failures += 1
             self._failing.add(part)
             awake = sum(1 for e in self.endpoints if e is not endpoint and not e.rests and e.wakes() <= now)
-            # At once where another server may know better, or where all rest and the first to wake decides.
+            # At once where another server may know better, or where all rest and the first to wake decides; nearly so
+            # where the server answers others, and it was this call's bad luck.
             at_once = part.failures <= awake or all(e.wakes() > now for e in self.endpoints)
-            wait = 0.0 if at_once else random.uniform(0, pause(part.failures - awake))
+            unlucky = trouble.kind is TroubleKind.FAULT and endpoint.answered_at >= now - endpoint.latency
+            times = part.failures - awake - unlucky
+            wait = 0.0 if at_once else random.uniform(0, pause(times) if times else REFUSED_PAUSE)
         assert part.began is not None, "it has been sent"
         if part.failures > self.limits.retries or now + wait - part.began >= self.limits.deadline:
             self._give_up(part)
@@ -431,6 +510,7 @@ class Traffic:
         if not alive:
             self._fail(job.pool, self._dead(part))
             return
+        part.over = True
         job.pool.settled += 1
         if job.over:
             return
@@ -452,3 +532,11 @@ class Traffic:
     def _now(self) -> float:
         assert self._thread is not None, "the loop is what calls this"
         return self._thread.loop.time()
+
+
+def _limit_of(url: str, model: str, limits: ApiLimits) -> Limit:
+    """The limit that a server begins with."""
+    if limits.stated:
+        return Limit(limits.concurrency, limits.concurrency, LimitReason.STATED)
+    known = remembered_limit(url, model)
+    return Limit(limits.concurrency) if known is None else Limit(limits.concurrency, known, LimitReason.REMEMBERED)

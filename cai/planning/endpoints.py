@@ -72,7 +72,8 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
         if model is None:
             continue
         keys[role] = model.api_key_env
-        limits = model.limits.model_dump(mode="json", exclude_defaults=True)
+        # What is stated counts as stated also where it is the default: a run starts there.
+        limits = model.limits.model_dump(mode="json", exclude_unset=True)
         server = {"replicas": list(model.replicas), "limits": limits}
         if any(server.values()):
             servers[role] = {name: value for name, value in server.items() if value}

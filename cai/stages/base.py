@@ -229,15 +229,15 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
     def __enter__(self) -> Client:
         endpoint = self._model / ENDPOINT
         if endpoint.is_file():
-            from cai.clients.openai_api import open_endpoint
             from cai.clients.settings import ApiLimits
+            from cai.clients.sharing import share_endpoint
 
             limits = ApiLimits.model_validate(self._server.get("limits", {}))
             replicas = tuple(self._server.get("replicas", ()))
             place = {
                 name: self._server[name] for name in ("model", "url", "logprobs", "dialect") if name in self._server
             }
-            self._client: Client = open_endpoint(endpoint, self._api_key_env, limits, replicas, place=place)
+            self._client: Client = share_endpoint(endpoint, self._api_key_env, limits, replicas, place=place)
         else:
             self._client = self._engine.client(self._model)
         return self._client
