@@ -8,10 +8,12 @@ reached: then one call at a time finds out whether it is back. All times are pas
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from cai.clients.concurrency import Limit
+from cai.errors import StepFailed
 
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 """Seconds: the first pause (doubled each time), and the longest."""
@@ -145,3 +147,11 @@ class Endpoint:
         if self._failed >= enough and now >= self._rests_until and sent_at >= self._rests_until:
             self.rests += 1
             self._rests_until = now + min(pause(self.rests), longest_rest) * random.uniform(0.75, 1.25)
+
+
+def dead_error(name: str, endpoints: Sequence[Endpoint], times: int) -> StepFailed:
+    """That no server of a client answers any more; ``times`` is how often the last call was tried."""
+    if len(endpoints) == 1:
+        return StepFailed(f"{name}: {endpoints[0].last_trouble}, {times} times in a row")
+    reasons = "; ".join(f"{each.url}: {each.last_trouble or 'nothing yet'}" for each in endpoints)
+    return StepFailed(f"{name}: no server answers any more ({reasons})")

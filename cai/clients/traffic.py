@@ -11,19 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import deque
 from collections.abc import Sequence
 
 from cai.clients.base import Finish, Unanswered
-from cai.clients.concurrency import Limit, LimitPhase, LimitReason
-from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, pause
+from cai.clients.concurrency import LimitPhase
+from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, dead_error, pause
 from cai.clients.event_loop import LoopThread
 from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, ClientFault, HttpPool
-from cai.clients.limit_memory import remember_limit, remembered_limit
-from cai.clients.pool_notes import TAKEN_OVER, LimitMoves, PoolNote
+from cai.clients.pool_notes import TAKEN_OVER, PoolNote
 from cai.clients.refusals import HeldCall, Refusals
+from cai.clients.served_limits import ServedLimits
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
 from cai.clients.takeover import Flight, takeovers
@@ -40,9 +39,6 @@ may all be rows that no server can answer."""
 GRACE = 1.0
 """Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
 
-LOOK = 1.0
-"""Seconds between two looks at what is waited for."""
-
 _log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
@@ -56,10 +52,8 @@ class Traffic:
     def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, model: str) -> None:
         self.speaker = speaker
         self.limits = limits
-        self.endpoints = [Endpoint(url, _limit_of(url, model, limits)) for url in urls]
-        self._model = model
-        self._moves = [LimitMoves(endpoint, speaker.hide(endpoint.url)) for endpoint in self.endpoints]
-        self._kept_at = time.monotonic()
+        self._served = ServedLimits(speaker, urls, limits, model)
+        self.endpoints = self._served.endpoints
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
         self._http = HttpExchange(speaker, urls, limits.connect)
@@ -86,8 +80,7 @@ class Traffic:
         if self._thread is None:
             self._thread = LoopThread("http_pool")
         pool = HttpPool(self)
-        for moves in self._moves:
-            pool.note(moves.opening())
+        self._served.open(pool)
         self.pools.append(pool)
         return pool
 
@@ -129,13 +122,7 @@ class Traffic:
 
     def keep_limits(self, every: float) -> None:
         """Remember the servers' limits for later runs, if that was not done in the last ``every`` seconds."""
-        now = time.monotonic()
-        if self.limits.stated or now < self._kept_at + every:
-            return
-        self._kept_at = now
-        for endpoint in self.endpoints:
-            if endpoint.limit.was_full:
-                remember_limit(endpoint.url, self._model, endpoint.limit.lasting)
+        self._served.keep(every)
 
     async def _end(self) -> None:
         for timer in (self._timer, self._takeover_timer, self._looks):
@@ -179,7 +166,7 @@ class Traffic:
                 self._fresh.append(pool.inbox.popleft())
         self._pump()
         if self._looks is None and self._thread is not None:
-            self._looks = self._thread.loop.call_later(LOOK, self._look)
+            self._looks = self._thread.loop.call_later(self._waiting.look_every, self._look)
 
     def _look(self) -> None:
         """Say what is waited for, and end a waiting that has no end."""
@@ -195,7 +182,7 @@ class Traffic:
         if why and not self._first_tries:
             for pool in list(self.pools):
                 self._fail(pool, Incomplete(f"{self.speaker.name}: {why}"))
-        self._looks = self._thread.loop.call_later(LOOK, self._look)
+        self._looks = self._thread.loop.call_later(self._waiting.look_every, self._look)
 
     def _pump(self) -> None:
         """Send what can be sent."""
@@ -362,18 +349,10 @@ class Traffic:
         if (refused_all := self._refusals.verdict(endpoint)) is not None:
             for pool in list(self.pools):
                 self._fail(pool, refused_all)
-        self._tell_moves(now)
+        self._served.tell(list(self.pools), now, self._in_flight == 0)
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
-
-    def _tell_moves(self, now: float) -> None:
-        """Tell every pool where the limits have gone."""
-        for moves in self._moves:
-            note = moves.due(now, self._in_flight == 0)
-            if note is not None:
-                for pool in list(self.pools):
-                    pool.note(note)
 
     async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
         seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
@@ -410,17 +389,14 @@ class Traffic:
             part.job.pool.settled += 1
             return
         part.refused_by.add(endpoint)
-        if any(self._may_take(other, part, now) for other in self.endpoints):
+        others = (e for e in self.endpoints if e not in part.refused_by)
+        if any(other.wakes() <= now and not other.rests for other in others):
             part.avoid = endpoint
             self._again.append(part)
             return
         part.job.pool.settled += 1
         part.job.pool.hold()
         self._refusals.hold(part, refused, endpoint, now)
-
-    def _may_take(self, endpoint: Endpoint, part: CallPart, now: float) -> bool:
-        """Whether a server that has not refused this call is there to be asked."""
-        return endpoint not in part.refused_by and endpoint.wakes() <= now and not endpoint.rests
 
     def _release(self, held_calls: Sequence[HeldCall]) -> None:
         """Refusals that are their rows' own: these have their results."""
@@ -442,20 +418,18 @@ class Traffic:
         if error is not None:
             self._fail(pool, error)
         else:
-            for held in held_calls:
-                if held.refused.may_pass and self.limits.unanswered is GaveUp.KEEP:
-                    self._leave(held)
-                else:
-                    self._release([held])
+            leave = self.limits.unanswered is GaveUp.KEEP
+            self._release([held for held in held_calls if not (leave and held.refused.may_pass)])
+            self._leave([held for held in held_calls if leave and held.refused.may_pass])
         self._pump()
 
-    def _leave(self, held: HeldCall) -> None:
-        """A call that was refused after all that was answered, for what may pass: the next run asks it again."""
-        job = held.part.job
-        job.pool.held -= 1
-        if not job.over:
-            job.over = True
-            job.pool.put(job.tag, Unanswered(job.call.id, held.refused.result.refused))
+    def _leave(self, held_calls: Sequence[HeldCall]) -> None:
+        """Calls that were refused after all that was answered, for what may pass: the next run asks them again."""
+        for job, result in ((held.part.job, held.refused.result) for held in held_calls):
+            job.pool.held -= 1
+            if not job.over:
+                job.over = True
+                job.pool.put(job.tag, Unanswered(job.call.id, result.refused))
 
     def _went_wrong(self, part: CallPart, endpoint: Endpoint, trouble: Trouble, now: float) -> None:
         """Try again, where and when it may go better; or give up."""
@@ -487,7 +461,7 @@ class Traffic:
         if part.failures > self.limits.retries or now + wait - part.began >= self.limits.deadline:
             self._give_up(part)
         elif all(e.rests > self.limits.retries for e in self.endpoints):
-            error = self._dead(part)
+            error = dead_error(self.speaker.name, self.endpoints, part.failures + part.refusals)
             for pool in list(self.pools):
                 self._fail(pool, error)
         elif wait > 0 and self._thread is not None:
@@ -508,7 +482,7 @@ class Traffic:
         since = part.since if part.since is not None else part.began or 0.0
         alive = self._answered >= since or (self._answered > float("-inf") and few)
         if not alive:
-            self._fail(job.pool, self._dead(part))
+            self._fail(job.pool, dead_error(self.speaker.name, self.endpoints, part.failures + part.refusals))
             return
         part.over = True
         job.pool.settled += 1
@@ -522,21 +496,6 @@ class Traffic:
         else:
             job.pool.put(job.tag, Unanswered(job.call.id, trouble.why))
 
-    def _dead(self, part: CallPart) -> StepFailed:
-        if len(self.endpoints) == 1:
-            times = part.failures + part.refusals
-            return StepFailed(f"{self.speaker.name}: {self.endpoints[0].last_trouble}, {times} times in a row")
-        reasons = "; ".join(f"{e.url}: {e.last_trouble or 'nothing yet'}" for e in self.endpoints)
-        return StepFailed(f"{self.speaker.name}: no server answers any more ({reasons})")
-
     def _now(self) -> float:
         assert self._thread is not None, "the loop is what calls this"
         return self._thread.loop.time()
-
-
-def _limit_of(url: str, model: str, limits: ApiLimits) -> Limit:
-    """The limit that a server begins with."""
-    if limits.stated:
-        return Limit(limits.concurrency, limits.concurrency, LimitReason.STATED)
-    known = remembered_limit(url, model)
-    return Limit(limits.concurrency) if known is None else Limit(limits.concurrency, known, LimitReason.REMEMBERED)

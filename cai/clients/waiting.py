@@ -5,6 +5,9 @@ Times are passed in, in seconds.
 
 from __future__ import annotations
 
+LOOK = 1.0
+"""Seconds between two looks at what is waited for."""
+
 SAY_EVERY = 30.0
 """Seconds without an answer after which a line says what is waited for, and between two such lines."""
 
@@ -14,6 +17,7 @@ class Waiting:
     too many. ``patience``: for how long only that is waited for."""
 
     def __init__(self, patience: float) -> None:
+        self.look_every = LOOK
         self._patience = patience
         self._silent_since: float | None = None
         self._limited_since: float | None = None

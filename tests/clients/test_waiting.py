@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai.clients import endpoints, http_exchange, traffic, waiting
+from cai.clients import endpoints, http_exchange, waiting
 from cai.clients.base import Pool, Request
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.settings import ApiLimits
@@ -25,7 +25,7 @@ LIMIT = Say({"error": "daily limit reached"}, 429)
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reaction], ApiServer]]:
     """Start servers; all are stopped at the end. Waiting is made short."""
     monkeypatch.setattr(endpoints, "BACKOFF", 0.02)
-    monkeypatch.setattr(traffic, "LOOK", 0.02)
+    monkeypatch.setattr(waiting, "LOOK", 0.02)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers: list[ApiServer] = []
 
