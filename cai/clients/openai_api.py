@@ -39,6 +39,7 @@ from cai.clients.openai_logprobs import NoLogprobs
 from cai.clients.outcomes import CallOutcome, Fate, Fault, Observed, drop_reason, outcome_of
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Anew, Answered, Refused, Reply, Sent
+from cai.clients.spending import Account
 from cai.clients.traffic import Traffic
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.identity import parse_json
@@ -78,6 +79,7 @@ class OpenAiClient:
         logprobs: str = "",
         name: str = "",
         api_key_env: str = "",
+        account: Account | None = None,
     ) -> None:
         urls = list(dict.fromkeys(each.rstrip("/") for each in (url, *replicas)))
         self._model = model
@@ -92,7 +94,7 @@ class OpenAiClient:
         # By server: what it has said that it does not take.
         self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
-        self._traffic = Traffic(self, urls, limits or ApiLimits())
+        self._traffic = Traffic(self, urls, limits or ApiLimits(), account)
 
     @property
     def name(self) -> str:
@@ -316,11 +318,12 @@ def open_endpoint(
     replicas: Sequence[str] = (),
     *,
     place: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> OpenAiClient:
     """The client of an ``endpoint.json`` ({model, url, api_key_env, and ``logprobs`` where it is set}).
 
     ``api_key_env`` and what ``place`` says (``model``, ``url``, ``logprobs``) go before the file's; ``replicas`` are
-    more addresses of the same model.
+    more addresses of the same model. What is spent goes into the ``account``.
 
     Raises:
         PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent there.
@@ -338,7 +341,16 @@ def open_endpoint(
         hint = "copy it again"
         raise PrerequisiteError(f"{model} at {url}: the value of {variable} has characters that no key has; {hint}")
     logprobs = raw.get("logprobs") or ""
-    return OpenAiClient(url, model, key, replicas=replicas, limits=limits, logprobs=logprobs, api_key_env=variable)
+    return OpenAiClient(
+        url,
+        model,
+        key,
+        replicas=replicas,
+        limits=limits,
+        logprobs=logprobs,
+        api_key_env=variable,
+        account=account,
+    )
 
 
 def _check(name: str, url: str) -> None:

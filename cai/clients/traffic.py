@@ -29,6 +29,7 @@ from cai.clients.http_pool import CallPart, HttpPool
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Anew, Answered, Refused, Reply, Speaker
+from cai.clients.spending import Account, Spending, Spent
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
 
@@ -54,9 +55,12 @@ REFUSED_PAUSE = 0.05
 class Traffic:
     """All calls of one client, on their way to its servers. Its private half runs in the loop alone."""
 
-    def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits) -> None:
+    def __init__(
+        self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, account: Account | None = None
+    ) -> None:
         self.speaker = speaker
         self.limits = limits
+        self._spending = Spending(limits, account)
         self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
@@ -120,6 +124,7 @@ class Traffic:
         if self._thread is not None:
             self._thread.close(self._end)
             self._thread = None
+            self._spending.close()
 
     async def _end(self) -> None:
         for timer in (self._timer, self._looks):
@@ -203,9 +208,13 @@ class Traffic:
                     full = True
                 elif endpoint is part.avoid and self._others_are_well(endpoint, now):
                     kept_back.append(queue.popleft())  # for a place there: where it failed it would fail again
-                else:
+                elif (reserved := self._spending.reserve(part.call)) is not None:
                     queue.popleft()
-                    self._send(part, endpoint, now)
+                    self._send(part, endpoint, now, reserved)
+                elif self._in_flight:
+                    full = True  # what comes back may have cost less than was set aside
+                else:
+                    self._fail(part.job.pool, self._spending.used_up(part.call))
             queue.extendleft(reversed(kept_back))
             if full or kept_back:
                 self._look_again(now)
@@ -256,7 +265,7 @@ class Traffic:
         """Has it failed, and its time is up?"""
         return part.last is not None and now - (part.began or now) >= self.limits.deadline
 
-    def _send(self, part: CallPart, endpoint: Endpoint, now: float) -> None:
+    def _send(self, part: CallPart, endpoint: Endpoint, now: float, reserved: Spent) -> None:
         pool = part.job.pool
         if part.began is None:
             part.began = now
@@ -269,13 +278,15 @@ class Traffic:
         pool.attempts += 1
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
-        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try))
+        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try, reserved=reserved))
         pool.tasks.add(task)
         task.add_done_callback(pool.tasks.discard)
 
-    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool) -> None:
+    async def _attempt(
+        self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool, reserved: Spent
+    ) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        outcome: Answered | Refused | Trouble | CaiError
+        outcome: Answered | Refused | Trouble | CaiError | None = None
         try:
             outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
@@ -288,6 +299,7 @@ class Traffic:
             error_text = self.speaker.hide(str(error))
             outcome = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
         finally:
+            self._account_for(reserved, outcome)
             endpoint.ended(sent_at)
             self._first_tries -= first_try
             self._in_flight -= 1
@@ -315,6 +327,14 @@ class Traffic:
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
+
+    def _account_for(self, reserved: Spent, outcome: Answered | Refused | Trouble | CaiError | None) -> None:
+        if isinstance(outcome, Answered):
+            self._spending.settle(reserved, outcome.prompt_tokens, outcome.tokens)
+        elif isinstance(outcome, Refused) or (isinstance(outcome, Trouble) and outcome.costs_nothing):
+            self._spending.free(reserved)
+        else:
+            self._spending.lost(reserved)
 
     async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
         session = self._session or self._open_session()
