@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # The locked versions need Python 3.11; an older one gets the newest that run there.
 LOCK = $$($(BIN)/python -c 'import sys; print("--constraint constraints.txt" * (sys.version_info >= (3, 11)))')
 
-.PHONY: install quickstart test pytest unit fuzz lint nemo-lab clean
+.PHONY: install quickstart test pytest unit fuzz lint nemo-lab servers-lab clean
 
 install: $(STAMP)
 
@@ -45,6 +45,11 @@ lint: install
 # Writes tests/lab/validated.json when all of it passes. LAB=--check only looks, and skips where it cannot run.
 nemo-lab: install
 	$(BIN)/python -m tests.lab $(LAB)
+
+# Real servers on this machine's CPU: the table of dialects measured again, stages through them, kill -9 in the midst.
+# Installs each once (vLLM: 3.4 GB); then some twenty minutes. LAB='--only llamacpp', LAB=--check: see docs/servers.md.
+servers-lab: install
+	$(BIN)/python -m tests.servers_lab $(LAB)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

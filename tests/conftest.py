@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Servers of tests are on this machine, and these are the variables with their keys.
 os.environ["CAI_KEY_HOSTS"] = "TEST_KEY=127.0.0.1,OTHER_KEY=127.0.0.1,NGC_API_KEY=127.0.0.1"
 
+# What one test found out about a server must not decide how the next begins.
+os.environ["CAI_LIMIT_MEMORY"] = "off"
+
 # What is checked there is told as fully as in a test.
 pytest.register_assert_rewrite("tests.support")
 pytest_plugins = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from cai.identity import canonical
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -82,5 +84,54 @@ def tool_call_from_plain(plain: Mapping[str, str]) -> ToolCall:
 
 
 def transcript(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as the prompt templates read them: what was said, never what was thought."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+    """Messages as the prompt templates read them: what was said and done, never what was thought.
+
+    A tool's call and its result are lines of text here, both on the assistant's side: whoever judges a turn must see
+    what was done in it, and templates know a person and an assistant.
+    """
+    tool_names = {call.id: call.name for message in messages for call in message.tool_calls if call.id}
+    return [
+        {
+            "role": "assistant" if message.role == "tool" else message.role,
+            "content": readable(message, message.name or tool_names.get(message.tool_call_id, "")),
+        }
+        for message in messages
+    ]
+
+
+def readable(message: Message, tool_name: str = "") -> str:
+    """What was said in a turn as text, its tool calls and results in lines of their own; thinking is left out."""
+    if message.role == "tool":
+        name = tool_name or message.name
+        return f"[result of {f'the tool {name}' if name else 'a tool'}]\n{message.content}"
+    calls = [f"[calls the tool {call.name}: {call.arguments}]" for call in message.tool_calls]
+    return "\n".join([message.content] * bool(message.content) + calls) if calls else message.content
+
+
+def question(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last user turn, also where a tool has answered since; else its last turn."""
+    last = next((message for message in reversed(messages) if message.role == "user"), messages[-1])
+    return last.content
+
+
+def has_tools(messages: Sequence[Message]) -> bool:
+    """Whether a tool is called, or answers, in one of the turns."""
+    return any(message.tool_calls or message.role == "tool" for message in messages)
+
+
+def without_thinking(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages as everybody but their author knows them."""
+    return tuple(replace(message, thinking="") if message.thinking else message for message in messages)
+
+
+def turns_text(messages: Sequence[Message]) -> Iterator[str]:
+    """The texts that tell one exchange from another: role and content of each turn, and what else it has.
+
+    For turns of role and content, only these two: what was made from them before there was more stays.
+    """
+    for message in messages:
+        yield message.role
+        yield message.content
+        more = {k: v for k, v in message_to_plain(message).items() if k not in ("role", "content")}
+        if more:
+            yield canonical(more)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.chat.guard import Guard
-from cai.chat.messages import ROLES, Message
+from cai.chat.messages import ROLES, Message, transcript
 from cai.chat.template import read_text
 from cai.chat.template_file import Format, Header, TemplateBody, TemplateKind, read_header
 from cai.errors import Problem, SpecError, did_you_mean
@@ -93,7 +93,7 @@ class PromptTemplate:
 
     def _plain(self, value: Any, name: str) -> Any:
         if isinstance(value, Message):
-            return {"role": value.role, "content": value.content}
+            return transcript((value,))[0]
         if isinstance(value, Mapping):
             return {str(k): self._plain(v, f"{name}.{k}") for k, v in value.items()}
         if isinstance(value, list | tuple):

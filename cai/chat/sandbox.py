@@ -9,7 +9,7 @@ their own (``cai.chat.isolation``), which does.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +20,7 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 MAX_SOURCE = 64 * 1024
 """Characters of a template."""
@@ -188,6 +189,45 @@ def _raise_exception(message: str) -> None:
     raise Refusal(str(message))
 
 
+class AbsentField(jinja2.Undefined):
+    """What a template reads and is not there. Writing it is an error, and so is a variable that there is not.
+
+    A field that a message lacks may be asked for, as Hugging Face's templates do: ``{% if message.tool_calls %}``.
+    """
+
+    __slots__ = ()
+
+    def _absent(self) -> bool:
+        if self._undefined_obj is missing:
+            self._fail_with_undefined_error()
+        return True
+
+    def __str__(self) -> str:
+        self._fail_with_undefined_error()
+
+    def __contains__(self, item: object) -> bool:
+        self._fail_with_undefined_error()
+
+    def __bool__(self) -> bool:
+        return not self._absent()
+
+    def __eq__(self, other: object) -> bool:
+        return self._absent() and isinstance(other, AbsentField)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __len__(self) -> int:
+        return int(not self._absent())
+
+    def __iter__(self) -> Iterator[Any]:
+        self._absent()
+        return iter(())
+
+
 class Generation(Extension):
     """``{% generation %}`` marks what the assistant writes, as in Hugging Face's templates."""
 
@@ -213,7 +253,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
+            undefined=AbsentField,
             extensions=[loopcontrols, Generation],
             finalize=_written,
             cache_size=0,

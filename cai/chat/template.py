@@ -2,26 +2,30 @@
 
 ``prompt(m) + answer(m, a)`` is ``render(m + a)`` up to and including ``answer_end``; what the template writes after it
 (ChatML's newline) belongs to neither, because generation stops at ``answer_end`` and the newline is never learnt.
+
+What an assistant thought is rendered only where it is asked for, by ``spans(..., thinking=True)``; no prompt holds it.
+Tool calls and results are rendered by templates that know them, and refused by the others: a template that skips them
+would leave turns without what was done in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from cai.chat.guard import Guard
-from cai.chat.messages import ROLES, Message, Span
+from cai.chat.messages import ROLES, Message, Span, has_tools, without_thinking
 from cai.chat.sandbox import MAX_SOURCE, Rendered
 from cai.chat.template_file import Header, TemplateBody, TemplateKind, TurnError, read_header
+from cai.chat.turns import THINKING_PROBE, THINKING_WORDS, TOOL_PROBE, TOOL_WORDS, Turns, each, messages_of, turns_of
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import text_digest
 
+WITH_TOOLS = "template=chatml_tools, llama3_tools or mistral_tools, or one of your own that writes `tool_calls`"
 _KNOWN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents"})
-
-Turns = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -81,33 +85,55 @@ class ChatTemplate:
         """What decides the rendered text: the file's bytes, and extra control strings where there are any."""
         return {"sha256": text_digest(self.text)} | ({"guard": sorted(self.guard)} if self.guard else {})
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    @cached_property
+    def speaks_tools(self) -> bool:
+        """Whether the template writes tool calls (names and arguments) and tool results."""
+        return self._writes(TOOL_PROBE, TOOL_WORDS)
+
+    @cached_property
+    def speaks_thinking(self) -> bool:
+        """Whether the template writes what was thought before an answer."""
+        return self._writes(THINKING_PROBE, THINKING_WORDS)
+
+    def _writes(self, messages: Sequence[Message], words: Sequence[str]) -> bool:
+        try:
+            text = self._raw(turns_of(messages), False).text
+        except SpecError:
+            return False
+        return all(word in text for word in words)
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, *, thinking: bool = False
+    ) -> str:
         """The whole text of a conversation.
 
         Raises:
-            TurnError: an unknown role, or an order of turns that the template does not take.
+            TurnError: an unknown role, or an order of turns or kind of turn that the template does not take.
             SpecError: the template fails on these messages.
         """
-        return self._safe(messages, add_generation_prompt)[1]
+        return self._safe(messages, add_generation_prompt, thinking)[1]
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the assistant begins to write.
 
         Raises:
-            TurnError: also when the messages do not end with a user or system turn.
+            TurnError: also when the messages do not end with a user or system turn or a tool's result.
         """
-        if not messages or messages[-1].role not in ("user", "system"):
+        if not messages or messages[-1].role not in ("user", "system", "tool"):
             last = f"ends with a turn of role {messages[-1].role!r}" if messages else "has no messages"
-            raise TurnError(Problem(self.where, f"a prompt {last}", "end it with a user or system turn"))
+            todo = "end it with a user or system turn, or with a tool's result"
+            raise TurnError(Problem(self.where, f"a prompt {last}", todo))
         return self._safe(messages, True)[1]
 
     def harmless(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The messages with every control string in a content broken, for programs that write the template themselves.
+        """The messages with every control string in a text broken, for programs that write the template themselves.
+
+        What was thought is left out, as in ``spans``.
 
         Raises:
-            TurnError: an unknown role, or an order of turns that the template does not take.
+            TurnError: an unknown role, or an order of turns or kind of turn that the template does not take.
         """
-        return tuple(Message(role, content) for role, content in self._safe(messages, False)[0])
+        return messages_of(without_thinking(messages), self._safe(messages, False)[0])
 
     def answer(self, messages: Sequence[Message], text: str) -> str:
         """What follows ``prompt(messages)`` when the assistant answers ``text``, up to and including ``answer_end``.
@@ -123,27 +149,30 @@ class ChatTemplate:
         end = self._end(turns, len(turns) - 1, whole, prompt)
         return whole[len(prompt) : end]
 
-    def spans(self, messages: Sequence[Message], loss: Literal["all", "last"] = "all") -> tuple[Span, ...]:
+    def spans(
+        self, messages: Sequence[Message], loss: Literal["all", "last"] = "all", *, thinking: bool = False
+    ) -> tuple[Span, ...]:
         """``render(messages)`` in pieces; loss is on what the assistant writes and on the end of its turns.
 
-        ``loss`` chooses all assistant turns or the last one. With ``generation`` blocks, loss is on what they hold,
-        and on ``answer_end`` where it follows directly. Adjacent pieces differ in ``loss``; none is empty.
+        ``loss`` chooses all answers or the last one; the tool calls that led to an answer are part of it, tool results
+        never are. With ``thinking``, what was thought is rendered and learnt, else it is not there at all. With
+        ``generation`` blocks, loss is on what they hold, and on ``answer_end`` where it follows directly. Adjacent
+        pieces differ in ``loss``; none is empty.
 
         Raises:
             SpecError: the template writes earlier turns differently once later ones follow, and marks no answers.
         """
-        turns, whole = self._safe(messages, False)
-        answer_turns = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+        turns, whole = self._safe(messages, False, thinking)
+        first = _last_answer(turns) if loss == "last" else 0
         blocks = self._raw(turns, False).blocks if "endgeneration" in self.text else []
         if blocks:
+            if first:
+                blocks = blocks[len(self._raw(turns[:first], False).blocks) :]
             answer_ranges = [self._block(whole, start, end) for start, end in blocks]
             answer_ranges = [(s, e) for s, e in answer_ranges if s < e]
-            if loss == "last":
-                answer_ranges = answer_ranges[-1:]
         else:
-            chosen = answer_turns[-1:] if loss == "last" else answer_turns
             answer_ranges = []
-            for i in chosen:
+            for i in (i for i, turn in enumerate(turns) if i >= first and turn["role"] == "assistant"):
                 prompt = self._raw(turns[:i], True).text
                 answer_ranges.append((len(prompt), self._end(turns, i, whole, prompt)))
         spans, position = list[Span](), 0
@@ -167,7 +196,7 @@ class ChatTemplate:
         closing = self.header.answer_end
         if whole.startswith(prompt):
             cut = whole.find(closing, len(prompt))
-            if cut >= 0 and whole[len(prompt) : cut].strip() == turns[i][1].strip():
+            if cut >= 0 and whole[len(prompt) : cut].strip() == turns[i]["content"].strip():
                 return cut + len(closing)
             # The template changed the answer: where it ends shows in the text that ends with this turn.
             alone = self._raw(turns[: i + 1], False).text
@@ -185,7 +214,9 @@ class ChatTemplate:
             )
         )
 
-    def _safe(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[Turns, str]:
+    def _safe(
+        self, messages: Sequence[Message], add_generation_prompt: bool, thinking: bool = False
+    ) -> tuple[Turns, str]:
         for n, message in enumerate(messages):
             if message.role not in ROLES:
                 raise TurnError(
@@ -195,9 +226,14 @@ class ChatTemplate:
                         did_you_mean(message.role, ROLES),
                     )
                 )
+        if has_tools(messages) and not self.speaks_tools:
+            number = next(n for n, message in enumerate(messages, 1) if has_tools((message,)))
+            raise TurnError(
+                Problem(f"{self.where}: message {number}", "this template has no tool turns", f"use {WITH_TOOLS}")
+            )
         return self._guard.apply(
-            tuple((m.role, m.content) for m in messages),
-            _each,
+            turns_of(messages if thinking else without_thinking(messages)),
+            each,
             lambda turns: self._raw(turns, add_generation_prompt).text,
             always=self._body.inspection.alters,
             where=self.where,
@@ -206,7 +242,7 @@ class ChatTemplate:
     def _raw(self, turns: Turns, add_generation_prompt: bool) -> Rendered:
         return self._body.render(
             {
-                "messages": [{"role": role, "content": content} for role, content in turns],
+                "messages": list(turns),
                 "add_generation_prompt": add_generation_prompt,
                 "bos_token": self.header.bos_token,
                 "eos_token": self.header.eos_token,
@@ -216,8 +252,17 @@ class ChatTemplate:
         )
 
 
-def _each(turns: Turns, change: Callable[[str], str]) -> Turns:
-    return tuple((role, change(content)) for role, content in turns)
+def _last_answer(turns: Turns) -> int:
+    """Where the last answer begins: at the last assistant turn, or at the first of the tool calls that led to it."""
+    roles = [turn["role"] for turn in turns]
+    start = len(roles) - 1 - roles[::-1].index("assistant") if "assistant" in roles else len(roles)
+    before = start
+    while before and roles[before - 1] == "tool":
+        before -= 1
+        if before and roles[before - 1] == "assistant":
+            before -= 1
+            start = before
+    return start
 
 
 @lru_cache(maxsize=64)

@@ -61,12 +61,14 @@ def pause(times: int) -> float:
 class Endpoint:
     """The state of one server; ``url`` ends before ``/chat/completions``."""
 
-    def __init__(self, url: str, most: int) -> None:
+    def __init__(self, url: str, limit: Limit) -> None:
         self.url = url
-        self.limit = Limit(most)
+        self.limit = limit
         self.in_flight = 0
         self.last_trouble = ""
         """What went wrong last."""
+        self.answered_at = float("-inf")
+        """When it last answered."""
         self.rests = 0
         """Pauses since the last answer because it failed."""
         # Failures and refusals since the last answer, and pauses since then because it refused.
@@ -78,6 +80,11 @@ class Endpoint:
         self._rests_until = float("-inf")
         # When the one call went out that finds out whether the server is back.
         self._probe: float | None = None
+
+    @property
+    def latency(self) -> float:
+        """Seconds that its answers take, a mean in which old ones fade; 0 before the first."""
+        return self.limit.round_trip
 
     def wakes(self) -> float:
         """When it may be asked again."""
@@ -107,32 +114,40 @@ class Endpoint:
     def answered(self, now: float, sent_at: float) -> None:
         """A call was answered; ``ended`` has been told."""
         self._failed = self._refused = self._waves = 0
+        self.answered_at = now
         if self.rests:
             self.rests = 0
             self._rests_until = float("-inf")
             self.limit.restart(now)
         self.limit.answered(now, sent_at, self.in_flight)
 
-    def went_wrong(self, trouble: Trouble, now: float, sent_at: float) -> None:
-        """A call came to nothing; ``ended`` has been told."""
+    def went_wrong(
+        self, trouble: Trouble, now: float, sent_at: float, *, longest_rest: float = LONGEST_BACKOFF
+    ) -> None:
+        """A call came to nothing; ``ended`` has been told. ``longest_rest``: seconds that it rests at most."""
         self.last_trouble = trouble.detail
+        took_its_place = False
         if trouble.wait is not None:
             self._held_until = max(self._held_until, now + trouble.wait)
         if trouble.kind in (TroubleKind.LIMIT, TroubleKind.OVERLOAD):
-            self.limit.refused(now, sent_at)
+            places = self.limit.value
+            self.limit.refused(now, sent_at, self.in_flight)
+            took_its_place = self.limit.value < places
         elif trouble.kind is TroubleKind.TIMEOUT:
             self.limit.timed_out(now, sent_at)
         if trouble.kind is TroubleKind.LIMIT:
-            self._refused += 1
             # Refusals beside answers take places away; refusals alone mean that the server wants a pause.
+            self._refused += 1 if self.in_flight == 0 or not took_its_place else 0
             if self._refused >= self.limit.value and now >= self._held_until:
                 self._refused = 0
                 self._waves += 1
                 self._held_until = now + pause(self._waves) * random.uniform(0.5, 1.0)
             return
         self._failed += 1
-        enough = 1 if self.rests or trouble.kind is TroubleKind.UNREACHABLE else max(IN_A_ROW, self.limit.value // 4)
+        # One that cannot be reached rests at once; while it answers others, it only could not take so many together.
+        away = trouble.kind is TroubleKind.UNREACHABLE and self.answered_at < sent_at
+        enough = 1 if self.rests or away else max(IN_A_ROW, self.limit.value // 4)
         # What was sent before the pause began says nothing new.
         if self._failed >= enough and now >= self._rests_until and sent_at >= self._rests_until:
             self.rests += 1
-            self._rests_until = now + pause(self.rests) * random.uniform(0.75, 1.25)
+            self._rests_until = now + min(pause(self.rests), longest_rest) * random.uniform(0.75, 1.25)

@@ -13,9 +13,12 @@ from typing import Protocol
 
 from cai.clients.base import Call, Result, Unanswered, Usage
 from cai.clients.endpoints import Endpoint, Trouble
+from cai.clients.limit_memory import EVERY
+from cai.clients.pool_notes import PoolNote
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Speaker
-from cai.errors import CaiError, StepFailed
+from cai.clients.spending import Spending
+from cai.errors import StepFailed
 
 
 class Carrier(Protocol):
@@ -46,6 +49,14 @@ class Carrier(Protocol):
         """A caller waits for calls that are held back, and has no others."""
         ...
 
+    def keep_limits(self, every: float) -> None:
+        """Remember the servers' limits for later runs, if that was not done in the last ``every`` seconds."""
+        ...
+
+
+class ClientFault(RuntimeError):
+    """A fault of this program that came up while a call was under way; secrets are taken out of its words."""
+
 
 class PendingCall:
     """A call as it was submitted."""
@@ -72,9 +83,11 @@ class CallPart:
         "index",
         "job",
         "last",
+        "over",
         "refusals",
         "refused_by",
         "since",
+        "taken_over",
         "wrong",
     )
 
@@ -84,6 +97,9 @@ class CallPart:
         self.index = index
         self.failures = 0
         self.refusals = 0
+        # Whether it is settled, and whether a second server has been asked while the first was slow.
+        self.over = False
+        self.taken_over = False
         self.began: float | None = None
         # When it went wrong the last time, and the time before.
         self.wrong: float | None = None
@@ -97,8 +113,9 @@ class CallPart:
 class HttpPool:
     """Calls of one caller (``Pool``). The caller's thread submits and takes, the loop fills in what is public here."""
 
-    def __init__(self, traffic: Carrier) -> None:
+    def __init__(self, traffic: Carrier, spending: Spending) -> None:
         self._traffic = traffic
+        self.spending = spending
         self.inbox = deque[CallPart]()
         self.tasks = set[asyncio.Task[None]]()
         self.over = False
@@ -113,19 +130,26 @@ class HttpPool:
         """Calls whose refusal is held back (``cai.clients.refusals``)."""
         self.answered_before = False
         self.faults = Counter[str]()
-        self.ending: CaiError | None = None
+        self.ending: Exception | None = None
         """Why nothing more is sent; answers on their way still come."""
-        self._error: CaiError | None = None
+        self._error: Exception | None = None
         self._submitted = 0
         self._open_tags = 0
         self._more_wanted = False
         self._out: list[tuple[Hashable, Result | Unanswered]] = []
         self._news = threading.Condition()
+        self._notes = deque[PoolNote]()
 
     def room(self) -> int:
         """How many more calls are wanted."""
-        there = sum(pool.open_parts for pool in list(self._traffic.pools) if not pool.over)
-        return 0 if self.over or self.ending is not None else self._traffic.target_calls() - there
+        if self.over or self.ending is not None:
+            return 0
+        own = self.open_parts
+        others = [p.open_parts for p in list(self._traffic.pools) if p is not self and not p.over]
+        target = self._traffic.target_calls()
+        # All that is free, and never less than an equal part: whoever came first must not keep the others out.
+        sharing = 1 + sum(count > 0 for count in others)
+        return max(target - own - sum(others), target // sharing - own)
 
     @property
     def open_parts(self) -> int:
@@ -171,6 +195,18 @@ class HttpPool:
             self._open_tags -= len(answers)
             return answers
 
+    def note(self, note: PoolNote) -> None:
+        """Something to tell."""
+        self._notes.append(note)
+
+    def notes(self) -> list[PoolNote]:
+        """What there is to tell since the last time."""
+        self._traffic.keep_limits(EVERY)
+        gathered = []
+        while self._notes:
+            gathered.append(self._notes.popleft())
+        return gathered
+
     @property
     def usage(self) -> Usage:
         """What has been used so far."""
@@ -184,6 +220,7 @@ class HttpPool:
             self.over = True
             self._news.notify()
         self._traffic.forget(self)
+        self.spending.close()
 
     def put(self, tag: Hashable, result: Result | Unanswered) -> None:
         """A result for the caller."""
@@ -198,7 +235,7 @@ class HttpPool:
             self._more_wanted = True
             self._news.notify()
 
-    def fail(self, error: CaiError) -> None:
+    def fail(self, error: Exception) -> None:
         """The end: the caller hears of it after the results that are there."""
         with self._news:
             self._error = self._error or error

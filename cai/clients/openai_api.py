@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar, cast
 
 from yarl import URL
 
+from cai.clients import dialects
 from cai.clients import openai_bodies as bodies
 from cai.clients.api_key import ApiKey
 from cai.clients.base import (
@@ -77,6 +78,7 @@ class OpenAiClient:
         replicas: Sequence[str] = (),
         limits: ApiLimits | None = None,
         logprobs: str = "",
+        dialect: str = "",
         name: str = "",
         api_key_env: str = "",
         account: Account | None = None,
@@ -90,11 +92,13 @@ class OpenAiClient:
         for each in urls:
             _check(self._name, each)
         self._logprobs = logprobs
+        self._dialect = dialect
         self._key = ApiKey(api_key)
         # By server: what it has said that it does not take.
         self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
-        self._traffic = Traffic(self, urls, limits or ApiLimits(), account)
+        self._account = account
+        self._traffic = Traffic(self, urls, limits or ApiLimits(), model)
 
     @property
     def name(self) -> str:
@@ -107,9 +111,9 @@ class OpenAiClient:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} holds connections and a key, which are not written anywhere")
 
-    def open_pool(self) -> Pool:
+    def open_pool(self, account: Account | None = None) -> Pool:
         """A way to send calls and to take results as they come."""
-        return self._traffic.open()
+        return self._traffic.open(account or self._account)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete every request and yield each answer when it is there.
@@ -190,9 +194,11 @@ class OpenAiClient:
         return bodies.unread(call, why, finish)
 
     def request(self, call: Call, server: str) -> Sent:
-        """What to send, without what this server has said that it does not take."""
+        """What to send, in the model's dialect, without what this server has said that it does not take."""
         left_out = self._left_out.get(server, frozenset())
         body = bodies.body(call, self._model, left_out)
+        if isinstance(call, Request):
+            body = dialects.spoken(self._dialect, body)
         return Sent(bodies.address(call), json.dumps(body).encode(), left_out, server)
 
     def headers(self) -> dict[str, str]:
@@ -212,6 +218,7 @@ class OpenAiClient:
             PrerequisiteError: what cannot pass.
         """
         if 200 <= reply.status < 300:
+            self._tell_of_dialect(call, request, reply)
             return self._answered(call, request, reply)
         text = reply.payload.decode("utf-8", "replace")
         observed = Observed(reply.status, self.hide(error_words(text)))
@@ -304,6 +311,14 @@ class OpenAiClient:
             self._note("limit", f"is asked as much as it allows ({status}: {words}); asked more slowly")
         return Trouble(kind, f"answers {status}", f"answers {status} ({words})", wait)
 
+    def _tell_of_dialect(self, call: Call, request: Sent, reply: Reply) -> None:
+        """Say it where the first answer of a server of no named dialect shows that it ignores what it was asked."""
+        if isinstance(call, Request) and not self._dialect and "dialect" not in self._noted:
+            name = dialects.recognised(reply.headers, reply.payload)
+            if words := dialects.remark(name, parse_json(request.payload)) if name else "":
+                self._note("dialect", words)
+            self._noted.add("dialect")
+
     def _note(self, kind: str, message: str) -> None:
         """Say it once."""
         if kind not in self._noted:
@@ -320,7 +335,7 @@ def open_endpoint(
     place: Mapping[str, str] | None = None,
     account: Account | None = None,
 ) -> OpenAiClient:
-    """The client of an ``endpoint.json`` ({model, url, api_key_env, and ``logprobs`` where it is set}).
+    """The client of an ``endpoint.json`` ({model, url, api_key_env, ``logprobs`` and ``dialect`` where set}).
 
     ``api_key_env`` and what ``place`` says (``model``, ``url``, ``logprobs``) go before the file's; ``replicas`` are
     more addresses of the same model. What is spent goes into the ``account``.
@@ -348,6 +363,7 @@ def open_endpoint(
         replicas=replicas,
         limits=limits,
         logprobs=logprobs,
+        dialect=raw.get("dialect") or "",
         api_key_env=variable,
         account=account,
     )

@@ -149,6 +149,8 @@ def positions(choice: Mapping[str, Any]) -> list[Position]:
     if not places:
         raise NoLogprobs("it lists no tokens")
     for place in places:
+        if not all(isinstance(token, str) for token in (place.token, *place.likely)):
+            raise NoLogprobs("its tokens are no texts")
         for logprob in place.likely.values():
             _checked(logprob)
     return places

@@ -29,12 +29,14 @@ class Prices(Settings):
 class ApiLimits(Settings):
     """Limits of one model's client. Times are in seconds.
 
-    The number of calls in flight begins small, rises while throughput rises, and falls when a server says that it is
-    too many; ``concurrency`` bounds it. ``timeout`` is for one attempt from its first byte sent to its last byte
-    received, ``connect`` for reaching the server, ``deadline`` for a call with all its attempts. Where nothing comes
-    but refusals as too many, the run ends after ``patience``, to be gone on with later. ``budget`` is the most that the
-    steps of a plan may spend on this model, over all their runs and processes: ``20 USD`` by the prices, ``3M tokens``
-    or ``2000 calls``. A run ends before it is passed (exit code 3), and goes on when it is raised.
+    ``concurrency``, where the user states it, is the number of calls in flight from the beginning, and the most there
+    are. Not stated, a run begins with what an earlier one found, or with a guess that rises while throughput does, up
+    to the default. Either falls when a server says that it is too many. ``timeout`` is for one attempt from its first
+    byte sent to its last byte received, ``connect`` for reaching the server, ``deadline`` for a call with all its
+    attempts. Where nothing comes but refusals as too many, the run ends after ``patience``, to be gone on with later.
+    ``budget`` is the most that the steps of a plan may spend on this model, over all their runs and processes:
+    ``20 USD`` by the prices, ``3M tokens`` or ``2000 calls``. A run ends before it is passed (exit code 3), and goes on
+    when it is raised.
     """
 
     concurrency: Annotated[int, Field(ge=1, description="most calls in flight, over all servers of the model")] = 256
@@ -78,3 +80,8 @@ class ApiLimits(Settings):
             return ""
         amount = self.budget_amount
         return self.prices.currency or (amount.unit if amount is not None and amount.is_money else "USD")
+
+    @property
+    def stated(self) -> bool:
+        """Whether the user says how many calls the servers may have."""
+        return "concurrency" in self.model_fields_set

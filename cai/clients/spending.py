@@ -1,10 +1,11 @@
 """What a model's calls cost, written down so that it is added up over processes; and a budget that is never passed.
 
-Each client has a line of its own in its model's account. Before a call is sent its upper bound is set aside: every byte
-of its prompt a token, every answer as long as it may be. What the server then says it read and wrote takes the place of
-the bound; an attempt of which nobody knows what it cost (timed out, broken off) is counted at it. Of a line the account
-holds what was spent and a bound that the client does not pass before it writes again: so whoever is killed, with calls
-on their way, counts at most at that bound, and the disk is asked a few hundred times for a budget, not for each call.
+Each pool of calls has a line of its own in its model's account. Before a call is sent its upper bound is set aside:
+every byte of its prompt a token, every answer as long as it may be. What the server then says it read and wrote takes
+the place of the bound; an attempt of which nobody knows what it cost (timed out, broken off) is counted at it. Of a
+line the account holds what was spent and a bound that the pool does not pass before it writes again: so whoever is
+killed, with calls on their way, counts at most at that bound, and the disk is asked a few hundred times for a budget,
+not for each call.
 
 The calls that count are those of the steps of the plan that runs, whichever run or process asked them.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -99,7 +101,7 @@ def priced(prompt_tokens: int, tokens: int, prices: Prices) -> Spent:
 
 @dataclass(frozen=True, slots=True)
 class SpendingLine:
-    """What one client spent for one step, and in the ``unit`` of its budget what it may have spent by now."""
+    """What one pool spent for one step, and in the ``unit`` of its budget what it may have spent by now."""
 
     step: str
     owner: str
@@ -181,7 +183,7 @@ class Account:
 
 
 class Spending:
-    """One client's calls: what they cost, and whether one more may be sent. Used by one thread at a time."""
+    """The calls of one pool: what they cost, and whether one more may be sent."""
 
     def __init__(self, limits: ApiLimits, account: Account | None = None) -> None:
         self._prices = limits.prices
@@ -193,18 +195,22 @@ class Spending:
         self._bound = 0.0
         self._error: CaiError | None = None
         self._written = time.monotonic()
+        self._closed = False
+        self._lock = threading.Lock()
 
     def reserve(self, call: Call) -> Spent | None:
         """Set a call's upper bound aside; None where the budget might be passed by it."""
         bound = upper_bound(call, self._prices)
-        try:
-            if self._budget is not None and not self._fits(bound):
+        with self._lock:
+            try:
+                if self._budget is not None and not self._fits(bound):
+                    return None
+            except (CaiError, OSError) as error:
+                # What cannot be written down is not spent.
+                said = f"the account cannot be kept ({error})"
+                self._error = error if isinstance(error, CaiError) else Incomplete(said)
                 return None
-        except (CaiError, OSError) as error:
-            # What cannot be written down is not spent.
-            self._error = error if isinstance(error, CaiError) else Incomplete(f"the account cannot be kept ({error})")
-            return None
-        self._reserved += bound
+            self._reserved += bound
         return bound
 
     def settle(self, reserved: Spent, prompt_tokens: int = 0, tokens: int = 0) -> None:
@@ -222,12 +228,19 @@ class Spending:
         self._over(reserved, reserved)
 
     def close(self) -> None:
-        """Write down what was spent."""
+        """Write down what was spent; what is on its way still counts at its bound, and is not settled any more."""
+        with self._lock:
+            if not self._closed:
+                self._close()
+
+    def _close(self) -> None:
+        self._closed = True
         if self._account is not None and (self._spent.calls or self._reserved.calls):
             self._spent += self._reserved
             self._reserved = Spent()
             self._bound = self._spent.within(self._budget.unit) if self._budget is not None else 0.0
-            self._account.write(self._line())
+            with suppress(Incomplete, OSError):  # its bound is written
+                self._account.write(self._line())
 
     def used_up(self, call: Call) -> CaiError:
         """The error that ends a run, once nothing is on its way."""
@@ -263,6 +276,11 @@ class Spending:
         return False
 
     def _over(self, reserved: Spent, spent: Spent) -> None:
+        with self._lock:
+            if not self._closed:
+                self._add(reserved, spent)
+
+    def _add(self, reserved: Spent, spent: Spent) -> None:
         self._reserved -= reserved
         self._spent += spent
         if self._account is not None and time.monotonic() - self._written > _SECONDS:

@@ -89,6 +89,30 @@ def spoken(text: str, opened: bool = False) -> Spoken:
     return Spoken(rest.lstrip(), _joined(thoughts))
 
 
+_BEGINNINGS = (*(opening for opening, _ in MARKS), "<|channel|>", "<|start|>assistant<|channel|>", "analysis")
+
+
+def said_so_far(text: str, opened: bool = False) -> str:
+    """What is certain to be said of a text that still grows: nothing while a thought is open or may be opening.
+
+    Where a closing mark comes alone and ``opened`` did not say so, what was before it has been let through.
+    """
+    begins = text.lstrip()
+    if any(len(begins) < len(mark) + 1 and mark.startswith(begins[: len(mark)]) for mark in _BEGINNINGS):
+        return ""
+    parts = spoken(text, opened)
+    if parts.open:
+        return ""
+    said = parts.text
+    for opening, _ in MARKS:
+        at = said.find(opening)
+        while at < 0 and opening:  # the beginning of a mark at the end may become one
+            opening = opening[:-1]
+            at = len(said) - len(opening) if opening and said.endswith(opening) else -1
+        said = said[:at] if at >= 0 else said
+    return said
+
+
 def _without_opening(text: str) -> str:
     text = text.lstrip()
     opening = _OPENS.match(text)

@@ -4,9 +4,6 @@ One event loop in a daemon thread serves all pools of a client. In it each call 
 of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
 cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
 is not a run.
-
-aiohttp and not httpx carries these calls: with 64 in flight httpx 0.28 took 8.8 ms of CPU a call (its pool searches all
-connections), aiohttp 0.5 ms.
 """
 
 from __future__ import annotations
@@ -14,27 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
-from io import BytesIO
-
-import aiohttp
-from yarl import URL
 
 from cai.clients.base import Finish, Unanswered
-from cai.clients.concurrency import LimitPhase
-from cai.clients.endpoints import Endpoint, Trouble, TroubleKind, pause
-from cai.clients.event_loop import DaemonResolver, LoopThread, proxy_of, trust
-from cai.clients.http_pool import CallPart, HttpPool
+from cai.clients.concurrency import Limit, LimitPhase, LimitReason
+from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, pause
+from cai.clients.event_loop import LoopThread
+from cai.clients.http_exchange import HttpExchange
+from cai.clients.http_pool import CallPart, ClientFault, HttpPool
+from cai.clients.limit_memory import remember_limit, remembered_limit
+from cai.clients.pool_notes import TAKEN_OVER, LimitMoves, PoolNote
 from cai.clients.refusals import HeldCall, Refusals
 from cai.clients.settings import ApiLimits, GaveUp
-from cai.clients.speaker import Anew, Answered, Refused, Reply, Speaker
+from cai.clients.speaker import Answered, Refused, Speaker
 from cai.clients.spending import Account, Spending, Spent
+from cai.clients.takeover import Flight, takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
 
-LARGEST = 64 << 20
-"""Bytes of an answer that are read at most."""
+LONGEST_REST = 4.0
+"""Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
 """Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
@@ -49,27 +47,29 @@ LOOK = 1.0
 _log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
-"""Seconds that a call waits at most after its first refusal, so that it does not knock at once again."""
+"""Seconds that a call waits at most after its first refusal, or its first failure beside answers, so that it does not
+knock at once again."""
 
 
 class Traffic:
     """All calls of one client, on their way to its servers. Its private half runs in the loop alone."""
 
-    def __init__(
-        self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, account: Account | None = None
-    ) -> None:
+    def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, model: str) -> None:
         self.speaker = speaker
         self.limits = limits
-        self._spending = Spending(limits, account)
-        self.endpoints = [Endpoint(url, limits.concurrency) for url in urls]
+        self.endpoints = [Endpoint(url, _limit_of(url, model, limits)) for url in urls]
+        self._model = model
+        self._moves = [LimitMoves(endpoint, speaker.hide(endpoint.url)) for endpoint in self.endpoints]
+        self._kept_at = time.monotonic()
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
+        self._http = HttpExchange(speaker, urls, limits.connect)
         self._fresh = deque[CallPart]()
         self._again = deque[CallPart]()
         self._in_flight = 0
+        self._flights: dict[asyncio.Task[None], Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._takeover_timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
         self._failing = set[CallPart]()
         self._refusals = Refusals()
@@ -80,13 +80,15 @@ class Traffic:
         self._woken = False
         self._closed = False
 
-    def open(self) -> HttpPool:
-        """A pool of its own."""
+    def open(self, account: Account | None = None) -> HttpPool:
+        """A pool of its own, whose calls are paid from an account."""
         if self._closed:
             raise StepFailed(f"{self.speaker.name}: the client is closed")
         if self._thread is None:
             self._thread = LoopThread("http_pool")
-        pool = HttpPool(self)
+        pool = HttpPool(self, Spending(self.limits, account))
+        for moves in self._moves:
+            pool.note(moves.opening())
         self.pools.append(pool)
         return pool
 
@@ -124,16 +126,25 @@ class Traffic:
         if self._thread is not None:
             self._thread.close(self._end)
             self._thread = None
-            self._spending.close()
+            self.keep_limits(0.0)
+
+    def keep_limits(self, every: float) -> None:
+        """Remember the servers' limits for later runs, if that was not done in the last ``every`` seconds."""
+        now = time.monotonic()
+        if self.limits.stated or now < self._kept_at + every:
+            return
+        self._kept_at = now
+        for endpoint in self.endpoints:
+            if endpoint.limit.was_full:
+                remember_limit(endpoint.url, self._model, endpoint.limit.lasting)
 
     async def _end(self) -> None:
-        for timer in (self._timer, self._looks):
+        for timer in (self._timer, self._takeover_timer, self._looks):
             if timer is not None:
                 timer.cancel()
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
-    def _fail(self, pool: HttpPool, error: CaiError) -> None:
+    def _fail(self, pool: HttpPool, error: Exception) -> None:
         """Send nothing more of a pool, and end it as soon as the answers that are on their way are in."""
         if pool.ending is None:
             pool.ending = error
@@ -208,18 +219,36 @@ class Traffic:
                     full = True
                 elif endpoint is part.avoid and self._others_are_well(endpoint, now):
                     kept_back.append(queue.popleft())  # for a place there: where it failed it would fail again
-                elif (reserved := self._spending.reserve(part.call)) is not None:
+                elif (reserved := part.job.pool.spending.reserve(part.call)) is not None:
                     queue.popleft()
                     self._send(part, endpoint, now, reserved)
-                elif self._in_flight:
+                elif part.job.pool.in_flight:
                     full = True  # what comes back may have cost less than was set aside
                 else:
-                    self._fail(part.job.pool, self._spending.used_up(part.call))
+                    self._fail(part.job.pool, part.job.pool.spending.used_up(part.call))
             queue.extendleft(reversed(kept_back))
             if full or kept_back:
                 self._look_again(now)
             if full:
                 return
+        if self._flights and not self._again:
+            self._take_over(now)
+
+    def _take_over(self, now: float) -> None:
+        """Nothing is left to send: let others do what waits in a slow server's queue."""
+        found = takeovers(self._flights.values(), self.endpoints, now)
+        for flight, endpoint in found.now:
+            if (reserved := flight.part.job.pool.spending.reserve(flight.part.call)) is None:
+                break  # nobody pays for it twice
+            flight.part.taken_over = True
+            fields = {"from": flight.endpoint.url, "to": endpoint.url, "calls": 1}
+            flight.part.job.pool.note(PoolNote(TAKEN_OVER, fields))
+            self._send(flight.part, endpoint, now, reserved)
+        if self._takeover_timer is not None:
+            self._takeover_timer.cancel()
+            self._takeover_timer = None
+        if found.look_at is not None and self._thread is not None:
+            self._takeover_timer = self._thread.loop.call_at(found.look_at + 0.001, self._pump)
 
     def _others_are_well(self, endpoint: Endpoint, now: float) -> bool:
         """Whether another server than this one answers, and is only busy."""
@@ -279,14 +308,26 @@ class Traffic:
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
         task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try, reserved=reserved))
+        self._flights[task] = Flight(part, endpoint, now)
         pool.tasks.add(task)
-        task.add_done_callback(pool.tasks.discard)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        flight = self._flights.pop(task, None)
+        if flight is not None:
+            flight.part.job.pool.tasks.discard(task)
+
+    def _twins(self, part: CallPart) -> list[asyncio.Task[None]]:
+        """The other attempts of a call that are on their way: none, but where it has been taken over."""
+        if not part.taken_over:
+            return []
+        return [t for t, f in self._flights.items() if f.part is part and t is not asyncio.current_task()]
 
     async def _attempt(
         self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool, reserved: Spent
     ) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        outcome: Answered | Refused | Trouble | CaiError | None = None
+        outcome: Answered | Refused | Trouble | Exception | None = None
         try:
             outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
@@ -297,21 +338,25 @@ class Traffic:
             raise
         except Exception as error:  # Whoever waits for this call must hear of it, whatever it is.
             error_text = self.speaker.hide(str(error))
-            outcome = StepFailed(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
+            # A fault of ours: it comes out as it is, so that its traceback is kept, but without secrets.
+            outcome = ClientFault(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
+            outcome = outcome.with_traceback(error.__traceback__)
         finally:
-            self._account_for(reserved, outcome)
+            _account_for(part.job.pool.spending, reserved, outcome)
             endpoint.ended(sent_at)
             self._first_tries -= first_try
             self._in_flight -= 1
             part.job.pool.in_flight -= 1
         now = self._now()
-        if isinstance(outcome, CaiError):
+        if isinstance(outcome, Exception):
             self._fail(part.job.pool, outcome)
         elif isinstance(outcome, Answered):
             endpoint.answered(now, sent_at)
             self._answered = now
             self._waiting.answered(now)
             self._failing.clear()
+            for twin in self._twins(part):
+                twin.cancel()
             self._finish(part, outcome)
             self._release(self._refusals.answered(endpoint, sent_at))
         elif isinstance(outcome, Refused):
@@ -319,73 +364,39 @@ class Traffic:
             self._waiting.answered(now)
             self._refused(part, endpoint, outcome, now)
         else:
-            endpoint.went_wrong(outcome, now, sent_at)
+            others_are_well = self._others_are_well(endpoint, now)
+            endpoint.went_wrong(
+                outcome, now, sent_at, longest_rest=LONGEST_REST if others_are_well else LONGEST_BACKOFF
+            )
             self._went_wrong(part, endpoint, outcome, now)
         if (refused_all := self._refusals.verdict(endpoint)) is not None:
             for pool in list(self.pools):
                 self._fail(pool, refused_all)
+        self._tell_moves(now)
         if part.job.pool.ending is not None and part.job.pool.in_flight == 0:
             self._end_of(part.job.pool)
         self._pump()
 
-    def _account_for(self, reserved: Spent, outcome: Answered | Refused | Trouble | CaiError | None) -> None:
-        if isinstance(outcome, Answered):
-            self._spending.settle(reserved, outcome.prompt_tokens, outcome.tokens)
-        elif isinstance(outcome, Refused) or (isinstance(outcome, Trouble) and outcome.costs_nothing):
-            self._spending.free(reserved)
-        else:
-            self._spending.lost(reserved)
+    def _tell_moves(self, now: float) -> None:
+        """Tell every pool where the limits have gone."""
+        for moves in self._moves:
+            note = moves.due(now, self._in_flight == 0)
+            if note is not None:
+                for pool in list(self.pools):
+                    pool.note(note)
 
     async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
-        session = self._session or self._open_session()
         seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
-        total = max(min(self.limits.timeout, seconds_left), 0.001)
-        timeout = aiohttp.ClientTimeout(total=total, sock_connect=self.limits.connect)
-        try:
-            while True:
-                form = self.speaker.request(part.call, endpoint.url)
-                to, proxy = self._to.get((endpoint.url, form.path)) or self._address(endpoint.url, form.path)
-                headers = self.speaker.headers()
-                # aiohttp warns of bytes that it would write at once, and reads a file in pieces.
-                data = form.payload if len(form.payload) < 1 << 20 else BytesIO(form.payload)
-                async with session.post(
-                    to, data=data, headers=headers, allow_redirects=False, proxy=proxy, timeout=timeout
-                ) as response:
-                    payload = await _body(response)
-                    reply = Reply(response.status, response.reason or "", response.headers, payload)
-                meaning = self.speaker.interpret(part.call, form, reply)
-                if not isinstance(meaning, Anew):
-                    return meaning
-                part.job.pool.attempts += 1
-        except aiohttp.ConnectionTimeoutError:
-            return Trouble(TroubleKind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
-        except asyncio.TimeoutError:  # the built-in one since Python 3.11
-            return Trouble(TroubleKind.TIMEOUT, "timed out", f"timed out (no whole answer in {total:g} seconds)")
-        except (aiohttp.ClientError, OSError) as error:
-            kind = TroubleKind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else TroubleKind.FAULT
-            error_text = self.speaker.hide(str(error)) or type(error).__name__
-            return Trouble(kind, "the connection failed", f"the connection failed ({error_text})")
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        # Connections are bounded by the calls in flight; a bound of its own would only queue them a second time.
-        secure = any(endpoint.url.startswith("https") for endpoint in self.endpoints)
-        connector = aiohttp.TCPConnector(
-            limit=0, resolver=DaemonResolver(), ttl_dns_cache=60, ssl=trust() if secure else True
-        )
-        agent = {"User-Agent": "constitution-as-code", "Content-Type": "application/json"}
-        self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=agent, max_field_size=65536
-        )
-        return self._session
-
-    def _address(self, url: str, path: str) -> tuple[URL, str | None]:
-        to = URL(url + path)
-        address = (to, proxy_of(to.scheme, f"{to.host}:{to.port}"))
-        self._to[url, path] = address
-        return address
+        seconds = max(min(self.limits.timeout, seconds_left), 0.001)
+        meaning, attempts = await self._http.ask(part.call, endpoint.url, seconds)
+        part.job.pool.attempts += attempts - 1
+        return meaning
 
     def _finish(self, part: CallPart, answer: Answered) -> None:
         job = part.job
+        if part.over:
+            return
+        part.over = True
         job.pool.settled += 1
         job.pool.prompt_tokens += answer.prompt_tokens
         job.pool.tokens += answer.tokens
@@ -402,7 +413,10 @@ class Traffic:
 
     def _refused(self, part: CallPart, endpoint: Endpoint, refused: Refused, now: float) -> None:
         """Ask a call elsewhere that a server refuses; where all do, hold it back until others tell."""
+        if part.over or self._twins(part):
+            return
         if part.job.over or part.job.pool.ending is not None:
+            part.over = True
             part.job.pool.settled += 1
             return
         part.refused_by.add(endpoint)
@@ -457,6 +471,8 @@ class Traffic:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
         self._waiting.went_wrong(now, trouble.detail, trouble.kind is TroubleKind.LIMIT)
+        if part.over or self._twins(part):
+            return
         part.avoid = endpoint
         part.last = trouble
         part.since = part.wrong
@@ -471,9 +487,12 @@ class Traffic:
             part.failures += 1
             self._failing.add(part)
             awake = sum(1 for e in self.endpoints if e is not endpoint and not e.rests and e.wakes() <= now)
-            # At once where another server may know better, or where all rest and the first to wake decides.
+            # At once where another server may know better, or where all rest and the first to wake decides; nearly so
+            # where the server answers others, and it was this call's bad luck.
             at_once = part.failures <= awake or all(e.wakes() > now for e in self.endpoints)
-            wait = 0.0 if at_once else random.uniform(0, pause(part.failures - awake))
+            unlucky = trouble.kind is TroubleKind.FAULT and endpoint.answered_at >= now - endpoint.latency
+            times = part.failures - awake - unlucky
+            wait = 0.0 if at_once else random.uniform(0, pause(times) if times else REFUSED_PAUSE)
         assert part.began is not None, "it has been sent"
         if part.failures > self.limits.retries or now + wait - part.began >= self.limits.deadline:
             self._give_up(part)
@@ -501,6 +520,7 @@ class Traffic:
         if not alive:
             self._fail(job.pool, self._dead(part))
             return
+        part.over = True
         job.pool.settled += 1
         if job.over:
             return
@@ -524,14 +544,19 @@ class Traffic:
         return self._thread.loop.time()
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    # What is compressed may grow: the bound is on what comes out.
-    plain = "Content-Encoding" not in response.headers
-    if plain and response.content_length is not None and response.content_length <= LARGEST:
-        return await response.read()
-    whole = bytearray()
-    while chunk := await response.content.readany():
-        whole += chunk
-        if len(whole) > LARGEST:
-            raise aiohttp.ClientPayloadError(f"the answer has more than {LARGEST} bytes")
-    return bytes(whole)
+def _limit_of(url: str, model: str, limits: ApiLimits) -> Limit:
+    """The limit that a server begins with."""
+    if limits.stated:
+        return Limit(limits.concurrency, limits.concurrency, LimitReason.STATED)
+    known = remembered_limit(url, model)
+    return Limit(limits.concurrency) if known is None else Limit(limits.concurrency, known, LimitReason.REMEMBERED)
+
+
+def _account_for(spending: Spending, reserved: Spent, outcome: Answered | Refused | Trouble | Exception | None) -> None:
+    """What an attempt cost; None: it was broken off."""
+    if isinstance(outcome, Answered):
+        spending.settle(reserved, outcome.prompt_tokens, outcome.tokens)
+    elif isinstance(outcome, Refused) or (isinstance(outcome, Trouble) and outcome.costs_nothing):
+        spending.free(reserved)
+    else:
+        spending.lost(reserved)

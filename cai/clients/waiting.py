@@ -54,9 +54,8 @@ class Waiting:
         until = ""
         if self._limited_since is not None:
             until = f"; waits {max(self._patience - (now - self._limited_since), 0):.0f} s more at most"
-        return (
-            f"nothing was answered for {silent:.0f} s: {calls} calls wait, {in_flight} of them on their way{why}{until}"
-        )
+        wait = f"{calls} calls wait" if calls > 1 else "1 call waits"
+        return f"nothing was answered for {silent:.0f} s: {wait}, {in_flight} on the way{why}{until}"
 
     def over(self, now: float) -> str:
         """Why nothing more is waited for, once patience is out; else nothing."""

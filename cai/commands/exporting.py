@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from cai.commands.common import find_run, options, read_plan
-from cai.data.export import FORMATS, TextOptions, export
+from cai.data.formats import FORMATS, TextOptions, export
 from cai.data.rows import ROW_TYPES, Row, from_json
 from cai.data.splits import OTHER_PART, OVER_LIMIT
 from cai.errors import Problem, SpecError, did_you_mean
@@ -68,6 +68,12 @@ def _parsed(args: Sequence[str]) -> argparse.Namespace:
         "--tokenizer", type=Path, metavar="MODEL", help="a .nemo file or model folder that counts tokens"
     )
     parser.add_argument("--max-tokens", type=_count, metavar="N", help="leave longer texts out; needs --tokenizer")
+    parser.add_argument(
+        "--thinking",
+        choices=("keep", "drop"),
+        default="keep",
+        help="drop: write rows without what was thought; keep: leave such rows out where the format cannot say it",
+    )
     parsed = parser.parse_args(list(args))
     if (parsed.tokenizer is None) != (parsed.max_tokens is None):
         raise SpecError(Problem("--max-tokens", "counts the tokens of --tokenizer", "give both or neither"))
@@ -89,11 +95,12 @@ def _text(parsed: argparse.Namespace) -> TextOptions:
     library = Library.here()
     path = library.find("prompt_templates", parsed.template, "--template")
     template = ChatTemplate.from_text(parsed.template, read_text(path), library.display_path(path))
+    drop_thinking = parsed.thinking == "drop"
     if parsed.tokenizer is None:
-        return TextOptions(template)
+        return TextOptions(template, drop_thinking=drop_thinking)
     from cai.data.nemo_tokens import open_tokenizer
 
-    return TextOptions(template, open_tokenizer(parsed.tokenizer).count, parsed.max_tokens)
+    return TextOptions(template, open_tokenizer(parsed.tokenizer).count, parsed.max_tokens, drop_thinking)
 
 
 def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:

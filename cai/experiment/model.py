@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cai.clients.dialect_table import DialectName
 from cai.clients.settings import ApiLimits
 from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
 from cai.files.library import FIELDS
-from cai.identity import RUNTIME, odd_texts
+from cai.identity import ADDED, RUNTIME, odd_texts
 from cai.settings import Settings, types_in
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
@@ -48,7 +49,8 @@ class ModelSpec(Settings):
 
     ``logprobs`` says what the server tells of log-probabilities: ``top`` of the likeliest next tokens, ``prompt`` of
     the text it reads as well (``echo`` of /completions, as vLLM has it); empty for neither. ``replicas`` are further
-    addresses of the same model, among which calls are spread, and ``limits`` how hard they may be asked.
+    addresses of the same model, among which calls are spread, and ``limits`` how hard they may be asked. ``dialect``
+    says which server it is, where that is known: it is then asked in its own words (``docs/servers.md``).
     """
 
     source: str
@@ -59,6 +61,7 @@ class ModelSpec(Settings):
     api_key_env: str = ""
     template: str = ""
     logprobs: Literal["", "top", "prompt"] = ""
+    dialect: Annotated[DialectName, ADDED("")] = ""
     replicas: Annotated[tuple[str, ...], RUNTIME] = ()
     limits: Annotated[ApiLimits, RUNTIME] = ApiLimits()
     parameters: Annotated[float | None, RUNTIME, Field(gt=0)] = None
@@ -108,10 +111,12 @@ class ModelSpec(Settings):
                 raise ValueError("an api: model needs the `url` of its server, e.g. https://HOST/v1")
             if self.sha256:
                 raise ValueError("sha256 is of a file, and an api: model has none; leave it out")
-        elif (
-            self.url or self.api_key_env or self.replicas or self.logprobs or self.identity
-        ) or self.limits != ApiLimits():
-            message = "url, api_key_env, replicas, logprobs, identity and limits are of models served elsewhere"
+        elif any((self.url, self.api_key_env, self.replicas, self.logprobs, self.dialect, self.identity)) or (
+            self.limits != ApiLimits()
+        ):
+            message = (
+                "url, api_key_env, replicas, logprobs, dialect, identity and limits are of models served elsewhere"
+            )
             raise ValueError(f"{message}; write source: api:NAME")
         return self
 

@@ -18,6 +18,7 @@ from cai.judging.sets import Reading
 from cai.judging.settings import Pairs
 
 REFUSED = "refused by the server"
+NO_ANSWER = "no answer"
 Pair = tuple[int, int]
 
 
@@ -134,7 +135,11 @@ def unread(votes: Sequence[Vote | Reading]) -> str:
     """Why these votes on a pair, or on a set, came to nothing, as the ledger says it."""
     if any(not vote.why for vote in votes):
         return "read in one order only"
-    return REFUSED if votes and all(vote.why.startswith(REFUSED) for vote in votes) else "unparsed"
+    for prefix in (REFUSED, NO_ANSWER):
+        if votes and all(vote.why.startswith(prefix) for vote in votes):
+            # Of a refusal the words may differ from vote to vote; the ends that are no answer are few.
+            return votes[0].why if prefix is NO_ANSWER and len({vote.why for vote in votes}) == 1 else prefix
+    return "unparsed"
 
 
 def chosen_pairs(pairs: Pairs, row: Candidates, p: Mapping[Pair, float]) -> list[Pair]:

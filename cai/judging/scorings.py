@@ -19,7 +19,7 @@ from cai.clients.prompting import Asking
 from cai.constitution.model import Constitution
 from cai.data.rows import Candidates
 from cai.identity import counted, sampling_seed
-from cai.judging.pairs import REFUSED, Pair, Verdict, Vote
+from cai.judging.pairs import NO_ANSWER, REFUSED, Pair, Verdict, Vote
 from cai.judging.reading import (
     NO_NUMBER,
     OPEN_THOUGHT,
@@ -150,8 +150,9 @@ class _Question(Generic[V]):
     values: Mapping[str, Any]
 
     def refused(self, completion: Completion) -> V:
-        """The vote where the server would not answer."""
-        why = f"{REFUSED}: {completion.refused}" if completion.refused else REFUSED
+        """The vote where the server would not answer, or the answer is none."""
+        kind = NO_ANSWER if completion.finish is Finish.UNUSABLE else REFUSED
+        why = f"{kind}: {completion.refused}" if completion.refused else kind
         return replace(self.vote, why=why)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cai.clients.dialect_table import DIALECTS, Support
+from cai.clients.dialects import unheard
 from cai.clients.settings import ApiLimits
 from cai.errors import Problem
 from cai.experiment.model import Experiment, ModelSpec
 from cai.judging.settings import Scoring
-from cai.stages.base import Estimate, StageSpec
+from cai.stages.base import Estimate, Sampled, StageSpec
 from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
 from cai.stages.fetch import API
 from cai.stages.judge.spec import JudgeSpec
@@ -70,7 +72,8 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
         if model is None:
             continue
         keys[role] = model.api_key_env
-        limits = model.limits.model_dump(mode="json", exclude_defaults=True)
+        # What is stated counts as stated also where it is the default: a run starts there.
+        limits = model.limits.model_dump(mode="json", exclude_unset=True)
         server = {"replicas": list(model.replicas), "limits": limits}
         if any(server.values()):
             servers[role] = {name: value for name, value in server.items() if value}
@@ -89,3 +92,46 @@ def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estima
         if cost
         else []
     )
+
+
+def dialect_notes(experiment: Experiment, spec: StageSpec, names: Mapping[str, str]) -> list[str]:
+    """What the servers of a step's models will not keep to of what the step asks, where their dialects are named."""
+    notes = []
+    for step in dict.fromkeys(names.values()):
+        model = served_elsewhere(experiment, step)
+        if model is None or not model.dialect or spec.kind not in ANSWERING:
+            continue
+        asked, dialect = _asked(spec), DIALECTS[model.dialect]
+        unkept = {**dialect.plain, **dialect.named}
+        for fate, verb in ((Support.IGNORED, "ignores"), (Support.REFUSED, "refuses (it is asked without)")):
+            words = [_in_words(name) for name in unheard(model.dialect, asked, named=True) if unkept[name] is fate]
+            if words:
+                notes.append(f"'{step}' ({dialect.title}) {verb}: {', '.join(words)}")
+        if dialect.alone and asked.get("seed") and model.limits.concurrency > 1:
+            notes.append(f"'{step}' ({dialect.title}) keeps to seeds one call at a time: `limits: {{concurrency: 1}}`")
+        notes += _untold(step, model)
+    return notes
+
+
+def _untold(step: str, model: ModelSpec) -> Iterator[str]:
+    """A server that does not tell the log-probabilities that its model is said to have."""
+    dialect = DIALECTS[model.dialect]
+    tells = {"": True, "top": dialect.top_logprobs > 0, "prompt": dialect.prompt_logprobs}
+    if dialect.tried and not tells[model.logprobs]:
+        yield f"'{step}' ({dialect.title}) told nothing for `logprobs: {model.logprobs}` when {dialect.tried} was tried"
+
+
+def _asked(spec: StageSpec) -> dict[str, Any]:
+    """The protocol's fields that a stage's draws set to something, with the largest value of each."""
+    neutral = Sampled(temperature=0.0)
+    asked: dict[str, Any] = {"response_format": True} if getattr(spec, "structured", False) else {}
+    for name in type(spec).model_fields:
+        if isinstance(value := getattr(spec, name), Sampled):
+            for key in ("temperature", "top_p", "top_k", "repetition_penalty"):
+                if getattr(value, key) != getattr(neutral, key):
+                    asked[key] = max(asked.get(key, 0), getattr(value, key))
+    return {**asked, "seed": True} if asked.get("temperature") else asked
+
+
+def _in_words(name: str) -> str:
+    return "`structured`" if name == "response_format" else f"`{name}`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cai.clients.dialect_table import DIALECTS
 from cai.errors import Problem, SpecError
 from cai.experiment.model import ModelSpec
 from cai.files.library import Library
@@ -75,12 +76,15 @@ def former_identity(model: ModelSpec) -> dict[str, Any] | None:
 
 
 def _read_by(model: ModelSpec) -> dict[str, str]:
-    """What the server is asked for where likelihoods are wanted: it decides what a judge reads."""
-    return {"logprobs": model.logprobs} if model.logprobs else {}
+    """What the server is asked for where likelihoods are wanted decides what a judge reads; what is said to it in its
+    dialect is not what was said before: other draws, and other answers."""
+    fields = {"logprobs": model.logprobs, "dialect": model.dialect}
+    return {name: value for name, value in fields.items() if value}
 
 
 def endpoint_note(model: ModelSpec) -> str:
     """What a plan says of a model that is served elsewhere."""
     key = f"with the key in {model.api_key_env}" if model.api_key_env else "without a key"
     more = f" and {len(model.replicas)} more" if model.replicas else ""
-    return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}"
+    spoken = f", asked as {DIALECTS[model.dialect].title}" if model.dialect else ""
+    return f"an endpoint: {model.source.partition(':')[2]} at {model.url}{more}, {key}{spoken}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from cai.chat import ChatTemplate
 from cai.constitution import TEXTS, Constitution, lint
 from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
@@ -17,7 +19,14 @@ from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
 from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
-from cai.planning.endpoints import ANSWERING, cost_note, endpoint_problems, endpoint_resources, served_elsewhere
+from cai.planning.endpoints import (
+    ANSWERING,
+    cost_note,
+    dialect_notes,
+    endpoint_problems,
+    endpoint_resources,
+    served_elsewhere,
+)
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.identity import complete, former_key, stage_ingredients
 from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
@@ -291,6 +300,8 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         **_stage_texts(work, path, parts),
     }
     try:
+        if frozen := resources.get("template"):
+            spec.check_template(partial(ChatTemplate.from_text, frozen["name"], frozen["text"]))
         makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
         estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
     except SpecError as error:
@@ -310,7 +321,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
         resources=resources,
         engine=engine,
-        notes=cost_note(work.experiment, names, estimate),
+        notes=[*cost_note(work.experiment, names, estimate), *dialect_notes(work.experiment, spec, names)],
     )
 
 

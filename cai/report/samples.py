@@ -23,6 +23,7 @@ from cai.constitution.model import TEXTS
 from cai.engines.methods import METHODS
 from cai.identity import uniform
 from cai.plan import Step
+from cai.report.exchange import SamplePart, exchange, thought_parts
 from cai.report.model import SampleIndex
 from cai.report.runs import Run, json_lines
 
@@ -31,18 +32,6 @@ CHUNK = 1_000
 PURPOSE = "report"
 LONGEST = 20_000
 """Characters of one text in the page; what is cut is said there."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplePart:
-    """One text of a row. ``against`` is the place of the part that it is compared with, word by word; -1 for none."""
-
-    label: str
-    text: str
-    note: str = ""
-    principle: str = ""
-    against: int = -1
-    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +166,8 @@ def packed(sample_survey: SampleSurvey) -> Iterator[str]:
 
 def _part(part: SamplePart, principles: Mapping[str, int]) -> list[Any]:
     principle = principles[part.principle] if part.principle else -1
-    return [part.label, _cut(part.text), part.note, principle, part.against, part.share]
+    texts = [part.label, _cut(part.text), part.note, principle, part.against, part.share]
+    return [*texts, part.kind] if part.kind else texts
 
 
 def _pack(rows: list[list[Any]]) -> str:
@@ -213,52 +203,45 @@ def _label(users: Sequence[str]) -> str:
     return users[0] if len(users) == 1 else f"{users[0]} (and {len(users) - 1} more)"
 
 
-def _prompt(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The last message, and what went before it as a transcript."""
-    earlier = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages[:-1])
-    return (str(messages[-1]["content"]) if messages else "", earlier)
-
-
 def _evaluated(row: Mapping[str, Any]) -> SampleRow:
     answers: Mapping[str, Any] = row["answers"]
     rewards = {m: float(a["reward"]) for m, a in answers.items() if isinstance(a.get("reward"), int | float)}
-    parts = tuple(
-        SamplePart(
-            model,
-            str(answer["text"]),
-            ", ".join(
-                [f"reward {rewards[model]:.2f}"] * (model in rewards)
-                + [f"{answer['tokens']} tokens"] * ("tokens" in answer)
-                + ["cut at the limit"] * (answer.get("ended") is False)
-            ),
+    parts: list[SamplePart] = []
+    for model, answer in answers.items():
+        note = ", ".join(
+            [f"reward {rewards[model]:.2f}"] * (model in rewards)
+            + [f"{answer['tokens']} tokens"] * ("tokens" in answer)
+            + ["cut at the limit"] * (answer.get("ended") is False)
         )
-        for model, answer in answers.items()
-    )
+        parts += [*thought_parts(answer, model), SamplePart(model, str(answer["text"]), note)]
     scores = {f"reward of {m}": value for m, value in rewards.items()}
     first, last = next(iter(answers), ""), next(reversed(list(answers)), "")
     if first != last and first in rewards and last in rewards:
         scores[f"change of reward, {first} to {last}"] = rewards[last] - rewards[first]
     topic = " / ".join(filter(None, (str(row.get("set", "")), str(row.get("topic", "")))))
-    return SampleRow(str(row["id"]), str(row["prompt"]), parts, topic, scores=scores)
+    return SampleRow(str(row["id"]), str(row["prompt"]), tuple(parts), topic, scores=scores)
 
 
 def _revised(row: Mapping[str, Any]) -> SampleRow:
     meta = row["meta"]
-    parts = [SamplePart("first answer", str(meta["response"]))]
-    before = 0
+    asked = exchange(row["messages"][:-1])
+    parts = [*asked.parts, SamplePart("first answer", str(meta["response"]))]
+    before = len(asked.parts)
     for turn in meta["rounds"]:
         principle = str(turn.get("principle", ""))
         if turn.get("critique"):
             parts.append(SamplePart("critique", str(turn["critique"]), f"round {turn['round']}", principle))
         parts.append(SamplePart("revision", str(turn["revision"]), f"round {turn['round']}", principle, before))
         before = len(parts) - 1
-    prompt, earlier = _prompt(row["messages"][:-1])
+    parts += thought_parts(row["messages"][-1], "the last revision")
     drawn = [part.principle for part in parts if part.label == "revision"]
     # Where every round comes out, a row repeats the rounds of the rows before it.
     own = drawn[-1:] if "/" in str(row["id"]) else drawn
     principles = tuple(dict.fromkeys(filter(None, drawn)))
     topic = str(row.get("topic", ""))
-    return SampleRow(str(row["id"]), prompt, tuple(parts), topic, earlier, {}, principles, tuple(filter(None, own)))
+    return SampleRow(
+        str(row["id"]), asked.prompt, tuple(parts), topic, asked.earlier, {}, principles, tuple(filter(None, own))
+    )
 
 
 def _judged(row: Mapping[str, Any]) -> SampleRow:
@@ -271,34 +254,39 @@ def _judged(row: Mapping[str, Any]) -> SampleRow:
     if isinstance(meta.get("human"), int | float):
         notes.append(f"people {meta['human']:.2f}")
     note = ", ".join(notes)
-    prompt, earlier = _prompt(row["messages"])
+    asked = exchange(row["messages"])
     parts = (
+        *asked.parts,
         SamplePart("preferred", str(row["chosen"]), note, share=p),
         SamplePart("other", str(row["rejected"]), f"p {1 - p:.2f}", share=1 - p),
     )
     scores = {"p of the preferred": p}
-    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier, scores, principles, principles)
+    topic = str(row.get("topic", ""))
+    return SampleRow(str(row["id"]), asked.prompt, parts, topic, asked.earlier, scores, principles, principles)
 
 
 def _sampled(row: Mapping[str, Any]) -> SampleRow:
-    parts = tuple(SamplePart(f"answer {n}", str(text)) for n, text in enumerate(row["answers"], 1))
-    prompt, earlier = _prompt(row["messages"])
-    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+    asked = exchange(row["messages"])
+    answers = tuple(SamplePart(f"answer {n}", str(text)) for n, text in enumerate(row["answers"], 1))
+    topic = str(row.get("topic", ""))
+    return SampleRow(str(row["id"]), asked.prompt, (*asked.parts, *answers), topic, asked.earlier)
 
 
 def _responded(row: Mapping[str, Any]) -> SampleRow:
-    prompt, earlier = _prompt(row["messages"][:-1])
-    parts = (SamplePart("answer", str(row["messages"][-1]["content"])),)
-    return SampleRow(str(row["id"]), prompt, parts, str(row.get("topic", "")), earlier)
+    whole = exchange(row["messages"])
+    if not whole.parts:
+        raise ValueError("nothing answers the last question")
+    return SampleRow(str(row["id"]), whole.prompt, whole.parts, str(row.get("topic", "")), whole.earlier)
 
 
 def _rolled(row: Mapping[str, Any]) -> SampleRow:
     reward = float(row["reward"])
     part = SamplePart("answer", str(row["answer"]), f"reward {reward:.2f}, iteration {row['iteration']}")
+    parts = (*thought_parts(row, "the answer"), part)
     return SampleRow(
         f"{row['id']}/{row['iteration']}",
         str(row["prompt"]),
-        (part,),
+        parts,
         f"iteration {row['iteration']}",
         scores={"reward while training": reward},
     )

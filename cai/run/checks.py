@@ -80,7 +80,8 @@ def server_of(step: Step) -> dict[str, Any]:
     source = str(step.spec.get("source", ""))
     if step.kind != "fetch" or not source.startswith(API):
         return {}
-    return {"model": source.removeprefix(API), **{name: step.spec.get(name, "") for name in ("url", "logprobs")}}
+    place = {name: step.spec.get(name, "") for name in ("url", "logprobs", "dialect")}
+    return {"model": source.removeprefix(API), **place}
 
 
 def check_key_destinations(plan: Plan, step_names: Iterable[str]) -> None:

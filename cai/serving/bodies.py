@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from cai.chat import Message
+from cai.chat import Message, ToolCall
 from cai.clients.base import Sampling
 from cai.errors import did_you_mean
 
@@ -122,9 +122,30 @@ class Body(BaseModel):
         return Sampling(max_tokens=max_tokens, stop=stop, **{name: chosen(name) for name in names})
 
 
+class _CalledFunction(_Loose):
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str = "{}"
+
+
+class _CalledTool(_Loose):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: _CalledFunction
+
+    def tool_call(self) -> ToolCall:
+        return ToolCall(self.function.name, self.function.arguments, self.id)
+
+
 class _Turn(_Loose):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    """A turn as callers send it. What an assistant thought is taken and, as in every prompt, not rendered."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[_CalledTool] | None = None
+    function_call: None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -139,8 +160,25 @@ class _Turn(_Loose):
             texts.append(text)
         return "".join(texts)
 
+    @model_validator(mode="after")
+    def _parts_belong_to_the_role(self) -> _Turn:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a turn of role '{self.role}' calls no tool")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError(f"a turn of role '{self.role}' answers no tool call")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        return self
+
     def message(self) -> Message:
-        return Message("system" if self.role == "developer" else self.role, self.content)
+        return Message(
+            "system" if self.role == "developer" else self.role,
+            self.content or "",
+            (self.reasoning_content or "") if self.role == "assistant" else "",
+            tuple(call.tool_call() for call in self.tool_calls or ()),
+            self.tool_call_id or "",
+            (self.name or "") if self.role == "tool" else "",
+        )
 
 
 class ChatBody(Body):

@@ -113,6 +113,15 @@ def _usage(completions: Sequence[Completion], per_prompt: int) -> dict[str, int]
     }
 
 
+def _finish_reason(completion: Completion) -> str:
+    """As OpenAI's protocol names it; a prompt that cannot be read is an error and comes to no such end."""
+    if completion.tool_calls and not completion.answered:
+        return "tool_calls"
+    if not completion.answered:
+        raise ApiError(400, f"the request cannot be answered: {completion.refused}", code="context_length_exceeded")
+    return completion.finish.value
+
+
 @dataclass(frozen=True)
 class _Shape:
     """How one endpoint spells its answers."""
@@ -124,8 +133,13 @@ class _Shape:
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         text: dict[str, Any] = {"text": completion.text}
         if self.prefix == "chatcmpl":
-            text = {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
-        return {"index": index, **text, "logprobs": None, "finish_reason": completion.finish.value}
+            thought = {"reasoning_content": completion.thinking} if completion.thinking else {}
+            text = {"message": {"role": "assistant", "content": completion.text, "refusal": None, **thought}}
+        return {"index": index, **text, "logprobs": None, "finish_reason": _finish_reason(completion)}
+
+    def thought(self, index: int, thinking: str) -> dict[str, Any]:
+        delta = {"reasoning_content": thinking}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def piece(self, index: int, text: str | None, finish: str | None = None, role: bool = False) -> dict[str, Any]:
         body: dict[str, Any] = {"text": text or ""}
@@ -279,7 +293,9 @@ async def _sse(
             async for index, chunk in events:
                 if isinstance(chunk, Completion):
                     completions[index] = chunk
-                    yield event([shape.piece(index, None, chunk.finish.value)])
+                    if chunk.thinking and shape is _CHAT:
+                        yield event([shape.thought(index, chunk.thinking)])
+                    yield event([shape.piece(index, None, _finish_reason(chunk))])
                 elif chunk:
                     yield event([shape.piece(index, chunk)])
         except ApiError as error:

@@ -5,7 +5,7 @@ A stage file holds a spec (data, decided while planning) and ``run`` (work, call
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,13 +243,15 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
     def __enter__(self) -> Client:
         endpoint = self._model / ENDPOINT
         if endpoint.is_file():
-            from cai.clients.openai_api import open_endpoint
             from cai.clients.settings import ApiLimits
+            from cai.clients.sharing import share_endpoint
 
             limits = ApiLimits.model_validate(self._server.get("limits", {}))
             replicas = tuple(self._server.get("replicas", ()))
-            place = {name: self._server[name] for name in ("model", "url", "logprobs") if name in self._server}
-            self._client: Client = open_endpoint(
+            place = {
+                name: self._server[name] for name in ("model", "url", "logprobs", "dialect") if name in self._server
+            }
+            self._client: Client = share_endpoint(
                 endpoint, self._api_key_env, limits, replicas, place=place, account=self._account
             )
         else:
@@ -303,6 +305,13 @@ class StageSpec(Settings):
     def makes(self, inputs: Mapping[str, str]) -> str:
         """The kind of artifact, where it depends on the kinds of the inputs (by role, items as in ``estimate``)."""
         return self.MAKES
+
+    def check_template(self, template: Callable[[], ChatTemplate]) -> None:
+        """Whether the stage can use the chat template that the plan gives it, which is made when it is asked for.
+
+        Raises:
+            SpecError: with the field that asks for too much.
+        """
 
 
 class EngineSpec(StageSpec):

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from cai.engines.base import ModelSource
 from cai.errors import Problem, SpecError
 from cai.files.library import Library
-from cai.identity import RUNTIME, path_digest
+from cai.identity import ADDED, RUNTIME, path_digest
 from cai.stages.base import ENDPOINT, Context, Ledger, Outcome, StageSpec
 from cai.stages.flow.generation import write_json
 
@@ -24,8 +24,8 @@ def is_local(source: str) -> bool:
 class FetchSpec(StageSpec):
     """A model by source; ``sha256`` (of the file) or ``revision`` (of the repository) pins it.
 
-    ``identity``, ``url``, ``api_key_env`` and ``logprobs`` are of an ``api:`` model. The key of this step is hashed
-    from what the resolver takes as the model's identity, not from these fields.
+    ``identity``, ``url``, ``api_key_env``, ``logprobs`` and ``dialect`` are of an ``api:`` model. The key of this step
+    is hashed from what the resolver takes as the model's identity, not from these fields.
     """
 
     MAKES: ClassVar[str] = "model"
@@ -38,6 +38,7 @@ class FetchSpec(StageSpec):
     url: Annotated[str, RUNTIME] = ""
     api_key_env: Annotated[str, RUNTIME] = ""
     logprobs: str = ""
+    dialect: Annotated[str, ADDED("")] = ""
     parameters: Annotated[float | None, RUNTIME] = None
 
 
@@ -54,6 +55,8 @@ def run(spec: FetchSpec, ctx: Context) -> Outcome:
         endpoint = {"model": spec.source.removeprefix(API), "url": spec.url, "api_key_env": spec.api_key_env}
         if spec.logprobs:
             endpoint["logprobs"] = spec.logprobs
+        if spec.dialect:
+            endpoint["dialect"] = spec.dialect
         write_json(ctx.out / ENDPOINT, endpoint)
         return Outcome(Ledger(), {"model": endpoint["model"], "url": spec.url})
     _check_unchanged(spec, ctx)

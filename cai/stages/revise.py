@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.chat import Message
-from cai.chat.messages import transcript
+from cai.chat.messages import question, transcript
 from cai.clients.base import Completion, Request
 from cai.clients.prompting import Asking
 from cai.constitution import Principle
@@ -210,7 +210,7 @@ def _variables(chain: _Chain, principle: Principle, shots: Sequence[Mapping[str,
     return {
         "shots": shots,
         "messages": transcript((*chain.row.prompt, Message("assistant", chain.text))),
-        "prompt": chain.row.prompt[-1].content if chain.row.prompt else "",
+        "prompt": question(chain.row.prompt) if chain.row.prompt else "",
         "critique_request": principle.critique,
         "revision_request": principle.revision,
         "critique": "",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from cai.chat import ChatTemplate
 from cai.data.rows import Conversation
 from cai.engines.base import Trained
 from cai.engines.methods.base import TrainText
 from cai.engines.methods.sft import SFT, SftData, SftSettings
+from cai.errors import Problem, SpecError
+from cai.identity import ADDED
 from cai.stages.base import Artifact, Context, EngineSpec, Estimate, Ledger, Outcome, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS, rows_of
 
@@ -26,6 +29,11 @@ class SftSpec(EngineSpec):
     loss: Annotated[
         Literal["last", "all"], Field(description="learn the last answer only, or every answer of the conversation")
     ] = "last"
+    thinking: Annotated[
+        Literal["drop", "train"],
+        ADDED("drop"),
+        Field(description="learn what was thought before an answer, or leave it out; the template must have it"),
+    ] = "drop"
     training: SftSettings = SftSettings()
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
@@ -33,11 +41,18 @@ class SftSpec(EngineSpec):
         n = rows.get("data")
         return Estimate(n, tokens=int((n or 0) * self.training.epochs * 2 * PROMPT_TOKENS))
 
+    def check_template(self, template: Callable[[], ChatTemplate]) -> None:
+        """Thinking can be learnt where the template writes it."""
+        if self.thinking == "train" and not (chat := template()).speaks_thinking:
+            message = f"the template '{chat.name}' writes no thinking, so there is none to learn"
+            raise SpecError(Problem("thinking", message, "use template=chatml_tools, or thinking: drop"))
+
 
 def run(spec: SftSpec, ctx: Context) -> Outcome:
     """Render the conversations and hand them to the engine."""
+    spec.check_template(lambda: ctx.chat)
     train, val = (_texts(spec, ctx, ctx.input("data"), name) for name in ("train", "val"))
-    data = SftData(ctx.input("model").path, train, val)
+    data = SftData(ctx.input("model").path, train, val, ctx.chat.header.answer_end)
     trained = ctx.engine.train(SFT, data, spec.training, ctx.attempt)
     return trained_outcome(trained, len(train) + len(val))
 
@@ -49,8 +64,13 @@ def trained_outcome(trained: Trained, rows: int) -> Outcome:
 
 
 def _texts(spec: SftSpec, ctx: Context, data: Artifact, name: str) -> list[TrainText]:
-    rows = [row for row in rows_of(data, name) if isinstance(row, Conversation)]
+    thinking = spec.thinking == "train"
     return [
-        TrainText(row.id, tuple(ctx.chat.spans(row.messages, spec.loss)), ctx.chat.harmless(row.messages))
-        for row in rows
+        TrainText(
+            row.id,
+            ctx.chat.spans(row.messages, spec.loss, thinking=thinking),
+            ctx.chat.harmless(row.messages),
+        )
+        for row in rows_of(data, name)
+        if isinstance(row, Conversation)
     ]

@@ -15,7 +15,8 @@ from cai.errors import SpecError
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "prompt_templates"
-NAMES = ("chatml", "smollm2", "llama3", "mistral_instruct", "nemo_extra_id", "human_assistant")
+TOOL_NAMES = ("chatml_tools", "llama3_tools", "mistral_tools")
+NAMES = ("chatml", "smollm2", "llama3", "mistral_instruct", "nemo_extra_id", "human_assistant", *TOOL_NAMES)
 ROLES = ("system", "user", "assistant", "user", "assistant")
 
 

@@ -13,7 +13,8 @@ from cai.errors import SpecError
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "prompt_templates"
-NAMES = ("chatml", "smollm2", "llama3", "mistral_instruct", "nemo_extra_id", "human_assistant")
+TOOL_NAMES = ("chatml_tools", "llama3_tools", "mistral_tools")
+NAMES = ("chatml", "smollm2", "llama3", "mistral_instruct", "nemo_extra_id", "human_assistant", *TOOL_NAMES)
 
 HEAD = """{#---
 description: test
@@ -59,6 +60,11 @@ EXPECTED = {
     "nemo_extra_id": "<extra_id_0>System\n\n<extra_id_1>User\nhi\n<extra_id_1>Assistant\nyo\n"
     "<extra_id_1>User\nand\n<extra_id_1>Assistant\nso\n<extra_id_1>",
     "human_assistant": "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: and\n\nAssistant: so\n\nHuman:",
+}
+EXPECTED |= {  # without tools, what the templates write that know none
+    "chatml_tools": EXPECTED["chatml"],
+    "llama3_tools": EXPECTED["llama3"],
+    "mistral_tools": "<s>[INST] hi[/INST] yo</s>[INST] and[/INST] so</s>",
 }
 
 

@@ -84,7 +84,8 @@ def test_the_number_of_weights_travels_in_the_plan(raw: dict[str, Any]) -> None:
         ({"sha256": "0" * 64}, "models.mixtral: sha256 is of a file"),
         (
             {"source": "hf:org/x", "revision": "1"},
-            "models.mixtral: url, api_key_env, replicas, logprobs, identity and limits are of models served elsewhere",
+            "models.mixtral: url, api_key_env, replicas, logprobs, dialect, identity and limits are of models served "
+            "elsewhere",
         ),
         ({"parameters": -1}, "models.mixtral.parameters: "),
     ],

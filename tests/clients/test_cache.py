@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.chat import Message
+from cai.chat import Message, ToolCall
 from cai.clients import cache as module
 from cai.clients.base import (
     Completion,
@@ -188,6 +188,9 @@ def test_four_processes_ask_each_call_once(path: Path, tmp_path: Path) -> None:
 
 
 CHAT = (Message("user", "hi"),)
+CALLS = (ToolCall("find", '{"q": "é"}', "c1"), ToolCall("stop"))
+TRIP = (*CHAT, Message("assistant", "", "hm", CALLS), Message("tool", "here", tool_call_id="c1", name="find"))
+OTHER_TRIP = (*CHAT, Message("assistant", "", "hm", CALLS[:1]), TRIP[2])
 DRAWN = Sampling(max_tokens=5, temperature=0.7)
 
 
@@ -201,6 +204,8 @@ DRAWN = Sampling(max_tokens=5, temperature=0.7)
         (Request("a", "p", DRAWN, 1), Request("a", "p", Sampling(max_tokens=6, temperature=0.7), 1), False),
         (Request("a", "p", DRAWN, 1, CHAT), Request("a", "q", DRAWN, 1, CHAT), True),
         (Request("a", "p", DRAWN, 1, CHAT), Request("a", "p", DRAWN, 1), False),
+        (Request("a", "p", DRAWN, 1, TRIP), Request("a", "q", DRAWN, 1, TRIP), True),
+        (Request("a", "p", DRAWN, 1, TRIP), Request("a", "p", DRAWN, 1, OTHER_TRIP), False),
         (Request("a", "p", DRAWN, 1, choices=("A",)), Request("a", "p", DRAWN, 1), False),
         (ScoreRequest("a", "p", "x"), ScoreRequest("b", "p", "x"), True),
         (ScoreRequest("a", "p", "x"), ScoreRequest("a", "px", ""), False),
@@ -213,10 +218,21 @@ def test_which_calls_are_the_same(one: object, two: object, same: bool) -> None:
     assert call_key("m", one) != call_key("another model", one)  # type: ignore[arg-type]
 
 
+def test_calls_of_plain_turns_have_the_keys_that_they_always_had() -> None:
+    key = call_key("m", Request("a", "p", DRAWN, 1, CHAT))
+    assert key.hex() == "28798888ce7b0bc34c7b04bae1878ed3"
+
+
 def test_results_are_kept_without_their_id() -> None:
-    asked = [Request("new", "p"), ScoreRequest("new", "p", "x"), OptionsRequest("new", "p", ("x", "y"))]
+    asked = [
+        Request("new", "p"),
+        Request("new", "p"),
+        ScoreRequest("new", "p", "x"),
+        OptionsRequest("new", "p", ("x", "y")),
+    ]
     results = [
         Completion("old", "text", 3, 4, Finish.LENGTH),
+        Completion("old", "", 3, 9, Finish.STOP, "", "hm", 5, CALLS),
         Score("old", -1.25, 2),
         OptionScores("old", (-0.5, None), 3),
     ]
@@ -225,6 +241,12 @@ def test_results_are_kept_without_their_id() -> None:
         assert "old" not in json.dumps(plain)
         back = from_plain(call, plain)
         assert back == type(result)(**{**{n: getattr(result, n) for n in result.__slots__}, "id": "new"})
+
+
+def test_answers_kept_by_an_older_program_are_read() -> None:
+    plain = {"text": "<think>kept</think> as it is", "prompt_tokens": 3, "tokens": 4, "finish": "stop"}
+    assert from_plain(Request("new", "p"), plain) == Completion("new", plain["text"], 3, 4, Finish.STOP)
+    assert to_plain(from_plain(Request("new", "p"), plain)) == plain
 
 
 def test_what_a_broken_cache_of_this_process_claimed_is_free(path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from cai.clients import endpoints
 from cai.clients.base import Finish, Flowing, Pool, Request, Unanswered
+from cai.clients.concurrency import START
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.settings import ApiLimits, GaveUp, Prices
 from cai.errors import PrerequisiteError, StepFailed
@@ -151,25 +152,30 @@ def test_what_is_used_is_counted(serve: Start) -> None:
     assert server.most <= 4
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("places", [None, 8])
-def test_the_calls_in_flight_rise_until_the_server_is_full(serve: Start, places: int | None) -> None:
+def slowly(seconds: float) -> Reaction:
     def react(path: str, body: dict[str, Any]) -> Say:
-        said = answer("x")
-        said.delay = 0.1
+        said = answer(asked_for(body))
+        said.delay = seconds
         return said
 
-    server = serve(react, places)
+    return react
+
+
+def test_a_stated_limit_is_used_from_the_first_moment(serve: Start) -> None:
+    server = serve(slowly(0.3))
     made = client(server, concurrency=48)
-    pool = made.open_pool()
-    feed(pool, 600 if places is None else 300)
-    used = pool.usage
+    feed(made.open_pool(), 48)
     made.close()
-    assert used.concurrency > 8
-    if places is None:
-        assert used.concurrency >= 32
-    else:
-        assert made._traffic.endpoints[0].limit.value < 48, "eight places need no 48 calls"
+    assert server.most == 48
+
+
+@pytest.mark.long
+def test_a_limit_that_nobody_states_rises_by_answers(serve: Start) -> None:
+    server = serve(slowly(0.3))
+    made = client(server)
+    feed(made.open_pool(), 1200)
+    made.close()
+    assert START < server.most <= 256
 
 
 @pytest.mark.long
@@ -281,7 +287,7 @@ def test_answers_on_their_way_are_kept_when_another_call_ends_the_pool(serve: St
         said.delay = 0.2
         return said
 
-    made = client(serve(react))
+    made = client(serve(react), concurrency=8)
     pool = made.open_pool()
     for i in range(40):
         pool.submit(i, call(i))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from cai.clients import endpoints
 from cai.clients.base import Finish, Request, Unanswered
+from cai.clients.http_pool import ClientFault
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.refusals import DECIDE
 from cai.clients.settings import ApiLimits, GaveUp
@@ -205,3 +207,17 @@ def test_two_pools_share_what_is_known_of_a_server(serve: Start) -> None:
         rest += second.take(10)
     made.close()
     assert rest[0][1].refused == "400 no"
+
+
+def test_a_fault_of_the_program_comes_out_with_its_traceback(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError("in the reader of answers")
+
+    monkeypatch.setattr("cai.clients.openai_api.read_answer", broken)
+    made = client(serve(refusing(set(), Say(""))))
+    pool = made.open_pool()
+    pool.submit(0, Request("r0", "text 0"))
+    with pytest.raises(ClientFault, match="ZeroDivisionError") as caught:
+        pool.take(10.0)
+    made.close()
+    assert "in broken" in "".join(traceback.format_exception(caught.value)), "where it came up, for traceback.txt"

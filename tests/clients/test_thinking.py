@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from cai.chat import ToolCall
-from cai.clients.thinking import MARKS, Spoken, prefilled, spoken
+from cai.clients.thinking import MARKS, Spoken, prefilled, said_so_far, spoken
 
 THOUGHT, ANSWER = "They ask for 2 + 2.", "It is 4."
 
@@ -74,3 +76,24 @@ def test_a_prompt_may_have_opened_the_thought() -> None:
 def test_a_hostile_text_takes_time_in_proportion(piece: str) -> None:
     whole = spoken(piece * 200_000)
     assert len(whole.text) + len(whole.thinking) <= len(piece) * 200_000 + 400_000
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "said"),
+    [
+        ("<think>Two and two.</think>\n\nIt is 4.", False, "It is 4."),
+        ("Two and two.\n</think>\nIt is 4.", True, "It is 4."),
+        ("It is 4 < 5, I think>.", False, "It is 4 < 5, I think>."),
+        ("Hello. <think>b</think>More.", False, "Hello. More."),
+        ("analysisTwo and two.assistantfinalIt is 4.", False, "It is 4."),
+        ("analysis of the case", False, "analysis of the case"),
+        ("<|channel|>analysis<|message|>Two.<|end|><|start|>assistant<|channel|>final<|message|>4.", False, "4."),
+        ("[THINK]a[/THINK]b", False, "b"),
+    ],
+)
+def test_a_text_that_grows_shows_only_what_will_be_said(text: str, opened: bool, said: str) -> None:
+    shown = [said_so_far(text[:n], opened) for n in range(len(text) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+    assert spoken(text, opened).text == said
+    assert said.startswith(shown[-1])
+    assert len(said) - len(shown[-1]) <= 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai.clients import endpoints, traffic, waiting
+from cai.clients import endpoints, http_exchange, traffic, waiting
 from cai.clients.base import Pool, Request
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.settings import ApiLimits
@@ -96,7 +96,7 @@ def test_silence_is_counted_from_the_last_answer() -> None:
     watch = Waiting(patience=300)
     watch.sent(0.0)
     assert not watch.line(29.0, 3, 3)
-    assert "nothing was answered for 31 s: 3 calls wait, 2 of them on their way" in watch.line(31.0, 3, 2)
+    assert "nothing was answered for 31 s: 3 calls wait, 2 on the way" in watch.line(31.0, 3, 2)
     assert not watch.line(60.0, 3, 2)
     assert watch.line(61.0, 3, 2)
     watch.answered(70.0)
@@ -110,7 +110,7 @@ def test_silence_is_counted_from_the_last_answer() -> None:
 
 
 def test_an_answer_is_bounded_by_what_it_unpacks_to(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "LARGEST", 1 << 20)
+    monkeypatch.setattr(http_exchange, "LARGEST", 1 << 20)
     bomb = json.dumps({"choices": [{"message": {"content": "x"}}], "more": "0" * (64 << 20)}).encode()
     packed = Say(gzip.compress(bomb), headers={"Content-Encoding": "gzip"})
     assert len(packed.body) < 1 << 20

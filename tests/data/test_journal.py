@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cai.chat import Message, ToolCall
 from cai.data.journal import Journal, Record
+from cai.data.rows import Conversation, from_json, to_json
 from cai.errors import Incomplete, StepFailed
 
 
@@ -57,6 +59,25 @@ def test_rows_are_read_back_after_reopening(path: Path):
         assert (again.torn, again.out, again.dropped) == (0, 5, 0)
         with pytest.raises(KeyError):
             again[5]
+
+
+def test_rows_with_every_part_of_a_message_are_read_back_and_so_are_those_of_an_older_program(path: Path):
+    calls = (ToolCall("find", '{"q":  "é"}', "c1"), ToolCall("stop"))
+    messages = (
+        Message("user", "Q?"),
+        Message("assistant", "I look.", "hm", calls),
+        Message("tool", "here", tool_call_id="c1", name="find"),
+        Message("tool"),
+        Message("assistant", "So.", "because"),
+    )
+    row = Conversation("r0", messages, "t", {"k": 1})
+    older = {"id": "r1", "messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A"}]}
+    write(path, [Record(0, to_json(row), out=1), Record(1, older, out=1)])
+    with opened(path) as again:
+        assert from_json(Conversation, again[0]) == row
+        back = from_json(Conversation, again[1])
+        assert back.messages == (Message("user", "Q?"), Message("assistant", "A"))
+        assert to_json(back)["messages"] == older["messages"]
 
 
 def test_rows_may_come_in_any_order(path: Path):

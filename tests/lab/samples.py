@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from cai.chat import ChatTemplate
-from cai.data.nemo import HardPair, write_chat, write_pairs, write_prompts
+from cai.data.formats.nemo_aligner import HardPair, write_chat, write_pairs, write_prompts
 from cai.data.nemo_tokens import Pieces
 from cai.engines.methods.base import PromptText, TrainText
 from tests.support.nemo_rows import TEMPLATES, hard_pair, prompt_text, train_text

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from cai.chat import ChatTemplate, Message
-from cai.data.nemo import CHAT_TOKENS, HardPair, Written, chat_spans, write_chat, write_pairs, write_prompts
+from cai.data.formats.base import Written
+from cai.data.formats.nemo_aligner import HardPair, write_chat, write_pairs, write_prompts
+from cai.data.formats.nemo_chat import CHAT_TOKENS, chat_spans
 from cai.data.nemo_tokens import open_tokenizer
 from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError

@@ -204,3 +204,12 @@ def test_a_branch_of_the_hub_is_taken_when_asked_with_a_warning_and_expected_row
     del without["data"]["far"]["expect"]
     assert plan(without).step("far.b").key == step.key
     assert plan(without).step("far.b").estimate.rows is None
+
+
+def test_thinking_to_learn_needs_a_template_that_writes_it(raw):
+    silent = edited(raw, ["stages", "sft", "thinking"], "train")
+    with pytest.raises(SpecError, match=r"stages\.sft\.thinking: the template 'chatml' writes no thinking"):
+        plan(silent)
+    heard = edited(silent, ["template", "name"], "chatml_tools")
+    assert keys(heard)["sft"] != keys(edited(raw, ["template", "name"], "chatml_tools"))["sft"]
+    assert keys(edited(raw, ["stages", "sft", "thinking"], "drop")) == keys(raw)

@@ -12,7 +12,7 @@ import pytest
 
 from cai.report.page import write_report
 from tests.support.browser import chromium, complaints, open_file, prefer, requested, resize
-from tests.support.report_runs import HOSTILE, make_run
+from tests.support.report_runs import HOSTILE, make_run, refill, tool_rows
 
 # Starting a browser takes seconds, and selenium leaves its pipes to the garbage collector.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -341,6 +341,63 @@ def test_hostile_text_stays_text(page: Any) -> None:
     assert "turned [U+202E]gnorw[U+202C] around" in prompts
     assert "[U+001B][31mred[U+001B][0m and [U+0000] null" in prompts
     assert "half [U+D83D] of a pair" in prompts
+
+
+@pytest.fixture(scope="module")
+def tool_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tools")
+    run = make_run(root, kinds=("fetch", "read", "respond"))
+    refill(run, "respond", tool_rows(20))
+    return write_report([run], root / "report.html")
+
+
+def test_thoughts_are_folded_and_marked_and_tools_are_shown_as_such(browser: Any, tool_report: Path) -> None:
+    resize(browser, 1400, 1000)
+    prefer(browser, "light")
+    open_file(browser, tool_report)
+    ready(browser)
+    keys(browser, "list", "\ue015")
+    parts = js(
+        browser,
+        """return [...document.querySelectorAll('#sample .part')].map((p) => [p.className.trim(),
+            (p.querySelector('h4, summary')).textContent, p.querySelector('.text').textContent])""",
+    )
+    assert [(kind, head) for kind, head, _ in parts] == [
+        ("part thought", "thought before the tool callno part of the answer"),
+        ("part", "said beside the tool call"),
+        ("part call", "tool calllook_up_</script><script>win"),
+        ("part result", "tool resultlook_up_</script><script>win"),
+        ("part thought", "thought before the answerno part of the answer"),
+        ("part", "answer"),
+    ]
+    assert parts[0][2] == f"I should look it up: {HOSTILE[0]}"
+    assert parts[3][2] == f"What was found: {HOSTILE[0]}"
+    assert js(browser, "return document.querySelector('#sample h3').textContent") == "Question 0 that needs a tool"
+    earlier = js(browser, "return document.querySelector('#sample > details .text').textContent")
+    assert "assistant (thought, not said): An earlier thought" in earlier
+    visible = "return [...document.querySelectorAll('#sample .thought .text')].map((n) => n.checkVisibility())"
+    assert js(browser, visible) == [False, False]
+    js(browser, "document.querySelector('#sample .thought summary').click()")
+    assert js(browser, visible) == [True, False]
+    for _ in range(19):
+        keys(browser, "list", "\ue015")
+    assert js(browser, "return window.hit") is None
+    assert js(browser, "return document.querySelectorAll('#samples script, img, iframe').length") == 0
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_thoughts_and_tools_are_readable_on_every_screen(browser: Any, tool_report: Path, scheme: str) -> None:
+    for width in (1400, 360):
+        resize(browser, width, 800)
+        prefer(browser, scheme)
+        open_file(browser, tool_report)
+        ready(browser)
+        keys(browser, "list", *["\ue015"] * 8)
+        js(browser, "for (const d of document.querySelectorAll('details')) d.open = true")
+        assert js(browser, "return document.documentElement.scrollWidth") <= width
+        assert js(browser, "return document.querySelectorAll('#sample .thought, #sample .call').length") == 3
+        assert js(browser, CONTRAST) == []
 
 
 def test_a_narrow_screen_has_no_horizontal_scroll(page: Any) -> None:

@@ -17,14 +17,26 @@ import openai
 import pytest
 from rich.console import Console
 
-from cai.clients.base import Completion, Request
+from cai.chat import ChatTemplate
+from cai.clients.base import Completion, Finish, Request
 from cai.errors import PrerequisiteError
 from cai.serving.server import api_key_from, make_app, make_server, serve
 from tests.support.chat_models import SeededWords, words_model
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.long  # servers, programs and many small waits
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": "x"}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "secret thought"}
+TRIP = [{"role": "user", "content": "x"}, CALLING, {"role": "tool", "tool_call_id": "c1", "content": "found it"}]
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+class PromptEcho(SeededWords):
+    """Answers with the whole prompt."""
+
+    def complete(self, request: Request) -> Completion:
+        return Completion(request.id, request.prompt, 1, 1, Finish.STOP)
 
 
 class StreamingWords(SeededWords):
@@ -49,7 +61,7 @@ class StreamingWords(SeededWords):
 @contextmanager
 def served(client: SeededWords, **options: object) -> Iterator[str]:
     """A real server on a free port; yields its base URL."""
-    fields = {k: options.pop(k) for k in ("context", "count") if k in options}
+    fields = {k: options.pop(k) for k in ("context", "count", "template") if k in options}
     app = make_app(words_model(client, **fields), **options)  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = make_server(app)
@@ -159,6 +171,27 @@ def test_messages_may_be_text_parts_and_a_developer_speaks_as_system(base: str) 
     assert "[system]kind[user]ab[assistant]" in text
 
 
+def shipped_template(name: str) -> ChatTemplate:
+    return ChatTemplate.from_file(ROOT / "prompt_templates" / f"{name}.jinja")
+
+
+def test_tool_turns_reach_a_template_that_has_them_and_thoughts_reach_none() -> None:
+    with served(PromptEcho(), template=shipped_template("chatml_tools")) as base:
+        got = post(base, {"model": "tiny", "messages": TRIP})
+    assert got.status_code == 200
+    prompt = got.json()["choices"][0]["message"]["content"]
+    assert '<tool_call>\n{"name": "find", "arguments": {"q": "x"}}\n</tool_call><|im_end|>' in prompt
+    assert "<tool_response>\nfound it\n</tool_response>" in prompt
+    assert "secret thought" not in prompt
+
+
+def test_a_template_without_tool_turns_refuses_them() -> None:
+    with served(PromptEcho(), template=shipped_template("chatml")) as base:
+        got = post(base, {"model": "tiny", "messages": TRIP})
+    assert (got.status_code, got.json()["error"]["param"]) == (400, "messages")
+    assert "this template has no tool turns" in got.json()["error"]["message"]
+
+
 def test_models_and_health(base: str, client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "constitution-as-code"
@@ -186,6 +219,11 @@ USER = [{"role": "user", "content": "x"}]
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'user'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "type 'text'"),
         ({"messages": USER + USER}, "messages", "turns must alternate"),
+        ({"messages": [{"role": "assistant"}, *USER]}, "messages[0]", "content is missing"),
+        ({"messages": [{**USER[0], "tool_calls": [CALL]}]}, "messages[0]", "'user' calls no tool"),
+        ({"messages": [{**USER[0], "tool_call_id": "c1"}]}, "messages[0]", "'user' answers no tool call"),
+        ({"messages": [{**CALLING, "function_call": {}}]}, "messages[0].function_call", "null"),
+        ({"messages": [{**CALLING, "tool_calls": [{"type": "x"}]}]}, "messages[0].tool_calls[0].type", "'function'"),
         ({"model": None}, "model", "valid string"),
     ],
 )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from cai.chat import Message
+from cai.chat import ChatTemplate, Message
 from cai.data.rows import Comparison, Conversation, Prompt, read_rows
+from cai.errors import SpecError
 from cai.figures import intervals
 from cai.figures.answers import refuses
 from cai.stages import KINDS
 from cai.stages.base import StageSpec
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.evaluate.stage import run
+from tests.support.paths import ROOT
 from tests.support.stage_doubles import Memory, Stopped, artifact, context, user
 
 MODELS = {"model": "m", "reward": "r"}
@@ -80,6 +82,24 @@ def test_sft_learns_the_answers_it_is_told_to(loss: str, learnt: list[str], tmp_
     assert "".join(s.text for s in first.spans).count("<|im_start|>") == 4
     assert [t.id for t in engine.seen["val"]] == ["c"]
     assert (outcome.ledger.rows_in, outcome.ledger.rows_out, outcome.ledger.dropped) == (3, 2, {"too long": 1})
+
+
+@pytest.mark.parametrize(("thinking", "learnt"), [("drop", "4"), ("train", "<think>\nTwo and two.\n</think>\n\n4")])
+def test_sft_learns_thinking_where_it_is_told_to(thinking: str, learnt: str, tmp_path: Path) -> None:
+    engine = Memory()
+    row = Conversation("a", (*user("2 + 2?"), Message("assistant", "4", "Two and two.")))
+    data = artifact(tmp_path / "d", "conversations", train=[row], val=[])
+    spec = KINDS["sft"].spec.model_validate({"kind": "sft", "model": "m", "data": "d", "thinking": thinking})
+    ctx = context(tmp_path, engine, {"model": artifact(tmp_path / "m", "model"), "data": data})
+    chat = ChatTemplate.from_file(ROOT / "prompt_templates" / "chatml_tools.jinja")
+    KINDS["sft"].run(spec, replace(ctx, template=chat))
+    (text,) = engine.seen["train"]
+    assert [s.text for s in text.spans if s.loss] == [f"{learnt}<|im_end|>"]
+    assert text.messages == (*user("2 + 2?"), Message("assistant", "4"))
+    assert engine.seen["data"].answer_end == "<|im_end|>"
+    if thinking == "train":
+        with pytest.raises(SpecError, match="thinking: the template 'chatml' writes no thinking"):
+            KINDS["sft"].run(spec, ctx)
 
 
 def test_reward_reads_both_answers_after_the_same_prompt(tmp_path: Path) -> None:

@@ -96,4 +96,5 @@ class SeededWords:
 
 
 def words_model(client: SeededWords, **fields: object) -> ChatModel:
-    return ChatModel(client, AlternatingTemplate(), "tiny", Sampling(max_tokens=50), **fields)  # type: ignore[arg-type]
+    shape = {"template": AlternatingTemplate(), "name": "tiny", "sampling": Sampling(max_tokens=50)}
+    return ChatModel(client, **{**shape, **fields})  # type: ignore[arg-type]

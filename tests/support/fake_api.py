@@ -69,7 +69,11 @@ class FakeServer:
 
             def log_message(self, *args: Any) -> None: ...
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            # Python's default of 5 drops connections that come together, and the kernel tries again after seconds.
+            request_queue_size = 512
+
+        self._http = Server(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._http.block_on_close = False
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"

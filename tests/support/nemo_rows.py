@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cai.chat import ChatTemplate, Message
-from cai.data.nemo import HardPair
+from cai.data.formats.nemo_aligner import HardPair
 from cai.engines.methods.base import PromptText, TrainText
 from cai.files.library import shipped_root
 

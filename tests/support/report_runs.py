@@ -186,6 +186,31 @@ def rows_of(kind: str, count: int, ids: int = 0) -> Iterable[dict[str, Any]]:
             yield {"id": head["id"], "set": shown, "prompt": prompt["content"], "topic": "law", "answers": answers}
 
 
+def tool_rows(count: int) -> list[dict[str, Any]]:
+    """Answers of ``respond`` with thinking, a tool call and its result; what they hold would like to be markup."""
+    rows = []
+    for i in range(count):
+        text = HOSTILE[i % len(HOSTILE)]
+        call = {"name": f"look_up_{text[:20]}", "arguments": json.dumps({"query": text}), "id": "c1"}
+        messages = [
+            user("An earlier question"),
+            {**assistant("An earlier answer"), "thinking": "An earlier thought"},
+            user(f"Question {i} that needs a tool"),
+            {**assistant("I will look it up."), "thinking": f"I should look it up: {text}", "tool_calls": [call]},
+            {"role": "tool", "content": f"What was found: {text}", "tool_call_id": "c1"},
+            {**assistant(f"The answer is {i}. {text}"), "thinking": "That was easy."},
+        ]
+        rows.append({"id": f"{i:08x}", "topic": "law", "messages": messages, "meta": {}})
+    return rows
+
+
+def refill(run: Finished, kind: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Put other rows into the artifact of a step of that kind."""
+    ((_, artifact),) = run.steps(kind)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (artifact.path / "rows.jsonl").write_text(text, encoding="utf-8")
+
+
 def metrics(kind: str) -> list[dict[str, Any]]:
     """Lines of ``metrics.jsonl``."""
     if kind == "rl":

@@ -71,21 +71,23 @@ def quickstart_spm(vocab: int = 420, rule: str = "identity", symbols: tuple[str,
     return model.getvalue()
 
 
-def byte_level_folder(folder: Path) -> Path:
-    """A Hugging Face folder, but for the weights: a byte-level tokenizer with ChatML's control tokens."""
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def byte_level_folder(folder: Path, control: tuple[str, ...] = CHATML) -> Path:
+    """A Hugging Face folder, but for the weights: a byte-level tokenizer with control tokens, ChatML's by default."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=control)
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=list(control))
     core.train_from_iterator(quickstart_lines(), trainer)
     core.add_special_tokens([AddedToken(text, special=True) for text in control])
     folder.mkdir(parents=True)
     core.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": control[1], "eos_token": {"content": control[2]}}
+    config = {"bos_token": control[1], "eos_token": {"content": control[-1]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     return folder

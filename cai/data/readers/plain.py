@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.chat import Message
-from cai.data.readers.shape import Odd, clean, comparison, messages_of, pair, prompt_or_conversation, text_of
+from cai.data.readers.messages import CALL, ROLE_NAMES, answer, message_of, messages_of
+from cai.data.readers.shape import Odd, clean, comparison, pair, prompt_or_conversation, text_of
 from cai.data.rows import Row
 
 _OURS = {"id", "prompt", "answer", "chosen", "rejected", "messages", "system", "topic", "p_chosen", "meta"}
@@ -30,15 +31,16 @@ def simple(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Ro
         more["p_chosen"] = 1.0 if raw.get("p_chosen") is None else raw["p_chosen"]
         if isinstance(chosen, list) or isinstance(rejected, list):
             return pair(_led(raw, messages_of(chosen)), _led(raw, messages_of(rejected)), **more)
-        return comparison(_prompt_messages(raw), text_of(raw, "chosen"), text_of(raw, "rejected"), **more)
+        answers = [answer(text_of(raw, key)).content for key in ("chosen", "rejected")]
+        return comparison(_prompt_messages(raw), *answers, **more)
     messages = _prompt_messages(raw)
     if makes == "conversations" and raw.get("messages") is None:
-        messages = (*messages, Message("assistant", text_of(raw, "answer")))
+        messages = (*messages, answer(text_of(raw, "answer")))
     return prompt_or_conversation(makes, messages, **more)
 
 
 def openai_messages(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:
-    """``{"messages": [{"role", "content"}, ...]}``; a system turn may come first."""
+    """``{"messages": [{"role", "content", ...}, ...]}``; a system turn may come first."""
     if raw.get("messages") is None:
         raise Odd("missing_messages")
     return prompt_or_conversation(makes, messages_of(raw["messages"]))
@@ -56,12 +58,20 @@ def nemo_chat(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) ->
         raise Odd("wrong_type")
     mask = raw.get("mask")
     if isinstance(mask, str) and any(t.get("from") == mask for t in turns):
-        names = [("user" if t.get("from") == mask else "assistant") for t in turns]
-        messages = tuple(Message(n, text_of(t, "value")) for n, t in zip(names, turns, strict=True))
+        messages = tuple(message_of(t, _masked_role(t, mask), "value") for t in turns)
     else:
         messages = messages_of(turns, "from", "value")
     label = next((t["label"] for t in reversed(turns) if isinstance(t.get("label"), str)), None)
     return prompt_or_conversation(makes, _led(raw, messages), meta={"dataset": raw.get("dataset"), "label": label})
+
+
+def _masked_role(turn: Mapping[str, Any], mask: str) -> str:
+    """Whoever is not the user is the assistant, whatever the file calls it, but for tools."""
+    name = turn.get("from")
+    if name == mask:
+        return "user"
+    role = ROLE_NAMES.get(name.strip().lower(), "") if isinstance(name, str) else ""
+    return role if role in ("tool", CALL) else "assistant"
 
 
 def nemo_rl_preference(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) -> Row:

@@ -25,7 +25,7 @@ from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.base import SupervisedSettings, TrainText
 from cai.engines.methods.sft import SftData, SftSettings
-from cai.errors import StepFailed
+from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import sampling_seed
 
 
@@ -45,16 +45,52 @@ class Example:
 
 def tokenized(tokenizer: Any, text: TrainText) -> tuple[list[int], list[bool]]:
     """Ids of the whole text, and for each token whether its first character lies in a loss span."""
-    spans: list[tuple[int, int]] = []
-    offset = 0
-    for span in text.spans:
-        if span.loss and span.text:
-            spans.append((offset, offset + len(span.text)))
-        offset += len(span.text)
+    ids, loss, _ = _with_offsets(tokenizer, text)
+    return ids, loss
+
+
+def _with_offsets(tokenizer: Any, text: TrainText) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
+    spans = learnt_ranges(text)
     whole = "".join(span.text for span in text.spans)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     loss = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), loss
+    return list(encoded["input_ids"]), loss, list(encoded["offset_mapping"])
+
+
+def learnt_ranges(text: TrainText) -> list[tuple[int, int]]:
+    """Where the loss spans lie in the whole text, in characters."""
+    ranges: list[tuple[int, int]] = []
+    offset = 0
+    for span in text.spans:
+        if span.loss and span.text:
+            ranges.append((offset, offset + len(span.text)))
+        offset += len(span.text)
+    return ranges
+
+
+def learnt_ends(tokenizer: Any, text: TrainText, answer_end: str) -> list[bool]:
+    """For each loss span, whether it closes with ``answer_end`` and every token of that carries loss."""
+    _, loss, offsets = _with_offsets(tokenizer, text)
+    whole = "".join(span.text for span in text.spans)
+    learnt = []
+    for begin, end in learnt_ranges(text):
+        closing = end - len(answer_end)
+        tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and closing < stop and start < stop]
+        closed = begin <= closing and whole.endswith(answer_end, begin, end)
+        learnt.append(closed and bool(tokens) and all(loss[i] for i in tokens))
+    return learnt
+
+
+def check_ends(tokenizer: Any, texts: Sequence[TrainText], answer_end: str) -> None:
+    """At least one answer's end must be learnt; a model that never learns it never stops.
+
+    Raises:
+        SpecError: none is, which is for the template to mend.
+    """
+    if answer_end and not any(any(learnt_ends(tokenizer, text, answer_end)) for text in texts):
+        message = f"no answer's end is learnt: loss lies on no {answer_end!r}, so the model would never stop"
+        todo = "put answer_end inside the template's generation blocks, or directly behind them"
+        raise SpecError(Problem("template", message, todo))
 
 
 def examples_of(tokenizer: Any, texts: Sequence[TrainText], max_length: int, dropped: Counter[str]) -> list[Example]:
@@ -116,7 +152,10 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     limit = min(settings.max_length, trunk.longest)
     learn_from = examples_of(tokenizer, data.train, limit, dropped)
     held_out = examples_of(tokenizer, data.val, limit, Counter())
-    if not learn_from:
+    if learn_from:
+        usable = {example.id for example in learn_from}
+        check_ends(tokenizer, [text for text in data.train if text.id in usable], data.answer_end)
+    else:
         raise StepFailed(f"sft: none of {len(data.train)} examples can be used ({dict(dropped)}); raise max_length")
     ids = [e.id for e in learn_from]
     batches = batches_of(ids, settings.batch_size, settings.epochs, seed)

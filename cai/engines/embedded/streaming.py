@@ -1,7 +1,7 @@
 """Answers shown while they are made: what may be seen of growing token ids, and a thread that makes them meanwhile.
 
-Held back are the bytes of an unfinished character and the beginning of what may become a stop string, so that the
-pieces joined are always the text that the finished completion has.
+Held back are the bytes of an unfinished character, what is thought, and the beginning of what may become a stop string
+or a thought, so that the pieces joined are always the text that the finished completion has.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 
 from cai.clients.base import Completion
+from cai.clients.thinking import said_so_far
 
 OnIds = Callable[[Sequence[int]], bool]
 """Called with all ids made so far; true says that nobody wants more."""
@@ -19,16 +20,18 @@ OnIds = Callable[[Sequence[int]], bool]
 class Growing:
     """The part of a growing answer that can no longer change."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
-        """``decode`` gives the visible text of all ids so far; ``stops`` are the stop strings of the request."""
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str], opened: bool = False) -> None:
+        """``decode`` gives the visible text of all ids so far; ``stops`` are the stop strings of the request;
+        ``opened`` says that the prompt has begun a thought."""
         self._decode = decode
+        self._opened = opened
         self._stops = tuple(stop for stop in stops if stop)
         self.emitted = ""
 
     def more(self, ids: Sequence[int]) -> str:
         """What has become certain since the last call."""
         # An unfinished character decodes to a replacement character; what it will be is not known yet.
-        text = self._decode(ids).rstrip("\ufffd")
+        text = said_so_far(self._decode(ids).rstrip("\ufffd"), self._opened)
         certain = min([len(text), *(_before(text, stop) for stop in self._stops)])
         new = text[len(self.emitted) : certain] if text.startswith(self.emitted) else ""
         self.emitted += new

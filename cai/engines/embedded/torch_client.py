@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cai.clients.base import Completion, Request, Sampling
+from cai.clients.thinking import prefilled
 from cai.engines.embedded.drawing import draw
 from cai.engines.embedded.models import (
     context_length,
@@ -209,7 +210,7 @@ class TorchGenerator:
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Pieces of one answer as its tokens are drawn; joined they are ``generate``'s text for the same request."""
         stops = visible_stops(self._tokenizer, self._ends, request.sampling.stop)
-        growing = Growing(lambda ids: decode(self._tokenizer, ids), stops)
+        growing = Growing(lambda ids: decode(self._tokenizer, ids), stops, prefilled(request.prompt))
 
         def work(on_ids: OnIds) -> Completion:
             [prompt] = encode(self._tokenizer, [request.prompt])

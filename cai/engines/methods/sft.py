@@ -15,11 +15,15 @@ class SftSettings(SupervisedSettings):
 
 @dataclass(frozen=True, slots=True)
 class SftData:
-    """The folder of the model to start from, and rendered conversations to learn and to measure on."""
+    """The folder of the model to start from, and rendered conversations to learn and to measure on.
+
+    ``answer_end`` closes an answer in their texts: what a model must learn to stop; empty where nobody knows.
+    """
 
     model: Path
     train: Sequence[TrainText]
     val: Sequence[TrainText]
+    answer_end: str = ""
 
 
 SFT = Method(

@@ -155,7 +155,7 @@ def _template(survey: PlanSurvey) -> None:
 
 @lru_cache(maxsize=8)
 def _difference(name: str, text: str) -> str:
-    from cai.data.nemo import matches_nemo_chat
+    from cai.data.formats.nemo_chat import matches_nemo_chat
 
     try:
         return matches_nemo_chat(ChatTemplate.from_text(name, text))

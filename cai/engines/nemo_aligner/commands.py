@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.chat import ChatTemplate
-from cai.data.nemo_chat import CHAT_TOKENS
+from cai.data.formats.nemo_chat import CHAT_TOKENS
 from cai.engines.base import Places
 from cai.engines.methods.base import Precision, Schedule
 from cai.engines.methods.base import SupervisedSettings as Method

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cai.data.nemo import Dropped, Written, prompt_lines, write_chat
-from cai.data.nemo import write_pairs as write_pair_lines
-from cai.data.nemo import write_prompts as write_prompt_lines
+from cai.data.formats import FORMATS
+from cai.data.formats.base import Dropped, Written
+from cai.data.formats.nemo_aligner import prompt_lines
 from cai.data.nemo_tokens import Pieces
 from cai.engines.base import Trained
 from cai.engines.methods.base import PromptText
@@ -36,8 +36,9 @@ def write_sft(folder: Path, data: SftData, settings: SftSettings, tokens: Pieces
         SpecError: too few conversations are left.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    write = FORMATS["nemo_sft_chat"].write
     written = [
-        write_chat(folder / name, texts, tokens.count, max_length=settings.max_length, at_least=settings.batch_size)
+        write(folder / name, texts, tokens.count, max_length=settings.max_length, at_least=settings.batch_size)
         for name, texts in ((TRAIN, data.train), (VAL, data.val))
     ]
     return _summary(written, {})
@@ -61,8 +62,9 @@ def write_pairs(
     # Validation counts each pair once, as its likelier order: replicas would put a ceiling on its accuracy.
     measured = LabelSettings(margin=0.0) if labels.how is Hard.REPLICAS else labels
     hard = [hard_labels(data.train, labels, seed), hard_labels(data.val, measured, seed)]
+    write = FORMATS["nemo_reward"].write
     written = [
-        write_pair_lines(
+        write(
             folder / name, hard_part.pairs, tokens.count, max_length=settings.max_length, at_least=settings.batch_size
         )
         for name, hard_part in zip((TRAIN, VAL), hard, strict=True)
@@ -105,8 +107,9 @@ def write_prompts(
     drawn = _drawn(usable, seed, "rl/validation")
     held_out, rest = drawn[:val_count], drawn[val_count:]
     trained = _repeated(_drawn(rest, seed, "rl/training"), settings.iterations * settings.rollouts)
+    write = FORMATS["nemo_prompts"].write
     written = [
-        write_prompt_lines(folder / name, part, count, max_length=settings.max_prompt_tokens, at_least=least)
+        write(folder / name, part, count, max_length=settings.max_prompt_tokens, at_least=least)
         for name, part, least in ((TRAIN, trained, settings.rollouts), (VAL, held_out, val_count))
     ]
     summary = _summary(written, {"prompts not drawn": len(rest) - written[0].rows})

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cai.data.nemo import HardPair
+from cai.data.formats.nemo_aligner import HardPair
 from cai.engines.methods.base import PairText
 from cai.engines.nemo_aligner.settings import Hard, LabelSettings
 from cai.errors import Problem, SpecError

@@ -306,8 +306,20 @@
     }
     for (const part of row[PARTS]) sample.append(drawn(row, part, asks));
   }
-  function drawn(row, [name, text, note, principle, against, share], asks) {
-    const part = make("section", `part ${name === "critique" ? "critique" : ""}`);
+  // What was thought is no answer: it is folded, and says what it is.
+  function folded(name, text, note) {
+    const part = make("section", "part thought"), fold = make("details");
+    const head = make("summary", "", name);
+    head.append(make("span", "note-text", note));
+    const body = make("div", "text", text);
+    body.dir = "auto";
+    fold.append(head, body);
+    part.append(fold);
+    return part;
+  }
+  function drawn(row, [name, text, note, principle, against, share, kind], asks) {
+    if (kind === "thought") return folded(name, text, note);
+    const part = make("section", `part ${kind || (name === "critique" ? "critique" : "")}`);
     const head = make("h4", "", name);
     if (note) head.append(make("span", "note-text", note));
     if (principle >= 0) head.append(make("span", "tag", index.principles[principle]));

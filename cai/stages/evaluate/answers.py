@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.chat.messages import question
 from cai.clients.base import Client, Finish, Request
 from cai.data.journal import Journal, Record
 from cai.data.rows import Prompt
@@ -168,7 +169,7 @@ def write_answers(ctx: Context, sets: Mapping[str, list[Prompt]], answers: Answe
                 line = {
                     "id": row.id,
                     "set": name,
-                    "prompt": row.messages[-1].content,
+                    "prompt": question(row.messages),
                     "topic": row.topic,
                     "answers": answers_by_model,
                 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
 
+from cai.chat.messages import question
 from cai.data.rows import Prompt
 from cai.figures import intervals
 from cai.figures.answers import evades, refuses, repeats
@@ -117,7 +118,7 @@ def examples(
                     set=name,
                     id=row.id,
                     topic=row.topic,
-                    prompt=row.messages[-1].content,
+                    prompt=question(row.messages),
                     answers={model: a.text for model, a in by_model.items()},
                     rewards={model: a.reward for model, a in by_model.items()},
                 )

@@ -15,6 +15,7 @@ from typing import Any, cast
 from cai.clients.base import Completion, Flowing, Pool, Result, Unanswered
 from cai.clients.cache import BEAT, Lookup, RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
+from cai.clients.pool_notes import Noting
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
 from cai.stages.flow.input_rows import Numbered
@@ -22,7 +23,8 @@ from cai.stages.flow.input_rows import Numbered
 _MOST = 512
 """Answers from the cache that are taken before something is written."""
 _FIRST = 64
-"""Calls wanted of a pool that is not open yet."""
+"""Calls wanted of a pool that is not open yet, and those that are made ready before they are sent: the servers begin
+while the next are made."""
 _POLL = 0.1
 """Seconds between two looks for an answer that another process is getting."""
 
@@ -50,15 +52,23 @@ class _PoolRun:
                     break
                 results = self._wait()
             self._settle(results)
+            self._pass_on_notes()
         if self.pool is not None:
+            self._pass_on_notes()
             self._count_usage(self.pool)
+
+    def _pass_on_notes(self) -> None:
+        """Tell what the pool has noted, as events of the step."""
+        if isinstance(self.pool, Noting):
+            for note in self.pool.notes():
+                self.flow.ctx.progress.note(note.event, **note.fields)
 
     def _fill(self) -> list[tuple[bytes, Result | Unanswered]]:
         """Send as many calls as the pool wants; returns what the cache knows already."""
         results: list[tuple[bytes, Result | Unanswered]] = []
         room = self.pool.room() if self.pool is not None else _FIRST
         while room > 0 and len(results) < _MOST and len(self.begun) < _MOST:
-            part = self._next(min(room, _MOST))
+            part = self._next(min(room, _FIRST))
             if not part:
                 break
             fresh: dict[bytes, list[Waiting]] = {}
@@ -74,8 +84,11 @@ class _PoolRun:
                 places = self.cache.look(list(fresh))
             for scope, cache in self.former:
                 places = self._from_former(scope, cache, fresh, places)
+            closed = self.pool is None
             for (key, waiting), place in zip(fresh.items(), places, strict=True):
                 room -= self._place(key, waiting, place, results)
+            if closed and self.pool is not None:
+                room = self.pool.room()  # Only now is known how many it wants.
         if self.cache is not None:
             self.cache.beat()
         return results

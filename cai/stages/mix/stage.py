@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.chat import ChatTemplate
+from cai.chat.messages import readable, turns_text
 from cai.data.nemo_tokens import open_tokenizer
 from cai.data.rows import Comparison, Row
 from cai.data.seen import Seen
@@ -159,12 +160,12 @@ def prompt_group(row: Row) -> str:
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    return (row.chosen, row.rejected) if isinstance(row, Comparison) else (row.messages[-1].content,)
+    return (row.chosen, row.rejected) if isinstance(row, Comparison) else (readable(row.messages[-1]),)
 
 
 def _content(row: Row) -> str:
-    """A row's content: what was said and by whom; its id and topic do not count."""
-    turns = [f"{m.role}\x1e{m.content}" for m in row.messages]
+    """A row's content: what was said, thought and called, and by whom; its id and topic do not count."""
+    turns = ["\x1e".join(turns_text((message,))) for message in row.messages]
     return row_id(*turns, *(_answers(row) if isinstance(row, Comparison) else ()))
 
 

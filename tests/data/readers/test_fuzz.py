@@ -44,6 +44,11 @@ TEXTS = [
     "assistant",
     "system",
     "pirate",
+    "tool",
+    "function_call",
+    "<think>a</think> b",
+    "<think>never",
+    '{"name": "f", "arguments": {"a": 1}}',
 ]
 ODD: list[Any] = [None, True, False, 0, -1, 7, 10**40, 0.5, 1e308, float("nan"), float("inf"), [], {}, [None], [[]], ""]
 KEYS = [
@@ -62,6 +67,17 @@ KEYS = [
     ),
     *("tags", *SCORE_KEYS, "conversations", "mask", "dataset", "context", "completions", "label", "type"),
     *("role", "content", "from", "value", "rank", "completion", "\udfff", ""),
+    *(
+        "tool_calls",
+        "function",
+        "function_call",
+        "name",
+        "arguments",
+        "id",
+        "tool_call_id",
+        "reasoning_content",
+        "text",
+    ),
 ]
 
 
@@ -87,6 +103,25 @@ def transcript(draw: random.Random) -> str:
     return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: t{draw.randrange(4)}" for i in range(draw.randrange(5)))
 
 
+def with_tools(draw: random.Random) -> list[Any]:
+    """A question, calls and their results, and an answer with a thought before it."""
+    calls = [
+        {
+            "id": f"c{i}",
+            "type": "function",
+            "function": {"name": "f", "arguments": draw.choice(["{}", {"a": 1}, "x"])},
+        }
+        for i in range(draw.randrange(3))
+    ]
+    results = [{"role": draw.choice(["tool", "ipython"]), "tool_call_id": c["id"], "content": "r"} for c in calls]
+    return [
+        {"role": "user", "content": draw.choice(["q", [{"type": "text", "text": "q"}]])},
+        {"role": "assistant", "content": draw.choice([None, "I look."]), "tool_calls": calls},
+        *results,
+        {"role": "assistant", "content": "<think>so</think>A", "reasoning_content": draw.choice([None, "hm"])},
+    ]
+
+
 def nearly(draw: random.Random) -> dict[str, Any]:
     """A record that some reader would take."""
     chat = turns(draw, "role", "content", ("user", "assistant"))
@@ -97,6 +132,7 @@ def nearly(draw: random.Random) -> dict[str, Any]:
         [
             {"prompt": "Why?", "answer": "So.", "chosen": "a", "rejected": "b", "p_chosen": 0.4, "topic": "t"},
             {"messages": chat},
+            {"messages": with_tools(draw)},
             {"chosen": f"{same} c{draw.randrange(9)}", "rejected": f"{same} {draw.choice(TEXTS)}"},
             {"transcript": transcript(draw), "rating": draw.choice([3, "2"]), "tags": ["b"], SCORE_KEYS[1]: -1.5},
             {"system": "", "conversations": nemo, "mask": draw.choice(["User", "Ann", "none", None]), "dataset": "d"},
@@ -138,8 +174,8 @@ def checked_rows(path: Path, reader: str, makes: str, options: dict[str, Any]) -
         line = dump_line(row)
         line.encode()
         assert from_json(type(row), json.loads(line)) == row
-        # What every stage relies on: a prompt ends with the user, a conversation with the assistant.
-        assert row.messages[-1].role == ("assistant" if isinstance(row, Conversation) else "user")
+        # What every stage relies on: a conversation ends with the assistant, whatever else with who asks it.
+        assert (row.messages[-1].role == "assistant") == isinstance(row, Conversation)
         rows.append(row)
     assert len({row.id for row in rows}) == len(rows)
     assert all(reason and reason == reason.strip() and count > 0 for reason, count in tally.items())

@@ -106,6 +106,17 @@ def test_what_cannot_be_used_is_counted_by_reason(model: Path, tmp_path: Path) -
         train_sft(SftData(model, [long, silent], []), settings, attempt_at(tmp_path / "p"))
 
 
+def test_training_that_teaches_no_end_is_refused_before_it_starts(model: Path, tmp_path: Path) -> None:
+    settings = SFT.model_copy(update={"epochs": 1})
+    learnt = {t.id: t.spans[1].text.removesuffix(" </s>") for t in conversations(3)}
+    open_ended = [TrainText(id, (Span("[user] hello [bot] ", False), Span(text, True))) for id, text in learnt.items()]
+    with pytest.raises(SpecError, match="no answer's end is learnt"):
+        train_sft(SftData(model, open_ended, [], "</s>"), settings, attempt_at(tmp_path / "never"))
+    assert not (tmp_path / "never/out").exists()
+    mixed = SftData(model, [*open_ended, *conversations(1)], [], "</s>")
+    assert train_sft(mixed, settings, attempt_at(tmp_path / "ends")).metrics["examples"] == 4
+
+
 def test_unknown_lora_targets_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="query"):
         sft(model, tmp_path, SFT.model_copy(update={"lora": Lora(targets=("query",))}))

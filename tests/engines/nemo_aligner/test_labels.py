@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cai.data.nemo import HardPair
+from cai.data.formats.nemo_aligner import HardPair
 from cai.engines.methods.base import PairText
 from cai.engines.nemo_aligner.labels import WITHIN_MARGIN, HardLabels, hard_labels
 from cai.engines.nemo_aligner.settings import Hard, LabelSettings

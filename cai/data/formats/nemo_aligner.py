@@ -2,7 +2,7 @@
 
 Upstream never says that it lost a row: it replaces, masks, cuts or crashes. So each rule it has is applied here first,
 and what breaks one is left out and counted by reason. Facts, read in NeMo-Aligner v0.7.0 and NeMo v2.1.0, and tried
-against their real classes by tests/lab/test_training.py; those of conversations are in cai/data/nemo_chat.py:
+against their real classes by tests/lab/test_training.py; those of conversations are in nemo_chat.py beside this:
 
 - Comparisons (``RewardModelDataset``): lines 2i and 2i + 1 are the chosen and the rejected text of pair i. A pair with
   a side longer than the sequence is replaced by the pair two places on, which then counts twice; at the end of the file
@@ -17,21 +17,28 @@ against their real classes by tests/lab/test_training.py; those of conversations
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from cai.chat import Message, Span
-from cai.data.nemo_chat import (
+from cai.chat import ChatTemplate, Message, Span
+from cai.data.formats.base import (
+    Count,
+    Dropped,
+    Lines,
+    Written,
+    distinct_prompts,
+    hard_labels,
+    json_line,
+    rendered,
+    write_lines,
+)
+from cai.data.formats.nemo_chat import (
     ANSWER_END,
     ANSWER_HEADER,
-    CHAT_TOKENS,
     CONTROL,
     SYSTEM_START,
     TURN_START,
@@ -40,42 +47,9 @@ from cai.data.nemo_chat import (
     folded,
     header_text,
     joined,
-    matches_nemo_chat,
     turn_text,
 )
-from cai.errors import Problem, SpecError
-from cai.files.durable import disk_space, sync_folder
-
-__all__ = [
-    "CHAT_TOKENS",
-    "CONTROL",
-    "MAX_LINE",
-    "ChatText",
-    "Count",
-    "Dropped",
-    "HardPair",
-    "Lines",
-    "PromptLike",
-    "Written",
-    "chat_spans",
-    "json_line",
-    "matches_nemo_chat",
-    "prompt_lines",
-    "write_chat",
-    "write_lines",
-    "write_pairs",
-    "write_prompts",
-]
-
-MAX_LINE = 4 << 20
-"""Bytes; a longer line is left out before its tokens are counted."""
-
-Count = Callable[[str], int]
-"""Tokens of a text as the model's own tokenizer makes them from text alone: no BOS, no EOS."""
-
-_Item = TypeVar("_Item")
-Lines = tuple[list[bytes], list[int]]
-"""The lines of one item, and the tokens of each of its texts."""
+from cai.data.rows import Comparison, Conversation, Row
 
 
 class ChatText(Protocol):
@@ -110,25 +84,6 @@ class HardPair:
     chosen: str
     rejected: str
     replica: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What is in a file: ``rows`` of the data, ``samples`` that upstream sees (replicas each), and what was left out.
-
-    ``dropped`` counts rows by reason. ``tokens`` of all texts in the file, ``longest`` of one of them.
-    """
-
-    path: Path
-    rows: int
-    samples: int
-    dropped: dict[str, int]
-    tokens: int
-    longest: int
-
-
-class Dropped(Exception):
-    """This row is left out; the message is the reason that the ledger counts."""
 
 
 def write_chat(
@@ -283,63 +238,40 @@ def _no_control(text: str) -> None:
         raise Dropped("control token in text")
 
 
-def json_line(record: Mapping[str, Any]) -> bytes:
-    """One record as a line of UTF-8.
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A conversation of the data as ``write_chat`` takes it."""
 
-    Raises:
-        Dropped: when it cannot be written as UTF-8, or is longer than ``MAX_LINE``.
-    """
-    try:
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    except UnicodeEncodeError as error:
-        raise Dropped("not utf-8") from error
-    if len(line) > MAX_LINE:
-        raise Dropped("line too large")
-    return line
+    spans: tuple[Span, ...]
+    messages: tuple[Message, ...]
 
 
-def write_lines(
-    path: Path, items: Iterable[tuple[_Item, bool]], lines_of: Callable[[_Item], Lines], *, at_least: int, noun: str
-) -> Written:
-    """Write all items; each comes with whether it opens a row. Replicas share their row's fate: the same two texts.
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A prompt of the data as ``write_prompts`` takes it."""
 
-    Raises:
-        SpecError: fewer items than ``at_least`` are left; ``path`` is then as it was.
-    """
-    dropped: Counter[str] = Counter()
-    rows = samples = tokens = longest = 0
-    with _whole_file(path) as file:
-        for item, first in items:
-            try:
-                lines, counts = lines_of(item)
-            except Dropped as reason:
-                dropped[str(reason)] += first
-                continue
-            file.writelines(lines)
-            rows, samples, tokens = rows + first, samples + 1, tokens + sum(counts)
-            longest = max(longest, *counts)
-        if samples < at_least or not samples:
-            why = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items())) or "none left out"
-            problem = f"{samples} {noun} are left for a batch of {at_least} ({why}): upstream would train nothing"
-            raise SpecError(Problem(path.name, problem, "make the batch smaller, or give more data"))
-    return Written(path, rows, samples, dict(sorted(dropped.items())), tokens, longest)
+    prompt: str
 
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that replaces ``path`` when the block ends well, flushed to the disk; upstream's indexes of the old go."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_space(path):
-        try:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            for suffix in (".idx.npy", ".idx.info"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            draft.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                draft.unlink()
-            raise
+def chats(rows: Iterable[Conversation], template: ChatTemplate, tally: Counter[str]) -> Iterator[RenderedChat]:
+    """Conversations as texts; what the template refuses is counted."""
+
+    def chat(row: Conversation) -> RenderedChat:
+        return RenderedChat(template.spans(row.messages), template.harmless(row.messages))
+
+    return rendered(rows, chat, tally)
+
+
+def pairs(rows: Iterable[Comparison], template: ChatTemplate, tally: Counter[str]) -> Iterator[HardPair]:
+    """Comparisons as texts with hard labels; ties, and what the template refuses, are counted."""
+
+    def pair(row: Comparison) -> HardPair:
+        chosen, rejected = (template.answer(row.messages, answer) for answer in (row.chosen, row.rejected))
+        return HardPair(row.id, template.prompt(row.messages), chosen, rejected)
+
+    return rendered(hard_labels(rows, tally), pair, tally)
+
+
+def prompts(rows: Iterable[Row], template: ChatTemplate, tally: Counter[str]) -> Iterator[RenderedPrompt]:
+    """The prompts of any rows as texts, each once."""
+    return rendered(distinct_prompts(rows, tally), lambda messages: RenderedPrompt(template.prompt(messages)), tally)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from cai.chat import ChatTemplate, Message, Span
-from cai.data import nemo
-from cai.data.nemo import chat_spans, matches_nemo_chat, write_chat, write_pairs, write_prompts
+from cai.data.formats import base
+from cai.data.formats.nemo_aligner import write_chat, write_pairs, write_prompts
+from cai.data.formats.nemo_chat import chat_spans, matches_nemo_chat
 from cai.data.readers import READERS
 from cai.engines.methods.base import PromptText, TrainText
 from cai.errors import SpecError
@@ -29,7 +30,7 @@ def encoder(model: bytes) -> Callable[[str], list[int]]:
 
 
 @pytest.fixture(scope="session")
-def count() -> nemo.Count:
+def count() -> base.Count:
     """Tokens of a text, by a tokenizer that has no piece for NeMo's control strings, as Mistral's."""
     encode = encoder(sentencepiece_model())
     return lambda text: len(encode(text))
@@ -53,7 +54,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_conversation_is_written_in_upstreams_format(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
     found = write_chat(
@@ -74,7 +75,7 @@ def test_a_conversation_is_written_in_upstreams_format(
 
 
 def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     found = write_pairs(path, [hard_pair(template), hard_pair(template, "Ho")], count, max_length=200)
@@ -86,7 +87,7 @@ def test_a_pair_is_two_lines_and_the_chosen_one_is_first(
     assert found.tokens == sum(count(record["text"]) for record in records(path))
 
 
-def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatTemplate, count: base.Count) -> None:
     path = tmp_path / "prompts.jsonl"
     found = write_prompts(
         path, [prompt_text(template, "Hi"), prompt_text(template, "Hi", "Yes", "Why?")], count, max_length=200
@@ -99,7 +100,7 @@ def test_a_prompt_ends_with_the_assistant_header(tmp_path: Path, template: ChatT
 
 
 def test_learning_the_last_answer_alone_folds_the_turns_before_it(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     last = train_text(template, "a", "b", "c\n", " d", system="s", loss="last")
     every = train_text(template, "a", "b", "c\n", " d", system="s")
@@ -114,7 +115,7 @@ def test_learning_the_last_answer_alone_folds_the_turns_before_it(
 
 
 def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_beside(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
     rows = [train_text(template, f"q{i}", f"a{i}") for i in range(5)]
@@ -126,7 +127,7 @@ def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_beside(
 
 
 def test_upstreams_index_of_the_old_file_goes_with_it(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     for name in ("train.jsonl.idx.npy", "train.jsonl.idx.info", "other.jsonl.idx.npy"):
         (tmp_path / name).write_bytes(b"old")
@@ -134,7 +135,7 @@ def test_upstreams_index_of_the_old_file_goes_with_it(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.jsonl.idx.npy", "train.jsonl"]
 
 
-def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTemplate, count: base.Count) -> None:
     path = tmp_path / "train.jsonl"
     write_chat(path, [train_text(template, "a", "b", "c", "d", system="s")], count, max_length=200)
     (row,) = READERS["nemo_sft_chat"].rows([path], "conversations", {}, Counter())
@@ -161,7 +162,7 @@ def test_our_own_reader_reads_a_chat_file_back(tmp_path: Path, template: ChatTem
     ],
 )
 def test_conversations_that_upstream_would_misread_are_left_out(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: TrainText
+    tmp_path: Path, template: ChatTemplate, count: base.Count, reason: str, text: TrainText
 ) -> None:
     path = tmp_path / "train.jsonl"
     found = write_chat(
@@ -172,7 +173,7 @@ def test_conversations_that_upstream_would_misread_are_left_out(
 
 
 def test_a_conversation_may_be_one_token_longer_than_the_sequence(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     text = train_text(template, "a question", "an answer")
     tokens = count("".join(span.text for span in text.spans))
@@ -183,7 +184,7 @@ def test_a_conversation_may_be_one_token_longer_than_the_sequence(
 
 
 def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     for longer in (hard_pair(template, chosen="Yes, of course"), hard_pair(template, rejected="No, never at all")):
@@ -192,7 +193,7 @@ def test_a_pair_may_be_as_long_as_the_sequence_on_both_sides(
         assert write_pairs(path, [longer, hard_pair(template)], count, max_length=tokens - 1).dropped == {"too long": 1}
 
 
-def test_a_prompt_leaves_room_for_the_answer(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+def test_a_prompt_leaves_room_for_the_answer(tmp_path: Path, template: ChatTemplate, count: base.Count) -> None:
     path = tmp_path / "prompts.jsonl"
     text = prompt_text(template, "a rather long question")
     tokens = count(text.prompt)
@@ -233,7 +234,7 @@ def test_a_tokenizer_that_merges_a_name_with_its_answer_is_found_out(tmp_path: P
     ],
 )
 def test_pairs_that_teach_nothing_or_end_wrongly_are_left_out(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, changes: dict[str, str]
+    tmp_path: Path, template: ChatTemplate, count: base.Count, reason: str, changes: dict[str, str]
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     odd = replace(hard_pair(template), **changes)
@@ -255,7 +256,7 @@ def test_pairs_that_teach_nothing_or_end_wrongly_are_left_out(
     ],
 )
 def test_prompts_that_are_none_are_left_out(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count, reason: str, text: str
+    tmp_path: Path, template: ChatTemplate, count: base.Count, reason: str, text: str
 ) -> None:
     path = tmp_path / "prompts.jsonl"
     found = write_prompts(path, [PromptText("odd", text), prompt_text(template, "Hi")], count, max_length=200)
@@ -266,7 +267,7 @@ def test_prompts_that_are_none_are_left_out(
 def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
     tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nemo, "MAX_LINE", 200)
+    monkeypatch.setattr(base, "MAX_LINE", 200)
 
     def count(text: str) -> int:
         assert len(text) < 300
@@ -281,7 +282,7 @@ def test_a_huge_line_is_left_out_before_its_tokens_are_counted(
     assert found.dropped == {"line too large": 1}
 
 
-def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemplate, count: nemo.Count) -> None:
+def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemplate, count: base.Count) -> None:
     kept, long = hard_pair(template), hard_pair(template, chosen="very " * 40)
     rows = [replace(row, replica=k) for row in (kept, long) for k in range(3)]
     found = write_pairs(tmp_path / "pairs.jsonl", rows, count, max_length=100, at_least=3)
@@ -290,7 +291,7 @@ def test_replicas_of_one_row_count_as_one_row(tmp_path: Path, template: ChatTemp
 
 
 def test_fewer_rows_than_a_batch_are_refused_and_the_old_file_stays(
-    tmp_path: Path, template: ChatTemplate, count: nemo.Count
+    tmp_path: Path, template: ChatTemplate, count: base.Count
 ) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text("old\n")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.chat import ChatTemplate, Message
+from cai.chat import ChatTemplate, Message, ToolCall
 from cai.commands.exporting import export_verb, step_rows
-from cai.data.export import FORMATS, TextOptions, export
+from cai.data.formats import FORMATS, TextOptions, export
 from cai.data.readers import READERS
 from cai.data.readers.shape import conversation
-from cai.data.rows import Conversation, Prompt, Row, write_rows
+from cai.data.rows import Comparison, Conversation, Prompt, Row, write_rows
+from cai.engines.methods.base import TrainText
+from cai.engines.methods.sft import SftData, SftSettings
+from cai.engines.nemo_aligner.datasets import write_sft
 from cai.errors import SpecError
 from cai.files.library import shipped_root
 
@@ -104,6 +108,85 @@ def test_what_breaks_a_rule_is_left_out_by_reason(tmp_path: Path) -> None:
     assert sum(written.dropped.values()) == 1
     long = TextOptions(NEMO.template, lambda text: len(text.encode()), 120)
     assert export(tmp_path / "a.jsonl", talks(), "nemo_sft_chat", long).dropped == {"too long": 1}
+
+
+CALLED = Message("assistant", "I look.", "hm", (ToolCall("find", '{"q":  "é"}', "c1"), ToolCall("find", "odd")))
+RESULTS = (Message("tool", "a", tool_call_id="c1"), Message("tool", "", name="find"))
+TRIP = (SYSTEM, USER, CALLED, *RESULTS, Message("assistant", "So.", "because"))
+THOUGHT = (USER, Message("assistant", "So.", "because"))
+
+
+def test_openai_s_messages_hold_tools_and_thinking_and_come_back(tmp_path: Path) -> None:
+    rows: list[Row] = [conversation(TRIP), conversation(TRIP[:3]), conversation(THOUGHT), *talks()]
+    written = export(tmp_path / "a.jsonl", rows, "openai_messages", NEMO)
+    assert (written.rows, written.dropped) == (5, {})
+    assert read(tmp_path / "a.jsonl", "openai_messages", "conversations") == rows
+    first, _, third, plain, _ = records(tmp_path / "a.jsonl")
+    assert first["messages"][2] == {
+        "role": "assistant",
+        "content": "I look.",
+        "reasoning_content": "hm",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q":  "é"}'}},
+            {"type": "function", "function": {"name": "find", "arguments": "odd"}},
+        ],
+    }
+    assert first["messages"][3] == {"role": "tool", "content": "a", "tool_call_id": "c1"}
+    assert third["messages"][1] == {"role": "assistant", "content": "So.", "reasoning_content": "because"}
+    assert plain["messages"] == [{"role": m.role, "content": m.content} for m in talks()[0].messages]
+
+
+def tool_row(kind: str, messages: tuple[Message, ...]) -> Row:
+    if kind == "comparisons":
+        return Comparison("tool", messages[:-1], "a", "b")
+    return conversation(messages)
+
+
+@pytest.mark.parametrize("form", [name for name, form in FORMATS.items() if not form.tools])
+def test_a_format_without_tools_leaves_such_rows_out_and_says_so(tmp_path: Path, form: str) -> None:
+    kind = (FORMATS[form].takes or ("conversations",))[0]
+    plain = tool_row(kind, (Message("user", "Hm?"), Message("assistant", "No.")))
+    written = export(tmp_path / "a.jsonl", [tool_row(kind, TRIP), plain], form, NEMO)
+    assert (written.rows, written.dropped) == (1, {"tool turns have no place in this format": 1})
+    assert "find" not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_thinking_that_a_format_cannot_say_is_no_part_of_it_by_order_only(tmp_path: Path) -> None:
+    rows: list[Row] = [conversation(THOUGHT), conversation((USER, Message("assistant", "Plain.")))]
+    written = export(tmp_path / "a.jsonl", rows, "nemo_sft_chat", NEMO)
+    assert (written.rows, written.dropped) == (1, {"thinking has no place in this format": 1})
+    assert "So." not in (tmp_path / "a.jsonl").read_text()
+    ordered = replace(NEMO, drop_thinking=True)
+    for form in ("nemo_sft_chat", "openai_messages"):
+        assert export(tmp_path / "a.jsonl", rows, form, ordered).dropped == {}
+        assert "because" not in (tmp_path / "a.jsonl").read_text()
+    for form in ("nemo_prompts", "nemo_rl_prompts"):  # a prompt holds no thinking, so nothing is lost
+        assert export(tmp_path / "a.jsonl", rows[:1], form, NEMO).dropped == {}
+
+
+def test_an_engine_writes_the_same_bytes_by_the_same_table(tmp_path: Path) -> None:
+    export(tmp_path / "exported.jsonl", talks(), "nemo_sft_chat", NEMO)
+    texts = [TrainText(r.id, NEMO.template.spans(r.messages), NEMO.template.harmless(r.messages)) for r in talks()]
+    settings = SftSettings(batch_size=1, max_length=4096)
+    write_sft(tmp_path / "engine", SftData(tmp_path, texts, texts), settings, _Bytes())  # type: ignore[arg-type]
+    assert (tmp_path / "engine/train.jsonl").read_bytes() == (tmp_path / "exported.jsonl").read_bytes()
+
+
+class _Bytes:
+    """A tokenizer that makes a token of each byte."""
+
+    def count(self, text: str) -> int:
+        return len(text.encode())
+
+
+def test_the_verb_drops_thinking_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>t</think>a"}]}
+    data, out = lines(tmp_path / "in.jsonl", record), tmp_path / "out.jsonl"
+    args = [str(data), "--reader", "openai_messages", "--format", "nemo_sft_chat", "--out", str(out)]
+    with pytest.raises(SpecError, match="0 conversations are left"):
+        export_verb(args)
+    assert export_verb([*args, "--thinking", "drop"]) == 0
+    assert [turn["value"] for turn in records(out)[0]["conversations"]] == ["q", "a"]
 
 
 def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
