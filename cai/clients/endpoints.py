@@ -48,6 +48,12 @@ class Trouble:
     wait: float | None = None
     final: str = ""
 
+    @property
+    def costs_nothing(self) -> bool:
+        """Whether the server certainly wrote nothing: it could not be reached, or said that it does not answer."""
+        refused = self.kind in (TroubleKind.LIMIT, TroubleKind.OVERLOAD, TroubleKind.UNREACHABLE)
+        return refused or self.why.removeprefix("answers ").isdecimal()
+
 
 def pause(times: int) -> float:
     """Seconds before the next try after ``times`` failures, without jitter."""

@@ -17,6 +17,7 @@ from cai.clients.limit_memory import EVERY
 from cai.clients.pool_notes import PoolNote
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Speaker
+from cai.clients.spending import Spending
 from cai.errors import StepFailed
 
 
@@ -112,8 +113,9 @@ class CallPart:
 class HttpPool:
     """Calls of one caller (``Pool``). The caller's thread submits and takes, the loop fills in what is public here."""
 
-    def __init__(self, traffic: Carrier) -> None:
+    def __init__(self, traffic: Carrier, spending: Spending) -> None:
         self._traffic = traffic
+        self.spending = spending
         self.inbox = deque[CallPart]()
         self.tasks = set[asyncio.Task[None]]()
         self.over = False
@@ -218,6 +220,7 @@ class HttpPool:
             self.over = True
             self._news.notify()
         self._traffic.forget(self)
+        self.spending.close()
 
     def put(self, tag: Hashable, result: Result | Unanswered) -> None:
         """A result for the caller."""

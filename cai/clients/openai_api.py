@@ -40,6 +40,7 @@ from cai.clients.openai_logprobs import NoLogprobs
 from cai.clients.outcomes import CallOutcome, Fate, Fault, Observed, drop_reason, outcome_of
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Anew, Answered, Refused, Reply, Sent
+from cai.clients.spending import Account
 from cai.clients.traffic import Traffic
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
 from cai.identity import parse_json
@@ -80,6 +81,7 @@ class OpenAiClient:
         dialect: str = "",
         name: str = "",
         api_key_env: str = "",
+        account: Account | None = None,
     ) -> None:
         urls = list(dict.fromkeys(each.rstrip("/") for each in (url, *replicas)))
         self._model = model
@@ -95,6 +97,7 @@ class OpenAiClient:
         # By server: what it has said that it does not take.
         self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
+        self._account = account
         self._traffic = Traffic(self, urls, limits or ApiLimits(), model)
 
     @property
@@ -108,9 +111,9 @@ class OpenAiClient:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} holds connections and a key, which are not written anywhere")
 
-    def open_pool(self) -> Pool:
+    def open_pool(self, account: Account | None = None) -> Pool:
         """A way to send calls and to take results as they come."""
-        return self._traffic.open()
+        return self._traffic.open(account or self._account)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete every request and yield each answer when it is there.
@@ -330,11 +333,12 @@ def open_endpoint(
     replicas: Sequence[str] = (),
     *,
     place: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> OpenAiClient:
     """The client of an ``endpoint.json`` ({model, url, api_key_env, ``logprobs`` and ``dialect`` where set}).
 
     ``api_key_env`` and what ``place`` says (``model``, ``url``, ``logprobs``) go before the file's; ``replicas`` are
-    more addresses of the same model.
+    more addresses of the same model. What is spent goes into the ``account``.
 
     Raises:
         PrerequisiteError: when the variable is not set, holds what can be no key, or may not be sent there.
@@ -361,6 +365,7 @@ def open_endpoint(
         logprobs=logprobs,
         dialect=raw.get("dialect") or "",
         api_key_env=variable,
+        account=account,
     )
 
 

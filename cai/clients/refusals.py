@@ -11,6 +11,7 @@ every other row at once and answers slowly is not taken for one that refuses all
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,17 @@ def _said(error: CaiError, how_often: str) -> CaiError:
     if not how_often or not isinstance(error, PrerequisiteError | StepFailed):
         return error
     return type(error)(f"{error}; so it was with {how_often}, and none was answered")
+
+
+def roomiest(endpoints: Sequence[Endpoint], refusals: Refusals, part: CallPart, now: float) -> Endpoint | None:
+    """The server with the largest part of its places free; not the one where a call failed last, if there is another."""
+    best, most = None, (False, False, 0.0)
+    for endpoint in endpoints:
+        free = 0 if refusals.closed(endpoint) else endpoint.free(now)
+        # Whether a server is back is found out with a call that has not failed yet.
+        probes = endpoint.rests > 0 and part.failures == 0
+        if free > 0:
+            better = (endpoint is not part.avoid, probes, free / endpoint.limit.value)
+            if better > most:
+                best, most = endpoint, better
+    return best

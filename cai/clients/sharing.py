@@ -13,16 +13,18 @@ from pathlib import Path
 from cai.clients.base import Completion, OptionScores, OptionsRequest, Pool, Request, Score, ScoreRequest
 from cai.clients.openai_api import OpenAiClient, open_endpoint
 from cai.clients.settings import ApiLimits
+from cai.clients.spending import Account
 
 _open: dict[Hashable, tuple[OpenAiClient, set[SharedClient]]] = {}
 _lock = threading.Lock()
 
 
 class SharedClient:
-    """A part in a client that is closed when the last who has one closes it."""
+    """A part in a client that is closed when the last who has one closes it; its pools are paid from one's account."""
 
-    def __init__(self, client: OpenAiClient, key: Hashable) -> None:
+    def __init__(self, client: OpenAiClient, key: Hashable, account: Account | None = None) -> None:
         self._client = client
+        self._account = account
         self._key = key
         self._pools: list[Pool] = []
 
@@ -33,7 +35,7 @@ class SharedClient:
 
     def open_pool(self) -> Pool:
         """A pool of one's own, closed at the latest with this."""
-        pool = self._client.open_pool()
+        pool = self._client.open_pool(self._account)
         self._pools.append(pool)
         return pool
 
@@ -72,6 +74,7 @@ def share_endpoint(
     replicas: Sequence[str] = (),
     *,
     place: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> SharedClient:
     """A part in the client that is open for an ``endpoint.json``, asked alike; in a new one where none is.
 
@@ -83,7 +86,7 @@ def share_endpoint(
     key = (path.read_text(encoding="utf-8"), api_key_env, said, tuple(replicas), where)
     with _lock:
         client, parts = _open.get(key) or (open_endpoint(path, api_key_env, limits, replicas, place=place), set())
-        shared = SharedClient(client, key)
+        shared = SharedClient(client, key, account)
         parts.add(shared)
         _open[key] = (client, parts)
         return shared

@@ -21,10 +21,11 @@ from cai.clients.event_loop import LoopThread
 from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, ClientFault, HttpPool
 from cai.clients.pool_notes import TAKEN_OVER, PoolNote
-from cai.clients.refusals import HeldCall, Refusals
+from cai.clients.refusals import HeldCall, Refusals, roomiest
 from cai.clients.served_limits import ServedLimits
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
+from cai.clients.spending import Account, Spending, Spent, account_for
 from cai.clients.takeover import Flight, takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
@@ -73,13 +74,13 @@ class Traffic:
         self._woken = False
         self._closed = False
 
-    def open(self) -> HttpPool:
-        """A pool of its own."""
+    def open(self, account: Account | None = None) -> HttpPool:
+        """A pool of its own, whose calls are paid from an account."""
         if self._closed:
             raise StepFailed(f"{self.speaker.name}: the client is closed")
         if self._thread is None:
             self._thread = LoopThread("http_pool")
-        pool = HttpPool(self)
+        pool = HttpPool(self, Spending(self.limits, account))
         self._served.open(pool)
         self.pools.append(pool)
         return pool
@@ -200,14 +201,22 @@ class Traffic:
                     queue.popleft()
                     self._give_up(part)
                     continue
-                endpoint = self._room(part, now) if self._in_flight < self.limits.concurrency else None
+                endpoint = (
+                    roomiest(self.endpoints, self._refusals, part, now)
+                    if self._in_flight < self.limits.concurrency
+                    else None
+                )
                 if endpoint is None:
                     full = True
                 elif endpoint is part.avoid and self._others_are_well(endpoint, now):
                     kept_back.append(queue.popleft())  # for a place there: where it failed it would fail again
-                else:
+                elif (reserved := part.job.pool.spending.reserve(part.call)) is not None:
                     queue.popleft()
-                    self._send(part, endpoint, now)
+                    self._send(part, endpoint, now, reserved)
+                elif part.job.pool.in_flight:
+                    full = True  # what comes back may have cost less than was set aside
+                else:
+                    self._fail(part.job.pool, part.job.pool.spending.used_up(part.call))
             queue.extendleft(reversed(kept_back))
             if full or kept_back:
                 self._look_again(now)
@@ -220,10 +229,12 @@ class Traffic:
         """Nothing is left to send: let others do what waits in a slow server's queue."""
         found = takeovers(self._flights.values(), self.endpoints, now)
         for flight, endpoint in found.now:
+            if (reserved := flight.part.job.pool.spending.reserve(flight.part.call)) is None:
+                break  # nobody pays for it twice
             flight.part.taken_over = True
             fields = {"from": flight.endpoint.url, "to": endpoint.url, "calls": 1}
             flight.part.job.pool.note(PoolNote(TAKEN_OVER, fields))
-            self._send(flight.part, endpoint, now)
+            self._send(flight.part, endpoint, now, reserved)
         if self._takeover_timer is not None:
             self._takeover_timer.cancel()
             self._takeover_timer = None
@@ -233,19 +244,6 @@ class Traffic:
     def _others_are_well(self, endpoint: Endpoint, now: float) -> bool:
         """Whether another server than this one answers, and is only busy."""
         return any(other.wakes() <= now and not other.rests for other in self.endpoints if other is not endpoint)
-
-    def _room(self, part: CallPart, now: float) -> Endpoint | None:
-        """The server with the largest part of its places free; not the one that failed last, if there is another."""
-        best, most = None, (False, False, 0.0)
-        for endpoint in self.endpoints:
-            free = 0 if self._refusals.closed(endpoint) else endpoint.free(now)
-            # Whether a server is back is found out with a call that has not failed yet.
-            asks = endpoint.rests > 0 and part.failures == 0
-            if free > 0:
-                better = (endpoint is not part.avoid, asks, free / endpoint.limit.value)
-                if better > most:
-                    best, most = endpoint, better
-        return best
 
     def _look_again(self, now: float) -> None:
         """Wake up when a server may be asked again, and now and then for the calls whose time is up."""
@@ -274,7 +272,7 @@ class Traffic:
         """Has it failed, and its time is up?"""
         return part.last is not None and now - (part.began or now) >= self.limits.deadline
 
-    def _send(self, part: CallPart, endpoint: Endpoint, now: float) -> None:
+    def _send(self, part: CallPart, endpoint: Endpoint, now: float, reserved: Spent) -> None:
         pool = part.job.pool
         if part.began is None:
             part.began = now
@@ -287,7 +285,7 @@ class Traffic:
         pool.attempts += 1
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
-        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try))
+        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try, reserved=reserved))
         self._flights[task] = Flight(part, endpoint, now)
         pool.tasks.add(task)
         task.add_done_callback(self._landed)
@@ -303,9 +301,11 @@ class Traffic:
             return []
         return [t for t, f in self._flights.items() if f.part is part and t is not asyncio.current_task()]
 
-    async def _attempt(self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool) -> None:
+    async def _attempt(
+        self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool, reserved: Spent
+    ) -> None:
         """One attempt, from the first byte to what becomes of it."""
-        outcome: Answered | Refused | Trouble | Exception
+        outcome: Answered | Refused | Trouble | Exception | None = None
         try:
             outcome = await self._exchange(part, endpoint, sent_at)
         except CaiError as error:
@@ -320,6 +320,7 @@ class Traffic:
             outcome = ClientFault(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
             outcome = outcome.with_traceback(error.__traceback__)
         finally:
+            account_for(part.job.pool.spending, reserved, outcome)
             endpoint.ended(sent_at)
             self._first_tries -= first_try
             self._in_flight -= 1

@@ -29,6 +29,11 @@ def request_cache(home: Path) -> Path | None:
     return None if off else home / "cache" / "requests"
 
 
+def accounts(home: Path) -> Path:
+    """The folder under a home folder of what was spent on models behind an API, one file a model."""
+    return home / "accounts"
+
+
 def make_writable(folder: Path) -> Path:
     """Create ``folder`` where it is missing and make sure that files can be written in it.
 

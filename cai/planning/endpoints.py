@@ -7,7 +7,7 @@ from typing import Any
 
 from cai.clients.dialect_table import DIALECTS, Support
 from cai.clients.dialects import unheard
-from cai.clients.settings import Prices
+from cai.clients.settings import ApiLimits
 from cai.errors import Problem
 from cai.experiment.model import Experiment, ModelSpec
 from cai.judging.settings import Scoring
@@ -83,9 +83,15 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
 def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estimate) -> list[str]:
     """What a step will cost by the prices of its model, where they are given: every answer as long as it may be."""
     model = served_elsewhere(experiment, names.get("model", ""))
-    prices = model.limits.prices if model is not None else Prices()
+    limits = model.limits if model is not None else ApiLimits()
+    prices = limits.prices
     cost = (estimate.prompt_tokens * prices.prompt + estimate.tokens * prices.completion) / 1e6
-    return [f"costs about {cost:.3g} by the model's prices, if nothing is cached"] if cost else []
+    within = f", within a budget of {limits.budget}" if limits.budget else ""
+    return (
+        [f"costs about {cost:.3g} {limits.currency} by the model's prices, if nothing is cached{within}"]
+        if cost
+        else []
+    )
 
 
 def dialect_notes(experiment: Experiment, spec: StageSpec, names: Mapping[str, str]) -> list[str]:

@@ -8,18 +8,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cai.clients.spending import spent_by_others
 from cai.engines.base import Progress
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed
 from cai.figures.usage import FlowUsage
 from cai.files.durable import disk_full, is_disk_full
-from cai.files.home import request_cache
+from cai.files.home import accounts, request_cache
 from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step, by_role
 from cai.run.checks import StageWork, check_ledger, servers_of
 from cai.run.engines import Engines, LazySession
 from cai.run.faults import keep_traceback
 from cai.run.results import StepResult
-from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shards_of, with_usage
+from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shards_of, with_spent, with_usage
 from cai.run.stopping import stopped_error
 from cai.run.watch import Recorded, Silent, Watcher
 from cai.stages.base import Artifact, Context, Outcome, Shard, StageSpec
@@ -166,7 +167,10 @@ def _build(site: Site, step: Step, artifacts: Artifacts, spread: bool) -> tuple[
 def _make(step_build: StepBuild, progress: Progress, *, began: float) -> Stored:
     step = step_build.step
     outcome = _work(step_build, progress)
-    outcome = replace(outcome, metrics=with_usage(outcome.metrics, step_build.site.run_dir, step.name))
+    site = step_build.site
+    own = FlowUsage.from_metrics(outcome.metrics)
+    metrics = with_usage(outcome.metrics, site.run_dir, step.name)
+    outcome = replace(outcome, metrics=with_spent(metrics, own, spent_by_others(accounts(site.store.home), step.key)))
     return step_build.build.commit(
         makes=step.makes,
         seed=step.seed,
@@ -232,6 +236,8 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         planned_model=step.ingredients.model or {},
         serves=step.ingredients.engine or {},
         cache=request_cache(step_build.site.store.home),
+        accounts=accounts(step_build.site.store.home),
+        plan_keys=tuple(planned.key for planned in step_build.site.plan.steps),
     )
 
 

@@ -18,6 +18,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from cai.clients.spending import Spent
 from cai.engines import commands_of
 from cai.engines.base import Places, Progress
 from cai.errors import PrerequisiteError, Problem, SpecError, StepFailed
@@ -208,6 +209,24 @@ def with_usage(metrics: Mapping[str, Any], run_dir: Path, step: str) -> dict[str
     # What this process found done is what the shards did.
     own = replace(FlowUsage.from_metrics(metrics), rows_done_before=0)
     return {**metrics, **reduce(FlowUsage.beside, shard_usages, own).to_metrics(cost_last=False)}
+
+
+def with_spent(metrics: Mapping[str, Any], own: FlowUsage, others: Spent) -> dict[str, Any]:
+    """The metrics with what was asked and paid by all processes that worked on the step, killed ones too.
+
+    ``own`` is what this process asked, ``others`` what the accounts say of all others: shards, and attempts before.
+    """
+    if not others.calls:
+        return dict(metrics)
+    merged = FlowUsage.from_metrics(metrics)
+    cost = (own.cost or 0.0) + others.cost
+    usage = replace(
+        merged,
+        calls=max(merged.calls, own.calls + others.answers),
+        attempts=max(merged.attempts, own.attempts + others.calls),
+        cost=max(merged.cost or 0.0, round(cost, 6)) if cost else merged.cost,
+    )
+    return {**metrics, **usage.to_metrics()}
 
 
 class _Rows:

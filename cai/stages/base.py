@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ from cai.constitution import Constitution
 from cai.engines.base import Attempt, Progress, Session
 from cai.identity import RUNTIME, key_of
 from cai.settings import Settings, counts, semantic_value
+
+if TYPE_CHECKING:
+    from cai.clients.spending import Account
 
 T = TypeVar("T")
 
@@ -131,7 +134,8 @@ class Context:
     names of environment variables by role (``model``, ``models.LABEL``), ``servers`` where an endpoint is and what else
     it is asked with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``planned_model`` what
     the plan says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the
-    folder of the request cache. A ``shard`` does only its part of the rows.
+    folder of the request cache, ``accounts`` that of what was spent, where the steps of ``plan_keys`` count together
+    for a budget. A ``shard`` does only its part of the rows.
     """
 
     name: str
@@ -152,6 +156,8 @@ class Context:
     planned_model: Mapping[str, Any] = field(default_factory=dict)
     serves: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
+    accounts: Path | None = None
+    plan_keys: tuple[str, ...] = ()
     shard: Shard | None = None
 
     def input(self, role: str) -> Artifact:
@@ -190,7 +196,12 @@ class Context:
     def client(self, role: str, label: str = "") -> AbstractContextManager[Client]:
         """A model, served while the ``with`` block lasts."""
         name = f"{role}.{label}" if label else role
-        return serving(self.engine, self.model(role, label).path, self.api_keys.get(name), self.servers.get(name))
+        model, account = self.model(role, label), None
+        if self.accounts is not None and (model.path / ENDPOINT).is_file():
+            from cai.clients.spending import Account
+
+            account = Account(self.accounts / f"{model.key[:32]}.json", self.key, self.plan_keys)
+        return serving(self.engine, model.path, self.api_keys.get(name), self.servers.get(name), account=account)
 
     def flows(self, role: str, label: str = "") -> bool:
         """Whether the model's client takes calls one by one; known without opening it."""
@@ -220,11 +231,14 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
         model: Path,
         api_key_env: str | None = None,
         server: Mapping[str, Any] | None = None,
+        *,
+        account: Account | None = None,
     ) -> None:
         self._engine = engine
         self._model = model
         self._api_key_env = api_key_env
         self._server = server or {}
+        self._account = account
 
     def __enter__(self) -> Client:
         endpoint = self._model / ENDPOINT
@@ -237,7 +251,9 @@ class serving:  # noqa: N801 - reads as a verb: ``with serving(engine, model) as
             place = {
                 name: self._server[name] for name in ("model", "url", "logprobs", "dialect") if name in self._server
             }
-            self._client: Client = share_endpoint(endpoint, self._api_key_env, limits, replicas, place=place)
+            self._client: Client = share_endpoint(
+                endpoint, self._api_key_env, limits, replicas, place=place, account=self._account
+            )
         else:
             self._client = self._engine.client(self._model)
         return self._client
