@@ -184,10 +184,22 @@ class StepGpuTime:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """What the models behind an API are paid for a step: ``amounts`` by currency, every answer as long as it may be.
+
+    ``unknown`` are the models whose part is not known, with the reason. Both are empty where all is free.
+    """
+
+    amounts: Mapping[str, float] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class StepEstimate:
     """What a step is expected to do; None where that is not known. ``width``: answers in each row it makes.
 
-    The times are for showing: ``cai.planning.rates`` adds them, and plans that run have none.
+    The times are for showing: ``cai.planning.rates`` adds them, and plans that run have none. There is a ``cost`` only
+    where the step asks a model behind an API and the plan has a model with prices or a budget.
     """
 
     rows: int | None = None
@@ -198,6 +210,7 @@ class StepEstimate:
     seconds: float | None = None
     gpu_hours: float | None = None
     gpu_time: StepGpuTime | None = None
+    cost: StepCost | None = None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> StepEstimate:
@@ -205,22 +218,28 @@ class StepEstimate:
 
         Raises:
             ValueError: when it is no mapping, or a field is no number.
-            TypeError: when it has the GPU time of another version.
+            TypeError: when it has the GPU time or the cost of another version.
         """
         if not isinstance(raw, Mapping):
             raise ValueError("estimate: not a mapping")
         known = {entry.name: raw[entry.name] for entry in fields(cls) if raw.get(entry.name) is not None}
-        gpu_time = known.pop("gpu_time", None)
+        gpu_time, cost = known.pop("gpu_time", None), known.pop("cost", None)
         for name, value in known.items():
             if not isinstance(value, int | float):
                 raise ValueError(f"estimate.{name}: not a number")
-        return cls(**known, gpu_time=None if gpu_time is None else StepGpuTime(**gpu_time))
+        return cls(
+            **known,
+            gpu_time=None if gpu_time is None else StepGpuTime(**gpu_time),
+            cost=None if cost is None else StepCost(**cost),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of ``from_json``; where anything is known, unknown rows are said to be so."""
         known = {entry.name: value for entry in fields(self) if (value := getattr(self, entry.name)) is not None}
         if self.gpu_time is not None:
             known["gpu_time"] = asdict(self.gpu_time)
+        if self.cost is not None:
+            known["cost"] = asdict(self.cost)
         return {"rows": self.rows, **known} if known else {}
 
     def costs(self) -> dict[str, float | None]:

@@ -7,11 +7,10 @@ from typing import Any
 
 from cai.clients.dialect_table import DIALECTS, Support
 from cai.clients.dialects import unheard
-from cai.clients.settings import ApiLimits
 from cai.errors import Problem
 from cai.experiment.model import Experiment, ModelSpec
 from cai.judging.settings import Scoring
-from cai.stages.base import Estimate, Sampled, StageSpec
+from cai.stages.base import Sampled, StageSpec
 from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
 from cai.stages.fetch import API
 from cai.stages.judge.spec import JudgeSpec
@@ -78,20 +77,6 @@ def endpoint_resources(experiment: Experiment, names: Mapping[str, str]) -> dict
         if any(server.values()):
             servers[role] = {name: value for name, value in server.items() if value}
     return {name: by_role for name, by_role in (("api_keys", keys), ("servers", servers)) if by_role}
-
-
-def cost_note(experiment: Experiment, names: Mapping[str, str], estimate: Estimate) -> list[str]:
-    """What a step will cost by the prices of its model, where they are given: every answer as long as it may be."""
-    model = served_elsewhere(experiment, names.get("model", ""))
-    limits = model.limits if model is not None else ApiLimits()
-    prices = limits.prices
-    cost = (estimate.prompt_tokens * prices.prompt + estimate.tokens * prices.completion) / 1e6
-    within = f", within a budget of {limits.budget}" if limits.budget else ""
-    return (
-        [f"costs about {cost:.3g} {limits.currency} by the model's prices, if nothing is cached{within}"]
-        if cost
-        else []
-    )
 
 
 def dialect_notes(experiment: Experiment, spec: StageSpec, names: Mapping[str, str]) -> list[str]:

@@ -19,9 +19,9 @@ from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
 from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
+from cai.planning.costs import with_costs
 from cai.planning.endpoints import (
     ANSWERING,
-    cost_note,
     dialect_notes,
     endpoint_problems,
     endpoint_resources,
@@ -56,6 +56,7 @@ class _Compilation:
     problems: list[Problem] = field(default_factory=list)
     steps: dict[str, Step] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     # The format of every model that lies in a folder; one that is served elsewhere has none.
     formats: dict[str, str] = field(default_factory=dict)
     linted: set[tuple[str, str]] = field(default_factory=set)
@@ -103,7 +104,7 @@ def resolve(
         experiment=experiment.name,
         seed=experiment.seed,
         engine=own_block,
-        steps=tuple(work.steps.values()),
+        steps=with_costs(experiment, tuple(work.steps.values()), work.estimates),
         source=_source(experiment),
         outputs=_outputs(work),
         engines=engines.blocks(),
@@ -308,6 +309,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         work.gather(error, path)
         return
     work.rows[name] = estimate.rows
+    work.estimates[name] = estimate
     if makes in ("model", "reward_model"):
         sources = [work.formats[step] for step in names.values() if step in work.formats]
         work.formats[name] = engine.kind.model_format if isinstance(spec, EngineSpec) else next(iter(sources), "")
@@ -321,7 +323,7 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
         inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
         resources=resources,
         engine=engine,
-        notes=[*cost_note(work.experiment, names, estimate), *dialect_notes(work.experiment, spec, names)],
+        notes=dialect_notes(work.experiment, spec, names),
     )
 
 
@@ -367,6 +369,8 @@ def _rows_by_role(work: _Compilation, inputs: Mapping[str, Names], names: Mappin
         if not isinstance(value, str):
             counts = [rows[r] for r in names if r.startswith(f"{role}.")]
             rows[role] = None if any(c is None for c in counts) else sum(c for c in counts if c is not None)
+    if work.constitution is not None:
+        rows["constitution:principles"] = len(work.constitution.active)
     return rows | {f"{role}:width": work.steps[step].estimate.width for role, step in names.items()}
 
 

@@ -74,14 +74,34 @@ class TextFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelUse:
+    """What one model is asked: calls, tokens that it reads and tokens that it writes."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step is expected to do; None where it cannot be known before. ``width``: answers in each row it makes."""
+    """What a step is expected to do; None where it cannot be known before. ``width``: answers in each row it makes.
+
+    ``uses`` is what each model is asked, by role (``models.LABEL``), None where that cannot be known; a step with one
+    model, in the role ``model``, leaves it out.
+    """
 
     rows: int | None = None
     calls: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
     width: int = 1
+    uses: Mapping[str, ModelUse | None] = field(default_factory=dict)
+
+    def use_of(self, role: str) -> ModelUse | None:
+        """What the model of a role is asked."""
+        if self.uses:
+            return self.uses.get(role, ModelUse())
+        return None if self.rows is None else ModelUse(self.calls, self.prompt_tokens, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +318,8 @@ class StageSpec(Settings):
         """Expected work, from the known row counts of the inputs.
 
         ``rows`` has every role; a role of several inputs is also there item by item as ``role.0``, ``role.name``,
-        and by itself as the sum (None when any is unknown). ``role:width`` is the answers in each row of a role.
+        and by itself as the sum (None when any is unknown). ``role:width`` is the answers in each row of a role, and
+        ``constitution:principles`` how many principles are active.
         """
         return Estimate()
 

@@ -15,15 +15,16 @@ from rich.text import Text
 from cai.launchers.base import Command
 from cai.launchers.settings import is_local
 from cai.plan import Plan, Step
+from cai.terminal.costs import cost_cell, cost_notes, cost_words, total_cost
 from cai.terminal.output import make_console
 from cai.terminal.shell_text import LEAST, block
 from cai.text import count, duration, json_text, one_line
 
 Format = Literal["text", "md", "json"]
 COSTS = ("rows", "calls", "prompt_tokens", "tokens", "seconds", "gpu_hours")
-_PARTIAL = ("known", "unknown")
-"""Of the totals: sums of what is known, and the steps whose costs are not."""
-_HEADS = ("rows", "calls", "read", "written", "time")
+_PARTIAL = ("known", "unknown", "cost")
+"""Of the totals: sums of what is known, the steps whose costs are not, and money."""
+_HEADS = ("rows", "calls", "read", "written", "time", "cost")
 _STYLES = {"reuse": "dim", "run": "green", "resume": "yellow"}
 
 BY_HAND = (
@@ -40,6 +41,8 @@ def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = N
     """The plan with what would happen to each step, as plain data; its keys are stable.
 
     ``commands`` of a step are a list of ``{role, argv, env, cwd, background, ready, ...}`` (cai.launchers.base).
+    ``cost`` is in steps that ask a model behind an API, and in the totals, where one has prices or a budget:
+    ``{amounts: {currency: amount}, unknown}``.
     """
     by_name = {status.step.name: status for status in statuses}
     steps = [
@@ -49,6 +52,8 @@ def plan_data(plan: Plan, statuses: Sequence[Any], commands: Commands | None = N
     actions = [step["action"] for step in steps]
     totals: dict[str, Any] = {action: actions.count(action) for action in dict.fromkeys([*_STYLES, *actions])}
     totals |= _sums([step for step in steps if step["action"] != "reuse"])
+    if any("cost" in step for step in steps):
+        totals["cost"] = total_cost(step for step in steps if step["action"] != "reuse")
     return {
         "format": 1,
         "experiment": plan.experiment,
@@ -87,6 +92,7 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "reason": status.reason,
         "estimate": step.estimate.costs(),
         "gpu_time": None if step.estimate.gpu_time is None else asdict(step.estimate.gpu_time),
+        **({} if step.estimate.cost is None else {"cost": asdict(step.estimate.cost)}),
         "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
     }
 
@@ -139,16 +145,17 @@ def _about(seconds: float | None) -> str:
     return "?" if seconds is None else duration(seconds) if seconds >= 1 else "< 1 s"
 
 
-def _costs(step: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+def _costs(step: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     cost = step["estimate"]
     if step["action"] == "reuse":
-        return count(cost["rows"]), "-", "-", "-", "-"
+        return count(cost["rows"]), "-", "-", "-", "-", "-"
     return (
         count(cost["rows"]),
         count(cost["calls"]),
         short(cost["prompt_tokens"]),
         short(cost["tokens"]),
         f"~{_rough(cost['seconds'])}" if is_estimated(step) else _about(cost["seconds"]),
+        cost_cell(step),
     )
 
 
@@ -213,7 +220,7 @@ def _totals(totals: Mapping[str, Any]) -> str:
     if not any(n for action, n in actions.items() if action != "reuse"):
         return f"{action_counts}; nothing to do"
     tokens = f"{short(totals['prompt_tokens'])} tokens read, {short(totals['tokens'])} written"
-    return f"{action_counts}; about {count(totals['calls'])} calls, {tokens}, {_times(totals)}"
+    return f"{action_counts}; about {count(totals['calls'])} calls, {tokens}, {_times(totals)}{cost_words(totals)}"
 
 
 def _times(totals: Mapping[str, Any]) -> str:
@@ -270,8 +277,9 @@ class _PlanText:
             yield from paragraph(f"engine {one_line(name)}, {engine_line(engine)}", style="")
         yield Text()
         # The costs that matter least go first where the terminal is narrow.
+        money = (5,) * ("cost" in data["totals"])
         for cost_columns in ((0, 1, 2, 3, 4), (0, 1, 4), (4,)):
-            lines = self._lines(cost_columns)
+            lines = self._lines((*cost_columns, *money))
             if len(lines[0]) <= width:
                 break
         yield Text(lines[0], style="bold", no_wrap=True, overflow="ellipsis")
@@ -312,7 +320,7 @@ def _label(step: Mapping[str, Any]) -> str:
 def _remarks(step: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
     """Why a step runs, where that is not what was said of the step before, what it takes of GPUs, and its notes."""
     reason = [step["reason"]] if before is None or before["reason"] != step["reason"] else []
-    return [remark for remark in (*reason, *_gpu_notes(step), *step["notes"]) if remark]
+    return [remark for remark in (*reason, *_gpu_notes(step), *cost_notes(step), *step["notes"]) if remark]
 
 
 def _shown_commands(step: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -326,6 +334,7 @@ def escape_markdown(text: str) -> str:
 
 
 def _markdown(data: Mapping[str, Any]) -> str:
+    money = "cost" in data["totals"]
     lines = [
         f"### Plan of {escape_markdown(data['experiment'])}, seed {data['seed']}",
         "",
@@ -335,16 +344,21 @@ def _markdown(data: Mapping[str, Any]) -> str:
             for name, engine in data.get("engines", {}).items()
         ),
         "",
-        "| step | kind | action | why | rows | calls | tokens read | tokens written | time |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|",
+        f"| step | kind | action | why | rows | calls | tokens read | tokens written | time |{' cost |' * money}",
+        f"|---|---|---|---|---:|---:|---:|---:|---:|{'---:|' * money}",
     ]
     for step in data["steps"]:
         words = [escape_markdown(step[name]) for name in ("name", "kind", "action", "reason")]
-        lines.append(f"| {' | '.join((*words, *map(escape_markdown, _costs(step))))} |")
+        figures = _costs(step) if money else _costs(step)[:-1]
+        lines.append(f"| {' | '.join((*words, *map(escape_markdown, figures)))} |")
     lines += ["", f"{escape_markdown(_totals(data['totals']))}."]
     if assumed := estimate_lines(data):
         lines += ["", *(f"{escape_markdown(line)}.  " for line in assumed)]
-    noted = [(step["name"], note) for step in data["steps"] for note in (*_gpu_notes(step), *step["notes"])]
+    noted = [
+        (step["name"], note)
+        for step in data["steps"]
+        for note in (*_gpu_notes(step), *cost_notes(step), *step["notes"])
+    ]
     lines += [""] * bool(noted) + [f"- {escape_markdown(name)}: {escape_markdown(note)}" for name, note in noted]
     for step in data["steps"]:
         if shell := block(_shown_commands(step), 110, is_local(data["engine"])):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from cai.clients import endpoints
-from tests.support.api_experiment import API_MODEL, verdict
+from tests.support.api_experiment import raw_api_experiment, verdict
 from tests.support.fake_api import KEY, Answer, FakeServer
 
 
@@ -43,20 +42,4 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """An experiment with a model here and one served elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TEST_KEY", raising=False)
-    lines = (json.dumps({"prompt": f"question {i}", "topic": "t"}) + "\n" for i in range(8))
-    (tmp_path / "prompts.jsonl").write_text("".join(lines))
-    texts = {"critique": "Is it kind?", "revision": "Make it kind.", "comparison": "Which one is kinder?"}
-    return {
-        "name": "small",
-        "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu", "generation_precision": "float32"},
-        "constitution": {"name": "own", "principles": [{"id": "a", **texts}]},
-        "template": {"name": "chatml"},
-        "models": {"base": {"source": "pypi:package==1.0/model.gguf", "sha256": "0" * 64}, "mixtral": dict(API_MODEL)},
-        "data": {"asked": {"path": "prompts.jsonl", "makes": "prompts"}},
-        "stages": {
-            "sample": {"model": "base", "prompts": "asked"},
-            "judge": {"model": "mixtral", "candidates": "sample", "scoring": "choice", "principles": "whole"},
-        },
-    }
+    return raw_api_experiment(tmp_path, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ def verdict(path: str, body: dict[str, Any]) -> Reply:
         return says(f"A {'kind' if body['seed'] % 2 else 'rude'} answer to {text} ({body['seed']}).")
     first, second = text.split('<answer option="(B)">')
     return says("(A)" if "kind" in first.split("</conversation>")[1] else "(B)" if "kind" in second else "neither")
+
+
+def raw_api_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An experiment with a model here and one served elsewhere; the test's folder is where the user stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    lines = (json.dumps({"prompt": f"question {i}", "topic": "t"}) + "\n" for i in range(8))
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    texts = {"critique": "Is it kind?", "revision": "Make it kind.", "comparison": "Which one is kinder?"}
+    return {
+        "name": "small",
+        "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu", "generation_precision": "float32"},
+        "constitution": {"name": "own", "principles": [{"id": "a", **texts}]},
+        "template": {"name": "chatml"},
+        "models": {"base": {"source": "pypi:package==1.0/model.gguf", "sha256": "0" * 64}, "mixtral": dict(API_MODEL)},
+        "data": {"asked": {"path": "prompts.jsonl", "makes": "prompts"}},
+        "stages": {
+            "sample": {"model": "base", "prompts": "asked"},
+            "judge": {"model": "mixtral", "candidates": "sample", "scoring": "choice", "principles": "whole"},
+        },
+    }
 
 
 def plan_of(raw: dict[str, Any]) -> Plan:

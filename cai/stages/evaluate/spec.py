@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
+from cai.stages.base import EngineSpec, Estimate, ModelUse, Sampled, TextFile, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS
 
 JUDGE_TOKENS = 200
@@ -107,17 +107,23 @@ class EvaluateSpec(EngineSpec):
         return {axis: sets for axis, sets in axes.items() if sets}
 
     def estimate(self, rows: Mapping[str, int | None]) -> Estimate:
-        """Every model answers every prompt. What a judge is asked is left out: how many principles is not known here,
-        only that there is one at least."""
+        """Every model answers every prompt; a judge is asked about every answer and principle, as though no two models
+        ever said the same."""
         sets = [rows.get(f"prompts.{name}") for name in self.prompts]
         counts = [min(n, self.limit or n) for n in sets if n is not None]
-        answers = sum(counts) * len(self.models)
-        judged = sum(min(n, self.adherence_limit or n) for n in counts) * len(self.models) if self.adherence else 0
         total = sum(counts) if len(counts) == len(sets) else None
-        written = judged * self.adherence_sampling.max_tokens * (self.adherence_scoring is AdherenceScoring.CHOICE)
+        prompts = sum(counts)
+        each = ModelUse(prompts, prompts * PROMPT_TOKENS, prompts * self.sampling.max_tokens)
+        uses = {f"models.{label}": each for label in self.models}
+        if self.adherence:
+            judged = sum(min(n, self.adherence_limit or n) for n in counts) * len(self.models)
+            questions = judged * (rows.get("constitution:principles") or 1)
+            written = self.adherence_sampling.max_tokens * (self.adherence_scoring is AdherenceScoring.CHOICE)
+            uses["adherence"] = ModelUse(questions, questions * JUDGE_TOKENS, questions * written)
         return Estimate(
             total,
-            answers + judged,
-            answers * PROMPT_TOKENS + judged * JUDGE_TOKENS,
-            answers * self.sampling.max_tokens + written,
+            sum(use.calls for use in uses.values()),
+            sum(use.prompt_tokens for use in uses.values()),
+            sum(use.tokens for use in uses.values()),
+            uses=dict.fromkeys(uses) if total is None else uses,
         )

@@ -18,7 +18,7 @@ from typing_extensions import Self
 from cai.identity import RUNTIME
 from cai.judging.settings import Order, Pairs, Principles, Scoring
 from cai.settings import Settings
-from cai.stages.base import EngineSpec, Estimate, Sampled, StageSpec, TextFile, Wants
+from cai.stages.base import EngineSpec, Estimate, ModelUse, Sampled, StageSpec, TextFile, Wants
 from cai.stages.respond import limited
 
 JUDGE_TOKENS = 220
@@ -202,9 +202,10 @@ class JudgeSpec(EngineSpec):
         calls = own_calls + (people or 0) * self._calls(2)
         pairs = {Pairs.ALL: width * (width - 1) // 2, Pairs.NEIGHBOURS: width - 1, Pairs.BEST_WORST: 1}[self.pairs]
         prompt_tokens = calls * JUDGE_TOKENS + own_calls * self._further_tokens(width)
-        return Estimate(
-            None if row_count is None else row_count * pairs, calls, prompt_tokens, self._written_tokens(calls)
-        )
+        tokens = self._written_tokens(calls)
+        use = None if row_count is None or people is None else ModelUse(calls, prompt_tokens, tokens)
+        rows_out = None if row_count is None else row_count * pairs
+        return Estimate(rows_out, calls, prompt_tokens, tokens, uses={"model": use})
 
     def _principles(self) -> int:
         """Principles that one row is asked about."""
