@@ -123,6 +123,8 @@ class HttpPool:
         self.calls = 0
         self.prompt_tokens = 0
         self.tokens = 0
+        self.call_tokens: dict[Hashable, tuple[int, int]] | None = None
+        """By tag what each call read and wrote, where somebody wants to know; whoever does takes them out."""
         self.in_flight = 0
         self.peak = 0
         self.settled = 0
@@ -221,6 +223,14 @@ class HttpPool:
             self._news.notify()
         self._traffic.forget(self)
         self.spending.close()
+
+    def count(self, tag: Hashable, prompt_tokens: int, tokens: int) -> None:
+        """What a part of a call read and wrote."""
+        self.prompt_tokens += prompt_tokens
+        self.tokens += tokens
+        if self.call_tokens is not None:
+            before = self.call_tokens.get(tag, (0, 0))
+            self.call_tokens[tag] = (before[0] + prompt_tokens, before[1] + tokens)
 
     def put(self, tag: Hashable, result: Result | Unanswered) -> None:
         """A result for the caller."""

@@ -6,7 +6,7 @@ drown in them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,13 @@ class Noting(Protocol):
     def notes(self) -> list[PoolNote]:
         """Those since the last time."""
         ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A pool that tells what each call read and wrote, by tag, from when it is given a dict for it."""
+
+    call_tokens: dict[Hashable, tuple[int, int]] | None
 
 
 class LimitMoves:

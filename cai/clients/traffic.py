@@ -368,8 +368,7 @@ class Traffic:
             return
         part.over = True
         job.pool.settled += 1
-        job.pool.prompt_tokens += answer.prompt_tokens
-        job.pool.tokens += answer.tokens
+        job.pool.count(job.tag, answer.prompt_tokens, answer.tokens)
         if job.over:
             return
         job.results[part.index] = answer.result

@@ -49,7 +49,15 @@ def plan_verb(args: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
     parser.add_argument("--script", type=Path, metavar="DIR", help="write the commands as shell or sbatch scripts")
     parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep: what its cells share and cost")
+    parser.add_argument(
+        "--pilot",
+        type=int,
+        metavar="N",
+        help="ask models behind an API for the first N rows; what all will cost",
+    )
     parsed = split_overrides(args, parser)
+    if parsed.pilot is not None:
+        return _pilot(parsed)
     if parsed.multirun:
         from cai.commands.sweeping import plan_sweep
 
@@ -78,6 +86,31 @@ def plan_verb(args: Sequence[str]) -> int:
     commands = step_commands(plan, Places(store.root, str(parsed.out.absolute()) if parsed.out else "plan.json"))
     plan = with_times(plan, store)
     print_plan(plan, statuses(plan, store), format=parsed.format, commands=commands)
+    return 0
+
+
+def _pilot(parsed: argparse.Namespace) -> int:
+    """Ask for the first rows, and print what all rows will cost."""
+    if parsed.pilot < 1 or parsed.multirun or parsed.script or parsed.out:
+        message = "asks for so many rows of one experiment's plan"
+        hint = "give a number from 1 on, and neither -m nor --out nor --script"
+        raise SpecError(Problem("--pilot", message, hint))
+    from functools import partial
+
+    from cai.engines import make_engine
+    from cai.run.pilot import run_pilot
+    from cai.store.artifacts import default_store
+    from cai.terminal.console import ConsoleWatcher
+    from cai.terminal.output import make_console
+    from cai.terminal.pilot_view import pilot_data, pilot_text
+
+    plan = compile_plan(parsed.overrides)
+    progress = make_console(stderr=True)
+    with ConsoleWatcher(progress, show_plan=False) as watcher:
+        engine = partial(make_engine, plan=plan, run_dir=Path())
+        pilot = run_pilot(plan, parsed.pilot, store=default_store(), make_engine=engine, watch=watcher)
+    data = pilot_data(pilot.figures, pilot.unmeasured, pilot.totals())
+    make_console().out(pilot_text(data, parsed.format), end="", highlight=False)
     return 0
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from cai.clients.metering import ModelUse
 from cai.clients.settings import ApiLimits
 from cai.clients.spending import Spent
 from cai.experiment.model import Experiment, ModelSpec
 from cai.plan import Step, StepCost
 from cai.planning.endpoints import ANSWERING
-from cai.stages.base import Estimate, ModelUse
+from cai.stages.base import Estimate
 from cai.stages.fetch import API
 
 NO_PRICES = "it has no `prices`"

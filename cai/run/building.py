@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cai.clients.metering import Meter
 from cai.clients.spending import spent_by_others
 from cai.engines.base import Progress
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed
@@ -32,8 +33,24 @@ Artifacts = Mapping[str, Artifact]
 
 
 @dataclass(frozen=True)
+class Books:
+    """Where it is kept what is asked and paid, for work that is not kept itself.
+
+    ``home`` has the request cache and the accounts, ``keys`` (by step) are those under which calls are paid, and the
+    ``meter`` is told what each row's calls read and write.
+    """
+
+    home: Path
+    keys: Mapping[str, str]
+    meter: Meter
+
+
+@dataclass(frozen=True)
 class Site:
-    """Where a plan's steps are built: the store, the run's folder and log, who does the work and who watches."""
+    """Where a plan's steps are built: the store, the run's folder and log, who does the work and who watches.
+
+    The request cache and the accounts are those beside the store, where no ``books`` say otherwise.
+    """
 
     plan: Plan
     store: Store
@@ -43,6 +60,16 @@ class Site:
     watch: Watcher
     engines: Engines
     log: EventLog
+    books: Books | None = None
+
+    @property
+    def home(self) -> Path:
+        """The home folder of the request cache and of the accounts."""
+        return self.store.home if self.books is None else self.books.home
+
+    def paid_under(self, step: Step) -> str:
+        """The key under which a step's calls are paid."""
+        return step.key if self.books is None else self.books.keys.get(step.name, step.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +241,7 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
     def chat_template(frozen: Mapping[str, str]) -> ChatTemplate:
         return ChatTemplate.from_text(frozen["name"], frozen["text"], frozen["name"])
 
-    step, build = step_build.step, step_build.build
+    site, step, build = step_build.site, step_build.step, step_build.build
     template, constitution = step.resources.get("template"), step.resources.get("constitution")
     chat = chat_template(template) if template else None
     return Context(
@@ -231,13 +258,14 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         stops=chat.stops if chat else (),
         templates={label: chat_template(own) for label, own in step.resources.get("templates", {}).items()},
         api_keys=step.resources.get("api_keys", {}),
-        servers=servers_of(step_build.site.plan, step),
-        key=step.key,
+        servers=servers_of(site.plan, step),
+        key=site.paid_under(step),
         planned_model=step.ingredients.model or {},
         serves=step.ingredients.engine or {},
-        cache=request_cache(step_build.site.store.home),
-        accounts=accounts(step_build.site.store.home),
-        plan_keys=tuple(planned.key for planned in step_build.site.plan.steps),
+        cache=request_cache(site.home),
+        accounts=accounts(site.home),
+        plan_keys=tuple(map(site.paid_under, site.plan.steps)),
+        meter=site.books.meter if site.books is not None else None,
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cai.chat import ChatTemplate
 from cai.clients.base import Client, Sampling
+from cai.clients.metering import Meter, ModelUse
 from cai.constitution import Constitution
 from cai.engines.base import Attempt, Progress, Session
 from cai.identity import RUNTIME, key_of
@@ -71,15 +72,6 @@ class TextFile:
     """
 
     folder: str = "prompt_templates"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelUse:
-    """What one model is asked: calls, tokens that it reads and tokens that it writes."""
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +147,7 @@ class Context:
     it is asked with: the plan's, which a change reaches without a rerun. ``key`` is the step's, ``planned_model`` what
     the plan says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the
     folder of the request cache, ``accounts`` that of what was spent, where the steps of ``plan_keys`` count together
-    for a budget. A ``shard`` does only its part of the rows.
+    for a budget. A ``shard`` does only its part of the rows. A ``meter`` is told what each row's calls read and write.
     """
 
     name: str
@@ -179,6 +171,7 @@ class Context:
     accounts: Path | None = None
     plan_keys: tuple[str, ...] = ()
     shard: Shard | None = None
+    meter: Meter | None = None
 
     def input(self, role: str) -> Artifact:
         """The artifact of a role that has exactly one."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cai.stages.base import EngineSpec, Estimate, ModelUse, Sampled, TextFile, Wants
+from cai.clients.metering import ModelUse
+from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS
 
 JUDGE_TOKENS = 200

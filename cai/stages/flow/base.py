@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cai.clients.base import Call, Client, Pool, Result, Unanswered
 from cai.clients.calls import as_result_of, call_key, from_plain, to_plain
+from cai.clients.metering import FlowMeter, MeteredFlow
 from cai.data.journal import Journal, Record
 from cai.data.rows import Row
 from cai.errors import Incomplete, StepFailed
@@ -127,6 +128,10 @@ class Flow(Generic[R]):
             ctx.progress.note("journal.damaged", reason=damage)
         self.scope = ctx.scope(role, label)
         self._former_scopes = ctx.former_scopes(role, label)
+        self.meter: FlowMeter | None = None
+        if ctx.meter is not None:
+            place = f"{role}.{label}" if label else role
+            self.meter = ctx.meter.flow(MeteredFlow(ctx.name, place, name, source.path), self.total)
         self.cache: RequestCache | None = None
         self.tally = UsageTally()
         self.unanswered: Counter[str] = Counter()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, cast
 
 from cai.clients.base import Completion, Flowing, Pool, Result, Unanswered
 from cai.clients.cache import BEAT, Lookup, RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
-from cai.clients.pool_notes import Noting
+from cai.clients.metering import use_of_result
+from cai.clients.pool_notes import Counting, Noting
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
 from cai.stages.flow.input_rows import Numbered
@@ -42,6 +43,7 @@ class _PoolRun:
         self.pending: dict[bytes, list[Waiting]] = {}  # whom the result of a call goes to
         self.elsewhere: dict[bytes, list[Waiting]] = {}  # likewise, of calls that another process asks
         self.begun: list[Chain] = []  # rows that had their entry when they were started
+        self.call_tokens: dict[Hashable, tuple[int, int]] = {}
         self.ended = False  # no further row is to be started
 
     def run(self) -> None:
@@ -120,6 +122,8 @@ class _PoolRun:
         if self.pool is None:
             self.pool = cast(Flowing, self.flow.client()).open_pool()
             self.flow.on_exit(self.pool)
+            if self.flow.meter is not None and isinstance(self.pool, Counting):
+                self.pool.call_tokens = self.call_tokens
             self.pool.answered_before = self.flow.journal.out > 0 or self.flow.tally.from_cache > 0
         self.pool.submit(key, call)
         self.flow.tally.calls += 1
@@ -180,6 +184,9 @@ class _PoolRun:
                 keep.append((key, to_plain(result)))
             else:
                 free.append(key)
+            if self.flow.meter is not None and not isinstance(result, Unanswered):
+                # Asked once, whoever else wants the answer.
+                self.flow.meter.add(waiting[0][0].number, use_of_result(result, self.call_tokens.pop(key, None)))
             for chain, i in waiting:
                 if isinstance(result, Unanswered):
                     self.flow.lose(chain, result)

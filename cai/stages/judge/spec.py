@@ -15,10 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from cai.clients.metering import ModelUse
 from cai.identity import RUNTIME
 from cai.judging.settings import Order, Pairs, Principles, Scoring
 from cai.settings import Settings
-from cai.stages.base import EngineSpec, Estimate, ModelUse, Sampled, StageSpec, TextFile, Wants
+from cai.stages.base import EngineSpec, Estimate, Sampled, StageSpec, TextFile, Wants
 from cai.stages.respond import limited
 
 JUDGE_TOKENS = 220
