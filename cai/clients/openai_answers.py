@@ -24,6 +24,7 @@ from cai.clients.outcomes import (
     finish_reason_of,
     outcome_of,
 )
+from cai.clients.served_models import ServedModel, served_model
 from cai.identity import parse_json
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -36,13 +37,14 @@ _TOKENS = 1024
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
     """What becomes of a call (``outcome``), its result where there is one, and the tokens it took. ``words`` are the
-    server's own where it says what went wrong."""
+    server's own where it says what went wrong, ``served`` is what it says it serves."""
 
     outcome: CallOutcome
     result: Result | None = None
     prompt_tokens: int = 0
     tokens: int = 0
     words: str = ""
+    served: ServedModel | None = None
 
 
 def read_answer(call: Call, payload: bytes, chat: bool, hide: Callable[[str], str]) -> ServerAnswer:
@@ -63,8 +65,10 @@ def read_answer(call: Call, payload: bytes, chat: bool, hide: Callable[[str], st
     usage = raw.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     if isinstance(call, Request):
-        return _completion(call, choice, usage, chat=chat, hide=hide)
-    return _scores(call, choice, usage)
+        answer = _completion(call, choice, usage, chat=chat, hide=hide)
+    else:
+        answer = _scores(call, choice, usage)
+    return replace(answer, served=served_model(raw))
 
 
 def _without_choices(call: Call, raw: Mapping[str, Any], hide: Callable[[str], str]) -> ServerAnswer:

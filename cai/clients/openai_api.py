@@ -38,6 +38,7 @@ from cai.clients.key_hosts import check_key_hosts
 from cai.clients.openai_answers import error_words, read_answer
 from cai.clients.openai_logprobs import NoLogprobs
 from cai.clients.outcomes import CallOutcome, Fate, Fault, Observed, drop_reason, outcome_of
+from cai.clients.served_models import MOST, ServedModel
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Anew, Answered, Refused, Reply, Sent
 from cai.clients.spending import Account
@@ -98,6 +99,7 @@ class OpenAiClient:
         self._left_out: dict[str, frozenset[str]] = {}
         self._noted: set[str] = set()
         self._account = account
+        self.served: dict[str, ServedModel] = {}
         self._traffic = Traffic(self, urls, limits or ApiLimits(), model)
 
     @property
@@ -262,6 +264,9 @@ class OpenAiClient:
             return Trouble(decided.trouble, problem, detail, final=decided.reason)
         if read.result is None:  # an error in a body that came as an answer
             return self._final(decided, _Exchange(call, request, reply), read.words)
+        if read.served is not None and len(self.served) < MOST:
+            served = ServedModel(self.hide(read.served.model), self.hide(read.served.system_fingerprint))
+            self.served.setdefault(served.model, served)
         return Answered(read.result, read.prompt_tokens, read.tokens)
 
     def _learns(self, call: Call, request: Sent, text: str) -> bool:

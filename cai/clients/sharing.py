@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cai.clients.base import Completion, OptionScores, OptionsRequest, Pool, Request, Score, ScoreRequest
 from cai.clients.openai_api import OpenAiClient, open_endpoint
+from cai.clients.served_models import ServedModel
 from cai.clients.settings import ApiLimits
 from cai.clients.spending import Account
 
@@ -32,6 +33,11 @@ class SharedClient:
     def name(self) -> str:
         """The client's."""
         return self._client.name
+
+    @property
+    def served(self) -> Mapping[str, ServedModel]:
+        """The client's, whoever asked."""
+        return self._client.served
 
     def open_pool(self) -> Pool:
         """A pool of one's own, closed at the latest with this."""

@@ -34,6 +34,11 @@ def accounts(home: Path) -> Path:
     return home / "accounts"
 
 
+def served_models(home: Path) -> Path:
+    """The folder under a home folder of what servers first said they serve, one file a model."""
+    return home / "served"
+
+
 def make_writable(folder: Path) -> Path:
     """Create ``folder`` where it is missing and make sure that files can be written in it.
 

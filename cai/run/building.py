@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cai.clients.metering import Meter
+from cai.clients.served_models import read_work
 from cai.clients.spending import spent_by_others
 from cai.engines.base import Progress
 from cai.errors import CaiError, Incomplete, PrerequisiteError, Problem, SpecError, StepFailed
 from cai.figures.usage import FlowUsage
 from cai.files.durable import disk_full, is_disk_full
-from cai.files.home import accounts, request_cache
+from cai.files.home import accounts, request_cache, served_models
 from cai.launchers.outside import Prepared
 from cai.plan import Plan, Step, by_role
 from cai.run.checks import StageWork, check_ledger, servers_of
@@ -25,6 +26,7 @@ from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shar
 from cai.run.stopping import stopped_error
 from cai.run.watch import Recorded, Silent, Watcher
 from cai.stages.base import Artifact, Context, Outcome, Shard, StageSpec
+from cai.stages.flow.served import SERVED_FILE
 from cai.store.artifacts import Build, Store, Stored
 from cai.store.events import EventLog, plain_json
 
@@ -198,6 +200,8 @@ def _make(step_build: StepBuild, progress: Progress, *, began: float) -> Stored:
     own = FlowUsage.from_metrics(outcome.metrics)
     metrics = with_usage(outcome.metrics, site.run_dir, step.name)
     outcome = replace(outcome, metrics=with_spent(metrics, own, spent_by_others(accounts(site.store.home), step.key)))
+    if served := _served(step_build.build.work):
+        outcome = replace(outcome, metrics={**outcome.metrics, "served": served})
     return step_build.build.commit(
         makes=step.makes,
         seed=step.seed,
@@ -205,6 +209,14 @@ def _make(step_build: StepBuild, progress: Progress, *, began: float) -> Stored:
         ingredients=step.ingredients.to_json(),
         outcome=plain_json(asdict(outcome)),
     )
+
+
+def _served(work: Path) -> dict[str, list[dict[str, str]]]:
+    """Which models have answered, by role, whichever process asked."""
+    by_role: dict[str, list[dict[str, str]]] = {}
+    for path in sorted(work.rglob(SERVED_FILE)):
+        by_role |= read_work(path)
+    return by_role
 
 
 def _work(step_build: StepBuild, progress: Progress, *, shard: Shard | None = None) -> Outcome:
@@ -265,6 +277,7 @@ def _context(step_build: StepBuild, session: LazySession) -> Context:
         cache=request_cache(site.home),
         accounts=accounts(site.home),
         plan_keys=tuple(map(site.paid_under, site.plan.steps)),
+        served=served_models(site.home),
         meter=site.books.meter if site.books is not None else None,
     )
 

@@ -148,6 +148,7 @@ class Context:
     the plan says of the model that the step fetches, ``serves`` what of the engine decides an answer; ``cache`` is the
     folder of the request cache, ``accounts`` that of what was spent, where the steps of ``plan_keys`` count together
     for a budget. A ``shard`` does only its part of the rows. A ``meter`` is told what each row's calls read and write.
+    ``served`` is the folder of what servers first said they serve.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Context:
     plan_keys: tuple[str, ...] = ()
     shard: Shard | None = None
     meter: Meter | None = None
+    served: Path | None = None
 
     def input(self, role: str) -> Artifact:
         """The artifact of a role that has exactly one."""

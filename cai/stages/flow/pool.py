@@ -17,9 +17,11 @@ from cai.clients.cache import BEAT, Lookup, RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.clients.metering import use_of_result
 from cai.clients.pool_notes import Counting, Noting
+from cai.clients.served_models import TellsServed
 from cai.data.journal import Record
 from cai.stages.flow.base import Chain, Flow
 from cai.stages.flow.input_rows import Numbered
+from cai.stages.flow.served import note_served
 
 _MOST = 512
 """Answers from the cache that are taken before something is written."""
@@ -44,6 +46,7 @@ class _PoolRun:
         self.elsewhere: dict[bytes, list[Waiting]] = {}  # likewise, of calls that another process asks
         self.begun: list[Chain] = []  # rows that had their entry when they were started
         self.call_tokens: dict[Hashable, tuple[int, int]] = {}
+        self.served = set[str]()  # models that have answered, by name
         self.ended = False  # no further row is to be started
 
     def run(self) -> None:
@@ -60,10 +63,16 @@ class _PoolRun:
             self._count_usage(self.pool)
 
     def _pass_on_notes(self) -> None:
-        """Tell what the pool has noted, as events of the step."""
+        """Tell what the pool has noted, and which models have answered, as events of the step."""
         if isinstance(self.pool, Noting):
             for note in self.pool.notes():
                 self.flow.ctx.progress.note(note.event, **note.fields)
+        client = self.flow.client() if self.pool is not None else None
+        if isinstance(client, TellsServed) and len(client.served) > len(self.served):
+            for name, served in list(client.served.items()):
+                if name not in self.served:
+                    self.served.add(name)
+                    note_served(self.flow.ctx, self.flow.role, self.flow.label, served)
 
     def _fill(self) -> list[tuple[bytes, Result | Unanswered]]:
         """Send as many calls as the pool wants; returns what the cache knows already."""
