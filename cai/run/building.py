@@ -238,9 +238,10 @@ def _work(step_build: StepBuild, progress: Progress, *, shard: Shard | None = No
         expected = isinstance(error, CaiError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         fault = "" if expected else f" ({keep_traceback(site.run_dir, step.name, error)})"
+        # Of a step that is thrown away only its answers are kept.
+        work_left = f"its work is kept in {partial}" if site.books is None else "what was answered is kept"
         raise StepFailed(
-            f"{step.name} ({step.kind}): {reason}; its work is kept in {partial}, and the same command "
-            f"goes on from there{fault}"
+            f"{step.name} ({step.kind}): {reason}; {work_left}, and the same command goes on from there{fault}"
         ) from error
     finally:
         session.close()

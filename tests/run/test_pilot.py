@@ -151,6 +151,81 @@ def test_a_step_whose_input_a_model_here_makes_is_not_measured(project: Path, se
     assert server.asked == []
 
 
+EVALUATED = """
+  evaluate:
+    models: {one: mixtral, two: dear}
+    adherence: dear
+    adherence_limit: 8
+    prompts: {all: asked}
+"""
+DEAR = """
+  dear:
+    source: "api:org/dear"
+    url: "http://127.0.0.1:9/v1"
+    limits: {concurrency: 4, prices: {prompt: 1000.0, currency: USD}}
+"""
+
+
+def test_models_of_an_evaluation_are_measured_each_by_its_prices(
+    project: Path, server: FakeServer, capsys: Any
+) -> None:
+    raw = EXPERIMENT.partition("  sample:")[0].replace("data:\n", f"{DEAR.strip(chr(10))}\ndata:\n") + EVALUATED.strip(
+        "\n"
+    )
+    (project / "experiments" / "paid.yaml").write_text(raw)
+    data = pilot(server, capsys, 5, "--format", "json", f"models.dear.url={server.url}")
+    figures = {step["model"]: step for step in data["steps"] if step["all_rows"] == 12}
+    assert figures["mixtral"]["cost"]["value"] == pytest.approx(12 * CALL)
+    assert figures["dear"]["cost"]["value"] == pytest.approx(12 * 7 * 1000 / 1e6)
+    (judged,) = [step for step in data["steps"] if step["all_rows"] == 8]
+    assert (judged["model"], judged["rows"]) == ("dear", 5)
+    assert judged["cost"]["value"] == pytest.approx(8 / 5 * judged["calls"] * 7 * 1000 / 1e6)
+    assert set(data["totals"]) == {"EUR", "USD"}
+
+
+def test_a_labelled_set_is_extrapolated_by_its_own_size(project: Path, server: FakeServer, capsys: Any) -> None:
+    lines = ({"prompt": f"pair {i}", "chosen": "a kind word", "rejected": "a rude word"} for i in range(20))
+    (project / "people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    raw = EXPERIMENT.replace("data:\n", "data:\n  people: {path: people.jsonl, makes: comparisons}\n")
+    raw = raw.replace("candidates: sample,", "candidates: sample, labelled: people, labelled_limit: 10,")
+    (project / "experiments" / "paid.yaml").write_text(raw)
+    judge = pilot(server, capsys, 5, "--format", "json")["steps"][1]
+    assert (judge["rows"], judge["all_rows"]) == (5 + 5, 12 + 10)
+    own, people = judge["calls"] - 5 * 2, 5 * 2
+    assert judge["cost"]["value"] == pytest.approx((12 / 5 * own + 10 / 5 * people) * CALL)
+
+
+def test_a_pilot_keeps_to_the_budget_and_ends_as_a_run_does(project: Path, server: FakeServer, capsys: Any) -> None:
+    budget = ["models.mixtral.limits.budget=10 calls", f"models.mixtral.url={server.url}"]
+    assert main(["plan", "experiment=paid", "--pilot", "5", *budget]) == 3
+    assert "the budget of 10 calls is used up" in capsys.readouterr().err
+    assert len(server.asked) == 10
+    assert main(["experiment=paid", *budget]) == 3
+    assert len(server.asked) == 10, "what the pilot asked counts"
+
+
+def test_a_pilot_that_fails_names_no_folder_that_is_gone(project: Path, server: FakeServer, capsys: Any) -> None:
+    server.answer = lambda path, body: Reply({"error": "broken"}, 400)
+    assert main(["plan", "experiment=paid", "--pilot", "5", f"models.mixtral.url={server.url}"]) == 1
+    told = capsys.readouterr().err
+    assert "what was answered is kept, and the same command goes on from there" in told
+    assert "cai-pilot-" not in told
+
+
+def test_what_is_in_the_store_is_neither_asked_nor_paid(project: Path, server: FakeServer, capsys: Any) -> None:
+    assert main(["experiment=paid", f"models.mixtral.url={server.url}"]) == 0
+    before = len(server.asked)
+    capsys.readouterr()
+    data = pilot(server, capsys, 5, "--format", "json", "stages.judge.margin=0.1", "stages.judge.principles=one")
+    (judge,) = data["steps"]
+    assert (judge["step"], judge["rows"], judge["all_rows"]) == ("judge", 5, 12)
+    assert len(server.asked) == before + judge["calls"]
+    server.asked.clear()
+    assert pilot(server, capsys, 5, "--format", "json") == {"format": 1, "steps": [], "unmeasured": {}, "totals": {}}
+    assert "nothing was asked" in pilot(server, capsys, 5)
+    assert server.asked == []
+
+
 def test_a_key_that_is_not_there_is_told_before_anything_is_asked(
     project: Path, server: FakeServer, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
