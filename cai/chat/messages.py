@@ -35,6 +35,12 @@ class Message:
     tool_call_id: str = ""
     name: str = ""
 
+    def __repr__(self) -> str:
+        # Without what is not there: checkpoints know their data by it, those of before there was more included.
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        kept = [f"{name}={value!r}" for name, value in shown.items() if value or name in ("role", "content")]
+        return f"Message({', '.join(kept)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

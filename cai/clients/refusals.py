@@ -93,7 +93,7 @@ def _said(error: CaiError, how_often: str) -> CaiError:
 
 
 def roomiest(endpoints: Sequence[Endpoint], refusals: Refusals, part: CallPart, now: float) -> Endpoint | None:
-    """The server with the largest part of its places free; not the one where a call failed last, if there is another."""
+    """The server with the largest part of its places free; not that where a call failed last, if there is another."""
     best, most = None, (False, False, 0.0)
     for endpoint in endpoints:
         free = 0 if refusals.closed(endpoint) else endpoint.free(now)

@@ -34,8 +34,7 @@ LONGEST_REST = 4.0
 """Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
-"""Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
-may all be rows that no server can answer."""
+"""Calls that may fail at once before servers are thought dead: the last rows may be those that none can answer."""
 
 GRACE = 1.0
 """Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
@@ -43,8 +42,7 @@ GRACE = 1.0
 _log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
-"""Seconds that a call waits at most after its first refusal, or its first failure beside answers, so that it does not
-knock at once again."""
+"""Seconds that a call waits at most after its first refusal, or its first failure beside answers."""
 
 
 class Traffic:
