@@ -1,9 +1,8 @@
 """Calls on their way over HTTP: kept as many as the servers can use, tried again elsewhere, and none of them lost.
 
-One event loop in a daemon thread serves all pools of a client. In it each call goes to the server with the largest part
-of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
-cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
-is not a run.
+One event loop in a daemon thread serves all pools of a client. In it each call goes to the server with the least to do;
+what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what cannot ends the
+pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row is not a run.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from cai.clients.event_loop import LoopThread
 from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, ClientFault, HttpPool
 from cai.clients.pool_notes import TAKEN_OVER, PoolNote
-from cai.clients.refusals import HeldCall, Refusals, roomiest
+from cai.clients.refusals import HeldCall, Refusals, least_busy
 from cai.clients.served_limits import ServedLimits
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
@@ -30,7 +30,7 @@ from cai.clients.takeover import Flight, takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
 
-LONGEST_REST = 4.0
+LONGEST_REST = 2.0
 """Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
@@ -53,6 +53,8 @@ class Traffic:
         self.limits = limits
         self._served = ServedLimits(speaker, urls, limits, model)
         self.endpoints = self._served.endpoints
+        # Steps that run side by side open their pools from threads of their own.
+        self._opening = threading.Lock()
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
         self._http = HttpExchange(speaker, urls, limits.connect)
@@ -74,13 +76,14 @@ class Traffic:
 
     def open(self, account: Account | None = None) -> HttpPool:
         """A pool of its own, whose calls are paid from an account."""
-        if self._closed:
-            raise StepFailed(f"{self.speaker.name}: the client is closed")
-        if self._thread is None:
-            self._thread = LoopThread("http_pool")
-        pool = HttpPool(self, Spending(self.limits, account))
-        self._served.open(pool)
-        self.pools.append(pool)
+        with self._opening:
+            if self._closed:
+                raise StepFailed(f"{self.speaker.name}: the client is closed")
+            if self._thread is None:
+                self._thread = LoopThread("http_pool")
+            pool = HttpPool(self, Spending(self.limits, account))
+            self._served.open(pool)
+            self.pools.append(pool)
         return pool
 
     def target_calls(self) -> int:
@@ -200,7 +203,7 @@ class Traffic:
                     self._give_up(part)
                     continue
                 endpoint = (
-                    roomiest(self.endpoints, self._refusals, part, now)
+                    least_busy(self.endpoints, self._refusals, part, now)
                     if self._in_flight < self.limits.concurrency
                     else None
                 )
