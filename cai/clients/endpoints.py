@@ -107,6 +107,12 @@ class Endpoint:
         if self.rests:
             self._probe = now
 
+    def queue_ends(self) -> float | None:
+        """When the queue that the first calls made here will be over, once, as soon as that is known."""
+        until = self.limit.drained_at
+        self.limit.drained_at = 0.0
+        return until or None
+
     def ended(self, sent_at: float) -> None:
         """A call is over, however it went."""
         self.in_flight -= 1

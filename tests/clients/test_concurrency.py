@@ -296,3 +296,33 @@ def test_the_limit_costs_little_against_a_client_that_knows_everything(places: i
     assert best / simulated_seconds(calls, places, draws, stated, waits=False) >= 0.97
     for waits in (True, False):
         assert best / simulated_seconds(calls, places, draws, Limit(256), waits=waits) >= 0.9
+
+
+@pytest.mark.parametrize("places", [1, 4, 16])
+def test_a_queue_that_the_first_calls_made_is_seen_and_waited_for(places: int) -> None:
+    made = Simulation(places, fixed(1.0))
+    drained: list[tuple[float, float]] = []
+    answered = made.limit.answered
+
+    def noted(now: float, sent_at: float, in_flight: int) -> None:
+        answered(now, sent_at, in_flight)
+        if made.limit.drained_at:
+            drained.append((now, made.limit.drained_at))
+            made.limit.drained_at = 0.0
+
+    made.limit.answered = noted  # type: ignore[method-assign]
+    made.run(START / places + 60)
+    assert drained[0][0] <= 3.0, "soon enough for the first time limit"
+    assert all(until >= START / places for _, until in drained), "their queue has its time"
+    assert made.limit.value <= 4 * places + 4, "no such queue is made again"
+    assert made.throughput(10, 50) >= 0.95 * places
+
+
+@pytest.mark.parametrize("latency", [fixed, noisy, exponential])
+def test_a_server_that_works_on_all_first_calls_is_not_taken_for_one_with_a_queue(
+    latency: Callable[[float], Latency],
+) -> None:
+    for seed in range(8):
+        made = Simulation(256, latency(1.0), seed=seed).run(20.0)
+        assert made.highest >= 250
+        assert made.throughput(6, 20) >= 0.9 * 256
