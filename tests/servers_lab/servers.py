@@ -19,6 +19,8 @@ from pathlib import Path
 
 from cai.files.home import cai_home
 
+CHOSEN = "CAI_SERVERS_LAB"
+"""The variable with the name of the server that is asked; the lab's own run sets it, once for each."""
 GIB = 1 << 30
 LONGEST_START = 420.0
 """Seconds that a server may take until it answers: vLLM on two busy cores takes three minutes."""
