@@ -269,7 +269,6 @@ class Limit:
         self._base = self._first_latency
         self.drained_at = now + 1.5 * in_flight / rate
         self._stay(round(rate * self._first_latency * MARGIN) + 1, LimitReason.KNEE)
-        self.phase = LimitPhase.RISING
         self._begin_window(now)
         return True
 

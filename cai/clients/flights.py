@@ -15,6 +15,8 @@ from cai.clients.http_pool import CallPart
 from cai.clients.settings import ApiLimits
 from cai.clients.spending import Spent
 
+NOTHING = Spent()
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
@@ -24,7 +26,7 @@ class Flight:
     part: CallPart
     endpoint: Endpoint
     sent_at: float
-    reserved: Spent = Spent()
+    reserved: Spent = NOTHING
     first_try: bool = True
     seconds: float = 0.0
     expired: bool = False
@@ -66,13 +68,13 @@ class Flights:
         self._flights[task] = flight
         flight.part.job.pool.tasks.add(task)
         task.add_done_callback(self._landed)
-        flight.expires_at(min(flight.sent_at + self._limits.timeout, self._last_moment(flight)), task)
+        flight.expires_at(self._time_up(flight), task)
 
-    def put_off(self, endpoint: Endpoint, until: float) -> None:
+    def put_off(self, endpoint: Endpoint) -> None:
         """Wait for what a server has in its queue: its calls have their time from when the queue is over."""
         for task, flight in self._flights.items():
             if flight.endpoint is endpoint:
-                flight.expires_at(min(until + self._limits.timeout, self._last_moment(flight)), task)
+                flight.expires_at(self._time_up(flight), task)
 
     def twins(self, part: CallPart) -> list[asyncio.Task[None]]:
         """The other attempts of a call that are on their way: none, but where it has been taken over."""
@@ -80,9 +82,10 @@ class Flights:
             return []
         return [t for t, f in self._flights.items() if f.part is part and t is not asyncio.current_task()]
 
-    def _last_moment(self, flight: Flight) -> float:
+    def _time_up(self, flight: Flight) -> float:
         began = flight.part.began if flight.part.began is not None else flight.sent_at
-        return max(began + self._limits.deadline, flight.sent_at + 0.001)
+        last = max(began + self._limits.deadline, flight.sent_at + 0.001)
+        return min(max(flight.sent_at, flight.endpoint.queue_until) + self._limits.timeout, last)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         flight = self._flights.pop(task, None)

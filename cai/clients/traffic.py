@@ -321,8 +321,8 @@ class Traffic:
             self._fail(part.job.pool, outcome)
         elif isinstance(outcome, Answered):
             endpoint.answered(now, sent_at)
-            if (until := endpoint.queue_ends()) is not None:
-                self._flights.put_off(endpoint, until)
+            if endpoint.queue_moved():
+                self._flights.put_off(endpoint)
             self._answered = now
             self._waiting.answered(now)
             self._failing.clear()
