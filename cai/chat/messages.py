@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cai.identity import canonical
@@ -34,6 +34,12 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
+
+    def __repr__(self) -> str:
+        # Without what is not there: checkpoints know their data by it, those of before there was more included.
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        kept = [f"{name}={value!r}" for name, value in shown.items() if value or name in ("role", "content")]
+        return f"Message({', '.join(kept)})"
 
 
 @dataclass(frozen=True, slots=True)

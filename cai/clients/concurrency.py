@@ -45,6 +45,14 @@ CHANCES = 3
 LONGEST_HOLD = 32
 """Windows between two tries for more, at most."""
 
+LOOK_AT = (3, 8, 16, 32)
+"""Answers after which it is estimated how long the queue is that the first calls made in the server."""
+
+PART, LONGER = 0.375, 2.2
+"""A server that has answered this part of the first calls, and goes on for so many times the time that it took without
+an answer to one that was sent later, answers them in their turn: they wait in a queue. One that works on all of them at
+once has answered some of the later ones by then, however its latencies scatter."""
+
 BASE = 16
 """Answers of which the mean latency is what later ones are held against."""
 
@@ -141,6 +149,18 @@ class Limit:
         self._rises_back = False
         # The latencies that the first answers had, to see by later ones whether calls queue up in the server.
         self._base = 0.0
+        # Of the first calls: how many, when they went out, and when the first answer came, after which latency.
+        self._first_calls = self.value
+        self._opened_at: float | None = None
+        self._first_answer_at: float | None = None
+        self._first_latency = 0.0
+        self._part_took = 0.0
+        self._in_turn = origin is LimitReason.START
+        """Whether all answers so far are to first calls."""
+        self._draining = False
+        """Whether a queue that the first calls made is still to be over."""
+        self.drained_at = 0.0
+        """When that will be, as soon as it can be told; whoever reads it sets it back to 0."""
         # Whether growing has ever paid: if not, the knee may be below where it began.
         self._paid_once = origin is not LimitReason.START
         # Windows between two tries, windows left until the next, and by how much it tries (0: by the default).
@@ -180,6 +200,7 @@ class Limit:
 
     def started(self, now: float, in_flight: int) -> None:
         """A call is sent while ``in_flight`` others are on their way."""
+        self._opened_at = now if self._opened_at is None else self._opened_at
         if in_flight == 0 and now - self._last_answer > 0.1 * self.round_trip:
             self._begin_window(now)  # There was nothing to ask: what has been counted so far says nothing.
 
@@ -191,7 +212,8 @@ class Limit:
         if not self._marks or now >= self._marks[-1][0] + 1.0:
             self._marks.append((now, self._total))
         self.round_trip += (latency - self.round_trip) * (0.1 if self.round_trip else 1.0)
-        if self.phase is LimitPhase.FALLING and in_flight > self.value:
+        self._draining = self._draining and in_flight > self.value
+        if self._draining or (self.phase is LimitPhase.FALLING and in_flight > self.value):
             self._begin_window(now)  # What was sent before the fall is still with the server, and keeps it as busy.
             return
         self._answers += 1
@@ -201,6 +223,8 @@ class Limit:
         self.was_full = self.was_full or full
         rising = self.phase is LimitPhase.RISING
         self._base += latency / BASE if self._total <= BASE else 0.0
+        if self._opening_queues(now, sent_at, in_flight):
+            return
         queues = self._total > BASE and latency > QUEUED * self._base
         if rising and full and not queues and self._chances == CHANCES and self.value < self._rise_to:
             self._move(self.value + 1, LimitReason.RISE)
@@ -223,6 +247,30 @@ class Limit:
             case LimitPhase.TRYING:
                 self._judge_try(window.rate)
         self._window_limit = self.value
+
+    def _opening_queues(self, now: float, sent_at: float, in_flight: int) -> bool:
+        """Go down at once where the first calls are more than a server works on at a time, and wait in a queue."""
+        if self._first_answer_at is None:
+            self._first_answer_at = now
+            self._first_latency = now - sent_at
+        self._in_turn = self._in_turn and sent_at < self._first_answer_at
+        elapsed = now - (sent_at if self._opened_at is None else self._opened_at)
+        if not self._in_turn or elapsed <= 0:
+            return False
+        rate = self._total / elapsed
+        if self._total in LOOK_AT:
+            self.drained_at = now + 1.5 * in_flight / rate
+        if self._total >= PART * self._first_calls and not self._part_took:
+            self._part_took = elapsed
+        if not self._part_took or elapsed < LONGER * self._part_took:
+            return False
+        self._in_turn = False
+        self._draining = True
+        self._base = self._first_latency
+        self.drained_at = now + 1.5 * in_flight / rate
+        self._stay(round(rate * self._first_latency * MARGIN) + 1, LimitReason.KNEE)
+        self._begin_window(now)
+        return True
 
     def refused(self, now: float, sent_at: float, in_flight: int = 1) -> None:
         """The server says that a call is too much, while ``in_flight`` others are on their way."""

@@ -67,6 +67,8 @@ class Endpoint:
         self.url = url
         self.limit = limit
         self.in_flight = 0
+        self.queue_until = float("-inf")
+        """When the queue that the first calls made in the server is over."""
         self.last_trouble = ""
         """What went wrong last."""
         self.answered_at = float("-inf")
@@ -106,6 +108,13 @@ class Endpoint:
         self.in_flight += 1
         if self.rests:
             self._probe = now
+
+    def queue_moved(self) -> bool:
+        """Whether it has come to be known when the queue that the first calls made here will be over."""
+        known = self.limit.drained_at
+        self.limit.drained_at = 0.0
+        self.queue_until = max(self.queue_until, known) if known else self.queue_until
+        return bool(known)
 
     def ended(self, sent_at: float) -> None:
         """A call is over, however it went."""

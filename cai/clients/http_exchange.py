@@ -6,7 +6,6 @@ connections), aiohttp 0.5 ms.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -32,15 +31,15 @@ class HttpExchange:
         self._session: aiohttp.ClientSession | None = None
         self._to: dict[tuple[str, str], tuple[URL, str | None]] = {}
 
-    async def ask(self, call: Call, server: str, seconds: float) -> tuple[Answered | Refused | Trouble, int]:
-        """What a server says to a call within so many seconds, its whole answer included; and how many requests it
-        took, where it wanted another form of it.
+    async def ask(self, call: Call, server: str) -> tuple[Answered | Refused | Trouble, int]:
+        """What a server says to a call, and how many requests it took, where it wanted another form of it. Whoever asks
+        bounds the time by cancelling.
 
         Raises:
             CaiError: what cannot pass.
         """
         attempts = 0
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=self._connect)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect)
         try:
             while True:
                 attempts += 1
@@ -49,8 +48,6 @@ class HttpExchange:
                     return meaning, attempts
         except aiohttp.ConnectionTimeoutError:
             trouble = Trouble(TroubleKind.UNREACHABLE, "the connection failed", "the connection failed (timed out)")
-        except asyncio.TimeoutError:  # the built-in one since Python 3.11
-            trouble = Trouble(TroubleKind.TIMEOUT, "timed out", f"timed out (no whole answer in {seconds:g} seconds)")
         except (aiohttp.ClientError, OSError) as error:
             kind = TroubleKind.UNREACHABLE if isinstance(error, aiohttp.ClientConnectorError) else TroubleKind.FAULT
             error_text = self._speaker.hide(str(error)) or type(error).__name__

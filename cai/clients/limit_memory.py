@@ -17,6 +17,8 @@ from pathlib import Path
 
 from yarl import URL
 
+from cai.clients.concurrency import Limit, LimitReason
+from cai.clients.settings import ApiLimits
 from cai.errors import CaiError
 from cai.files.durable import write_durably
 from cai.files.home import cai_home
@@ -67,6 +69,14 @@ def remember_limit(url: str, model: str, limit: int) -> None:
     with suppress(OSError, CaiError), _writing:
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(_file(folder, url, model), json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def opening_limit(url: str, model: str, limits: ApiLimits) -> Limit:
+    """The limit that a server begins with: what the user states, what is remembered of it, or a guess."""
+    if limits.stated:
+        return Limit(limits.concurrency, limits.concurrency, LimitReason.STATED)
+    known = remembered_limit(url, model)
+    return Limit(limits.concurrency) if known is None else Limit(limits.concurrency, known, LimitReason.REMEMBERED)
 
 
 def _file(folder: Path, url: str, model: str) -> Path:

@@ -92,15 +92,16 @@ def _said(error: CaiError, how_often: str) -> CaiError:
     return type(error)(f"{error}; so it was with {how_often}, and none was answered")
 
 
-def roomiest(endpoints: Sequence[Endpoint], refusals: Refusals, part: CallPart, now: float) -> Endpoint | None:
-    """The server with the largest part of its places free; not the one where a call failed last, if there is another."""
-    best, most = None, (False, False, 0.0)
+def least_busy(endpoints: Sequence[Endpoint], refusals: Refusals, part: CallPart, now: float) -> Endpoint | None:
+    """The server with room that has the least to do; not the one where a call failed last, if there is another."""
+    best, most = None, (False, False, float("-inf"))
+    usual = max(endpoint.latency for endpoint in endpoints) or 1.0
     for endpoint in endpoints:
-        free = 0 if refusals.closed(endpoint) else endpoint.free(now)
         # Whether a server is back is found out with a call that has not failed yet.
         probes = endpoint.rests > 0 and part.failures == 0
-        if free > 0:
-            better = (endpoint is not part.avoid, probes, free / endpoint.limit.value)
+        if endpoint.free(now) > 0 and not refusals.closed(endpoint):
+            # By the time that its calls take, and not by its limit: a server whose calls queue up has enough.
+            better = (endpoint is not part.avoid, probes, -endpoint.in_flight * (endpoint.latency or usual))
             if better > most:
                 best, most = endpoint, better
     return best

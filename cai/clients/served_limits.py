@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from cai.clients.concurrency import Limit, LimitReason
 from cai.clients.endpoints import Endpoint
 from cai.clients.http_pool import HttpPool
-from cai.clients.limit_memory import remember_limit, remembered_limit
+from cai.clients.limit_memory import opening_limit, remember_limit
 from cai.clients.pool_notes import LimitMoves
 from cai.clients.settings import ApiLimits
 from cai.clients.speaker import Speaker
@@ -18,7 +17,7 @@ class ServedLimits:
     """``endpoints`` are the servers at ``urls``, each with the limit that was stated, found before, or guessed."""
 
     def __init__(self, speaker: Speaker, urls: Sequence[str], limits: ApiLimits, model: str) -> None:
-        self.endpoints = [Endpoint(url, _limit_of(url, model, limits)) for url in urls]
+        self.endpoints = [Endpoint(url, opening_limit(url, model, limits)) for url in urls]
         self._stated = limits.stated
         self._model = model
         self._moves = [LimitMoves(endpoint, speaker.hide(endpoint.url)) for endpoint in self.endpoints]
@@ -46,11 +45,3 @@ class ServedLimits:
         for endpoint in self.endpoints:
             if endpoint.limit.was_full:
                 remember_limit(endpoint.url, self._model, endpoint.limit.lasting)
-
-
-def _limit_of(url: str, model: str, limits: ApiLimits) -> Limit:
-    """The limit that a server begins with."""
-    if limits.stated:
-        return Limit(limits.concurrency, limits.concurrency, LimitReason.STATED)
-    known = remembered_limit(url, model)
-    return Limit(limits.concurrency) if known is None else Limit(limits.concurrency, known, LimitReason.REMEMBERED)

@@ -10,19 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cai.clients.endpoints import Endpoint
-from cai.clients.http_pool import CallPart
+from cai.clients.flights import Flight
 
 SLOW = 3.0
 """How many times as long as another server usually takes a call must have waited."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Flight:
-    """One attempt on its way; ``sent_at`` in the loop's seconds."""
-
-    part: CallPart
-    endpoint: Endpoint
-    sent_at: float
 
 
 @dataclass(frozen=True, slots=True)

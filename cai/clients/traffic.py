@@ -1,9 +1,8 @@
 """Calls on their way over HTTP: kept as many as the servers can use, tried again elsewhere, and none of them lost.
 
-One event loop in a daemon thread serves all pools of a client. In it each call goes to the server with the largest part
-of its places free; what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what
-cannot ends the pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row
-is not a run.
+One event loop in a daemon thread serves all pools of a client. In it each call goes to the server with the least to do;
+what comes back is read by a ``Speaker``, who knows the protocol. What may pass is tried again, what cannot ends the
+pool with an error, and a call that fails while others are answered comes out as ``Unanswered``: one row is not a run.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,24 +18,24 @@ from cai.clients.base import Finish, Unanswered
 from cai.clients.concurrency import LimitPhase
 from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, dead_error, pause
 from cai.clients.event_loop import LoopThread
+from cai.clients.flights import Flight, Flights
 from cai.clients.http_exchange import HttpExchange
 from cai.clients.http_pool import CallPart, ClientFault, HttpPool
 from cai.clients.pool_notes import TAKEN_OVER, PoolNote
-from cai.clients.refusals import HeldCall, Refusals, roomiest
+from cai.clients.refusals import HeldCall, Refusals, least_busy
 from cai.clients.served_limits import ServedLimits
 from cai.clients.settings import ApiLimits, GaveUp
 from cai.clients.speaker import Answered, Refused, Speaker
 from cai.clients.spending import Account, Spending, Spent, account_for
-from cai.clients.takeover import Flight, takeovers
+from cai.clients.takeover import takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
 
-LONGEST_REST = 4.0
+LONGEST_REST = 2.0
 """Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
-"""Calls that may fail at once without an answer in between before the servers are thought dead: the last rows of a run
-may all be rows that no server can answer."""
+"""Calls that may fail at once before servers are thought dead: the last rows may be those that none can answer."""
 
 GRACE = 1.0
 """Seconds that a pool which has failed waits for the answers on their way: they are paid for."""
@@ -43,8 +43,7 @@ GRACE = 1.0
 _log = logging.getLogger(__name__)
 
 REFUSED_PAUSE = 0.05
-"""Seconds that a call waits at most after its first refusal, or its first failure beside answers, so that it does not
-knock at once again."""
+"""Seconds that a call waits at most after its first refusal, or its first failure beside answers."""
 
 
 class Traffic:
@@ -55,13 +54,15 @@ class Traffic:
         self.limits = limits
         self._served = ServedLimits(speaker, urls, limits, model)
         self.endpoints = self._served.endpoints
+        # Steps that run side by side open their pools from threads of their own.
+        self._opening = threading.Lock()
         self.pools: list[HttpPool] = []
         self._thread: LoopThread | None = None
         self._http = HttpExchange(speaker, urls, limits.connect)
         self._fresh = deque[CallPart]()
         self._again = deque[CallPart]()
         self._in_flight = 0
-        self._flights: dict[asyncio.Task[None], Flight] = {}
+        self._flights = Flights(limits)
         self._timer: asyncio.TimerHandle | None = None
         self._takeover_timer: asyncio.TimerHandle | None = None
         self._answered = float("-inf")
@@ -76,13 +77,14 @@ class Traffic:
 
     def open(self, account: Account | None = None) -> HttpPool:
         """A pool of its own, whose calls are paid from an account."""
-        if self._closed:
-            raise StepFailed(f"{self.speaker.name}: the client is closed")
-        if self._thread is None:
-            self._thread = LoopThread("http_pool")
-        pool = HttpPool(self, Spending(self.limits, account))
-        self._served.open(pool)
-        self.pools.append(pool)
+        with self._opening:
+            if self._closed:
+                raise StepFailed(f"{self.speaker.name}: the client is closed")
+            if self._thread is None:
+                self._thread = LoopThread("http_pool")
+            pool = HttpPool(self, Spending(self.limits, account))
+            self._served.open(pool)
+            self.pools.append(pool)
         return pool
 
     def target_calls(self) -> int:
@@ -202,7 +204,7 @@ class Traffic:
                     self._give_up(part)
                     continue
                 endpoint = (
-                    roomiest(self.endpoints, self._refusals, part, now)
+                    least_busy(self.endpoints, self._refusals, part, now)
                     if self._in_flight < self.limits.concurrency
                     else None
                 )
@@ -222,12 +224,12 @@ class Traffic:
                 self._look_again(now)
             if full:
                 return
-        if self._flights and not self._again:
+        if len(self._flights) and not self._again:
             self._take_over(now)
 
     def _take_over(self, now: float) -> None:
         """Nothing is left to send: let others do what waits in a slow server's queue."""
-        found = takeovers(self._flights.values(), self.endpoints, now)
+        found = takeovers(self._flights, self.endpoints, now)
         for flight, endpoint in found.now:
             if (reserved := flight.part.job.pool.spending.reserve(flight.part.call)) is None:
                 break  # nobody pays for it twice
@@ -276,8 +278,8 @@ class Traffic:
         pool = part.job.pool
         if part.began is None:
             part.began = now
-        first_try = part.refusals == 0
-        self._first_tries += first_try
+        flight = Flight(part, endpoint, now, reserved, first_try=part.refusals == 0)
+        self._first_tries += flight.first_try
         self._waiting.sent(now)
         endpoint.started(now)
         self._in_flight += 1
@@ -285,44 +287,33 @@ class Traffic:
         pool.attempts += 1
         pool.peak = max(pool.peak, pool.in_flight)
         assert self._thread is not None, "the loop is what calls this"
-        task = self._thread.loop.create_task(self._attempt(part, endpoint, now, first_try=first_try, reserved=reserved))
-        self._flights[task] = Flight(part, endpoint, now)
-        pool.tasks.add(task)
-        task.add_done_callback(self._landed)
+        self._flights.start(self._thread.loop, flight, self._attempt(flight))
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        flight = self._flights.pop(task, None)
-        if flight is not None:
-            flight.part.job.pool.tasks.discard(task)
-
-    def _twins(self, part: CallPart) -> list[asyncio.Task[None]]:
-        """The other attempts of a call that are on their way: none, but where it has been taken over."""
-        if not part.taken_over:
-            return []
-        return [t for t, f in self._flights.items() if f.part is part and t is not asyncio.current_task()]
-
-    async def _attempt(
-        self, part: CallPart, endpoint: Endpoint, sent_at: float, *, first_try: bool, reserved: Spent
-    ) -> None:
+    async def _attempt(self, flight: Flight) -> None:
         """One attempt, from the first byte to what becomes of it."""
+        part, endpoint, sent_at = flight.part, flight.endpoint, flight.sent_at
         outcome: Answered | Refused | Trouble | Exception | None = None
         try:
-            outcome = await self._exchange(part, endpoint, sent_at)
+            outcome, requests = await self._http.ask(part.call, endpoint.url)
+            part.job.pool.attempts += requests - 1
         except CaiError as error:
             where = f" ({endpoint.url})" if len(self.endpoints) > 1 else ""
             outcome = type(error)(f"{error}{where}") if isinstance(error, PrerequisiteError | StepFailed) else error
         except asyncio.CancelledError:
-            asyncio.get_running_loop().call_soon(self._pump)  # Its place is free for the calls of others.
-            raise
+            if not flight.expired:
+                asyncio.get_running_loop().call_soon(self._pump)  # Its place is free for the calls of others.
+                raise
+            words = f"timed out (no whole answer in {flight.seconds:.3g} seconds)"
+            outcome = Trouble(TroubleKind.TIMEOUT, "timed out", words)
         except Exception as error:  # Whoever waits for this call must hear of it, whatever it is.
             error_text = self.speaker.hide(str(error))
             # A fault of ours: it comes out as it is, so that its traceback is kept, but without secrets.
             outcome = ClientFault(f"{self.speaker.name}: a call failed with {type(error).__name__} ({error_text})")
             outcome = outcome.with_traceback(error.__traceback__)
         finally:
-            account_for(part.job.pool.spending, reserved, outcome)
+            account_for(part.job.pool.spending, flight.reserved, outcome)
             endpoint.ended(sent_at)
-            self._first_tries -= first_try
+            self._first_tries -= flight.first_try
             self._in_flight -= 1
             part.job.pool.in_flight -= 1
         now = self._now()
@@ -330,10 +321,12 @@ class Traffic:
             self._fail(part.job.pool, outcome)
         elif isinstance(outcome, Answered):
             endpoint.answered(now, sent_at)
+            if endpoint.queue_moved():
+                self._flights.put_off(endpoint)
             self._answered = now
             self._waiting.answered(now)
             self._failing.clear()
-            for twin in self._twins(part):
+            for twin in self._flights.twins(part):
                 twin.cancel()
             self._finish(part, outcome)
             self._release(self._refusals.answered(endpoint, sent_at))
@@ -355,13 +348,6 @@ class Traffic:
             self._end_of(part.job.pool)
         self._pump()
 
-    async def _exchange(self, part: CallPart, endpoint: Endpoint, sent_at: float) -> Answered | Refused | Trouble:
-        seconds_left = self.limits.deadline - (sent_at - (part.began or sent_at))
-        seconds = max(min(self.limits.timeout, seconds_left), 0.001)
-        meaning, attempts = await self._http.ask(part.call, endpoint.url, seconds)
-        part.job.pool.attempts += attempts - 1
-        return meaning
-
     def _finish(self, part: CallPart, answer: Answered) -> None:
         job = part.job
         if part.over:
@@ -382,7 +368,7 @@ class Traffic:
 
     def _refused(self, part: CallPart, endpoint: Endpoint, refused: Refused, now: float) -> None:
         """Ask a call elsewhere that a server refuses; where all do, hold it back until others tell."""
-        if part.over or self._twins(part):
+        if part.over or self._flights.twins(part):
             return
         if part.job.over or part.job.pool.ending is not None:
             part.over = True
@@ -435,7 +421,7 @@ class Traffic:
         """Try again, where and when it may go better; or give up."""
         part.job.pool.faults[trouble.why] += 1
         self._waiting.went_wrong(now, trouble.detail, trouble.kind is TroubleKind.LIMIT)
-        if part.over or self._twins(part):
+        if part.over or self._flights.twins(part):
             return
         part.avoid = endpoint
         part.last = trouble

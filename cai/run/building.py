@@ -23,7 +23,7 @@ from cai.run.engines import Engines, LazySession
 from cai.run.faults import keep_traceback
 from cai.run.results import StepResult
 from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shards_of, with_spent, with_usage
-from cai.run.stopping import stopped_error
+from cai.run.stopping import StopSign, stopped_error
 from cai.run.watch import Recorded, Silent, Watcher
 from cai.stages.base import Artifact, Context, Outcome, Shard, StageSpec
 from cai.stages.flow.served import SERVED_FILE
@@ -62,6 +62,8 @@ class Site:
     watch: Watcher
     engines: Engines
     log: EventLog
+    stop: StopSign | None = None
+    """For a step that is to stop when another, beside it, has failed."""
     books: Books | None = None
 
     @property
@@ -181,7 +183,7 @@ def _build(site: Site, step: Step, artifacts: Artifacts, spread: bool) -> tuple[
         if build.aside is not None:
             site.log.write("artifact.damaged", step.name, moved_to=str(build.aside))
         site.log.write("step.started", step.name, resumed=build.resumed, shards=shards)
-        progress: Progress = Recorded(step, site.watch.step_started(step, build.resumed), site.log)
+        progress: Progress = Recorded(step, site.watch.step_started(step, build.resumed), site.log, site.stop)
         if shards == 1:
             return _make(StepBuild(site, step, artifacts, build), progress, began=began), False
     # A model that this process holds would only take memory from the shards.

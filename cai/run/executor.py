@@ -1,4 +1,4 @@
-"""The executor: carries a plan out, one of its steps, or a part of one, step by step, reusing what the store has.
+"""The executor: carries a plan out, one of its steps, or a part of one, reusing what the store has.
 
 A step that stops before its end (an error, Ctrl-C, SIGTERM, kill -9, a full disk) keeps its work, and the same
 command goes on from there. The engine is made when a stage first asks something of it, so that a run in which every
@@ -25,10 +25,11 @@ from cai.run.checks import StageWork, check_key_destinations, check_keys, checke
 from cai.run.engines import Engines, MakeEngine
 from cai.run.faults import keep_traceback
 from cai.run.results import RunResult, StepResult
+from cai.run.side_by_side import SideBySide
 from cai.run.status import Action, statuses_since
 from cai.run.stopping import sigterm_raises, stopped_error
 from cai.run.watch import Silent, Watcher
-from cai.stages.base import Artifact, Shard
+from cai.stages.base import Shard
 from cai.store.artifacts import Store, versions
 from cai.store.events import EventLog, point_latest
 from cai.store.takeover import take_over_former
@@ -45,7 +46,7 @@ def run(
     watch: Watcher | None = None,
     previous: Plan | None = None,
 ) -> RunResult:
-    """Make or reuse every step's artifact, in order.
+    """Make or reuse every step's artifact, each after those that it reads (cai/run/side_by_side.py).
 
     Writes ``plan.json``, ``events.jsonl`` and ``record.json`` into ``run_dir``, and points ``latest`` beside it to it.
     ``previous`` serves only to tell the watcher why a step runs.
@@ -70,14 +71,19 @@ def run(
     register_run(store, run_dir, plan.experiment, {step.key for step in plan.steps})
     log = EventLog(run_dir / "events.jsonl")
     site = Site(plan, store, run_dir, kinds, specs, watch or Silent(), Engines(make_engine, plan), log)
-    results: list[StepResult] = []
-    artifacts: dict[str, Artifact] = {}
+    steps = SideBySide(site, working)
     began, clock = datetime.now(timezone.utc), time.perf_counter()
 
     def end(status: str, error: str) -> None:
         log.write(f"run.{status}", **_error_fields(error))
         write_record(
-            run_dir, plan, status=status, error=error, began=began, seconds=time.perf_counter() - clock, steps=results
+            run_dir,
+            plan,
+            status=status,
+            error=error,
+            began=began,
+            seconds=time.perf_counter() - clock,
+            steps=steps.results,
         )
 
     log.write("run.started", experiment=plan.experiment, steps=len(plan.steps), versions=versions())
@@ -85,10 +91,8 @@ def run(
         log.write("step.taken_over", name, former=plan.step(name).former)
     with _ending(site, "the run", end):
         site.watch.run_started(plan, planned)
-        for step in plan.steps:
-            results.append(build_step(site, step, artifacts, spread=True))
-            artifacts[step.name] = results[-1].artifact
-    result = RunResult(plan, run_dir, tuple(results), time.perf_counter() - clock)
+        steps.run()
+    result = RunResult(plan, run_dir, tuple(steps.results), time.perf_counter() - clock)
     site.watch.run_done(result)
     return result
 

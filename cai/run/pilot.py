@@ -101,7 +101,7 @@ def _site(plan: Plan, folder: Path, *, make_engine: MakeEngine, watch: Watcher, 
     run_dir = folder / "run"
     run_dir.mkdir()
     log = EventLog(run_dir / "events.jsonl")
-    return Site(plan, store, run_dir, KINDS, specs, watch, Engines(make_engine, plan), log, books)
+    return Site(plan, store, run_dir, KINDS, specs, watch, Engines(make_engine, plan), log, books=books)
 
 
 # ---- from the first rows to all -----------------------------------------------------------------------------------

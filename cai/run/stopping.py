@@ -22,6 +22,26 @@ class _Terminated(BaseException):
     """SIGTERM arrived; no ``except Exception`` of a stage may swallow it."""
 
 
+class StopSign:
+    """Asks steps that run in other threads to stop; they look at it whenever they tell of their progress."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def ask(self, reason: str) -> None:
+        """Let them stop, for the first reason that is given."""
+        self._reason = self._reason or reason
+
+    def check(self, step: str) -> None:
+        """Stop here if that is asked.
+
+        Raises:
+            Incomplete: with the reason; what the step has is kept.
+        """
+        if self._reason:
+            raise Incomplete(f"{step}: {self._reason}; run the same command again to go on")
+
+
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
     """Inside the block SIGTERM unwinds the stack as Ctrl-C does. Only the main thread can arrange this."""

@@ -9,6 +9,7 @@ from cai.engines.base import Progress
 from cai.plan import Plan, Step
 from cai.run.results import RunResult
 from cai.run.status import StepStatus
+from cai.run.stopping import StopSign
 from cai.store.events import EventLog
 
 
@@ -75,22 +76,29 @@ class _Quiet:
 
 
 class Recorded:
-    """A step's progress: passes everything on to the watcher's, and writes notes to the event log too."""
+    """A step's progress: passes everything on to the watcher's, and writes notes to the event log too.
 
-    def __init__(self, step: Step, inner: Progress, log: EventLog) -> None:
+    Each method raises ``Incomplete`` when the step is to stop.
+    """
+
+    def __init__(self, step: Step, inner: Progress, log: EventLog, stop: StopSign | None = None) -> None:
         self._step = step
         self._inner = inner
         self._log = log
+        self._stop = stop or StopSign()
 
     def expect(self, rows: int | None = None, tokens: int | None = None) -> None:
         """How much there is to do in this step."""
+        self._stop.check(self._step.name)
         self._inner.expect(rows, tokens)
 
     def advance(self, rows: int = 0, tokens: int = 0) -> None:
         """How much more is done."""
+        self._stop.check(self._step.name)
         self._inner.advance(rows, tokens)
 
     def note(self, event: str, **fields: Any) -> None:
         """Write an event to the log and tell the watcher."""
+        self._stop.check(self._step.name)
         self._log.write(event, self._step.name, data=fields)
         self._inner.note(event, **fields)

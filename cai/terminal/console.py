@@ -45,6 +45,9 @@ WINDOW = 60.0  # Seconds over which a rate is taken.
 def event_line(event: str, fields: Mapping[str, Any], limit: int = 100) -> str:
     """An event of the work in a few words: ``iteration 3: reward 0.42, KL 1.3``."""
     rest = dict(fields)
+    if event == "limit.moved":
+        before = "" if rest.get("from") is None else f"{rest['from']} -> "
+        return one_line(f"calls at once: {before}{rest.get('to')} ({rest.get('reason')})", limit)
     head = f"iteration {rest.pop('iteration')}" if "iteration" in rest else event
     first = [name for name in ("reward", "kl") if name in rest]
     readings = []

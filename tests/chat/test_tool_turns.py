@@ -362,3 +362,8 @@ def test_tool_templates_load_from_paths_of_users(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_text(TEMPLATES["qwen"], encoding="utf-8")
     assert ChatTemplate.from_file(path).render(TRIP) == template("qwen").render(TRIP)
+
+
+def test_a_plain_message_is_shown_as_before_there_were_others() -> None:
+    assert repr(Message("user", "Hi")) == "Message(role='user', content='Hi')"
+    assert repr(Message("assistant", "", thinking="Hm")) == "Message(role='assistant', content='', thinking='Hm')"

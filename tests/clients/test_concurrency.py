@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cai.clients.concurrency import START, Limit
+from benchmarks.ideal import Draws, Places, ideal_seconds
+from cai.clients.concurrency import START, Limit, LimitPhase, LimitReason
 
 Latency = Callable[[random.Random, int], float]
 
@@ -168,3 +169,160 @@ def test_pauses_with_nothing_to_ask_do_not_count_as_slowness() -> None:
             now += 0.1
         now += 60.0
     assert limit.value > START
+
+
+def test_a_stated_limit_is_where_it_starts() -> None:
+    assert Limit(64, 64, LimitReason.STATED).value == 64
+    made = Simulation(64, fixed(0.1))
+    made.limit = Limit(64, 64, LimitReason.STATED)
+    made.run(30.0)
+    assert made.limit.value == 64
+    assert made.limit.reasons == [LimitReason.STATED]
+
+
+def test_an_unknown_limit_grows_with_each_answer_and_not_with_whole_rounds() -> None:
+    limit = Limit(256)
+    for i in range(START):
+        limit.started(0.0, i)
+    for n in range(1, START // 2):
+        limit.answered(1.0 + n * 0.001, 0.0, limit.value - 1)
+        assert limit.value == START + n
+    assert limit.reasons == [LimitReason.START, LimitReason.RISE]
+
+
+def test_answers_while_there_is_nothing_more_to_send_raise_nothing() -> None:
+    limit = Limit(256)
+    for n in range(50):
+        limit.answered(1.0, 0.0, n)
+    assert limit.value == START
+    assert not limit.was_full
+
+
+def test_what_is_not_refused_at_the_beginning_is_how_many_places_there_are() -> None:
+    made = Simulation(9, fixed(0.5), waits=False).run(0.4)
+    assert made.limit.value == 9
+    assert made.refused == START - 9
+
+
+def test_a_remembered_limit_that_is_refused_is_cut_at_once() -> None:
+    made = Simulation(9, fixed(0.5), waits=False)
+    made.limit = Limit(256, 200, LimitReason.REMEMBERED)
+    made.run(0.4)
+    assert made.limit.value == 9
+
+
+def test_a_remembered_limit_that_is_too_low_is_raised() -> None:
+    made = Simulation(128, fixed(0.1), waits=False)
+    made.limit = Limit(256, 32, LimitReason.REMEMBERED)
+    assert made.run(20.0).throughput(15, 20) >= 0.9 * 1280
+
+
+def test_timeouts_leave_no_more_in_flight_than_the_server_answers_in_that_time() -> None:
+    # One place, 20 seconds a call, 300 for an answer: 15 answers, and all others wait in vain.
+    limit = Limit(256)
+    for i in range(START):
+        limit.started(0.0, i)
+    for n in range(1, 15):
+        limit.answered(20.0 * n, 0.0, START - n)
+    limit.timed_out(300.0, 0.0)
+    assert limit.value == 7
+
+
+def test_a_server_that_was_away_is_soon_full_again() -> None:
+    made = Simulation(64, fixed(0.1), waits=False).run(10.0)
+    made.limit.restart(made.now)
+    assert made.limit.value <= 33
+    made.run(11.0)
+    assert made.limit.phase is not LimitPhase.RISING
+    assert made.throughput(10.3, 11.0) >= 0.9 * 640
+
+
+def simulated_seconds(calls: int, places: int, draws: Draws, limit: Limit, *, waits: bool) -> float:
+    """What a client with this limit takes for calls with set draws; failed and refused ones are tried again soon."""
+    ready = deque((n, 1) for n in range(calls))
+    waiting = deque[tuple[int, int, float]]()
+    events: list[tuple[float, int, str, int, int, float]] = []
+    now, number, busy, in_flight, answered = 0.0, 0, 0, 0, 0
+
+    def later(delay: float, kind: str, call: int, attempt: int, sent: float) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (now + delay, number, kind, call, attempt, sent))
+
+    def serve(call: int, attempt: int, sent: float) -> None:
+        seconds, fails = draws(f"{call}", attempt)
+        later(seconds, "failed" if fails else "answered", call, attempt, sent)
+
+    while answered < calls:
+        while ready and in_flight < limit.value:
+            call, attempt = ready.popleft()
+            limit.started(now, in_flight)
+            in_flight += 1
+            if busy < places:
+                busy += 1
+                serve(call, attempt, now)
+            elif waits:
+                waiting.append((call, attempt, now))
+            else:
+                later(0.003, "refused", call, attempt, now)
+        now, _, kind, call, attempt, sent = heapq.heappop(events)
+        if kind == "ready":
+            ready.appendleft((call, attempt))
+            continue
+        in_flight -= 1
+        if kind == "refused":
+            limit.refused(now, sent, in_flight)
+            later(0.05, "ready", call, attempt, now)
+            continue
+        if waiting:
+            serve(*waiting.popleft())
+        else:
+            busy -= 1
+        if kind == "failed":
+            later(0.05, "ready", call, attempt + 1, now)
+        else:
+            limit.answered(now, sent, in_flight)
+            answered += 1
+    return now
+
+
+@pytest.mark.parametrize("places", [64, 256])
+@pytest.mark.parametrize("calls", [1000, 2000, 5000])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_limit_costs_little_against_a_client_that_knows_everything(places: int, calls: int, seed: int) -> None:
+    draws = Draws(1.0, seed=seed)
+    best = ideal_seconds([(f"{n}",) for n in range(calls)], [Places(places)], draws)
+    stated = Limit(places, places, LimitReason.STATED)
+    assert best / simulated_seconds(calls, places, draws, stated, waits=False) >= 0.97
+    for waits in (True, False):
+        assert best / simulated_seconds(calls, places, draws, Limit(256), waits=waits) >= 0.9
+
+
+@pytest.mark.parametrize("places", [1, 4, 16])
+def test_a_queue_that_the_first_calls_made_is_seen_and_waited_for(places: int) -> None:
+    made = Simulation(places, fixed(1.0))
+    drained: list[tuple[float, float]] = []
+    answered = made.limit.answered
+
+    def noted(now: float, sent_at: float, in_flight: int) -> None:
+        answered(now, sent_at, in_flight)
+        if made.limit.drained_at:
+            drained.append((now, made.limit.drained_at))
+            made.limit.drained_at = 0.0
+
+    made.limit.answered = noted  # type: ignore[method-assign]
+    made.run(START / places + 60)
+    assert drained[0][0] <= 3.0, "soon enough for the first time limit"
+    assert all(until >= START / places for _, until in drained), "their queue has its time"
+    assert made.limit.value <= 4 * places + 4, "no such queue is made again"
+    assert made.throughput(10, 50) >= 0.95 * places
+
+
+@pytest.mark.parametrize("latency", [fixed, noisy, exponential])
+def test_a_server_that_works_on_all_first_calls_is_not_taken_for_one_with_a_queue(
+    latency: Callable[[float], Latency],
+) -> None:
+    for seed in range(8):
+        made = Simulation(256, latency(1.0), seed=seed).run(20.0)
+        assert made.highest >= 250
+        assert made.throughput(6, 20) >= 0.9 * 256

@@ -336,8 +336,9 @@ def test_a_server_that_dies_is_left_alone_and_used_again_when_it_is_back(serve: 
 def test_a_server_that_only_fails_is_left_to_the_other(serve: Start) -> None:
     good, bad = serve(echo), serve(lambda path, body: Say({"error": "broken"}, 500))
     made = client(good, bad, retries=3)
-    assert whole(ask(made, 500))
-    assert len(bad.asked) < 150
+    assert whole(ask(made, 1000))
+    # Half of what is sent at the beginning, and a call now and then to see whether it is back.
+    assert len(bad.asked) < 200
 
 
 def test_a_call_that_failed_waits_for_another_server_that_is_busy(serve: Start) -> None:

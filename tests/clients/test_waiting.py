@@ -127,3 +127,23 @@ def test_an_answer_is_bounded_by_what_it_unpacks_to(serve: Any, monkeypatch: pyt
         results.update(pool.take(10.0))
     made.close()
     assert results[1].why == "the connection failed"
+
+
+def test_calls_in_a_queue_of_our_own_making_do_not_time_out(serve: Any) -> None:
+    def react(path: str, body: dict[str, Any]) -> Say:
+        said = answer(asked_for(body))
+        said.delay = 0.02
+        return said
+
+    server = ApiServer(react, 1)
+    made = OpenAiClient(server.url, "m", "", limits=ApiLimits(timeout=1.0))
+    pool = made.open_pool()
+    for i in range(150):
+        pool.submit(i, Request(f"r{i}", f"text {i}"))
+    results: dict[Any, Any] = {}
+    while len(results) < 150:
+        results.update(pool.take(10.0))
+    made.close()
+    server.close()
+    assert {result.text for result in results.values()} == {f"text {i}" for i in range(150)}
+    assert len(server.asked) == 150, "128 calls on one place take two and a half seconds, and none is asked twice"

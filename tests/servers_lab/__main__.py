@@ -14,8 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.servers_lab.conftest import CHOSEN
-from tests.servers_lab.servers import SERVERS, install, installed, unfit
+from tests.servers_lab.servers import CHOSEN, SERVERS, install, installed, unfit
 
 
 def main(words: list[str]) -> int:

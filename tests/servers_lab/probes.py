@@ -136,10 +136,13 @@ class Probe:
 
     def stops(self) -> int:
         """How many stop strings are taken, of the numbers tried; the last one is what cuts the answer."""
-        kept = 0
+        whole, kept = self.ask(OPEN), 0
+        assert whole.finish == "length", "an answer that ends by itself shows nothing"
+        word = whole.text.split()[3]
         for count in STOP_COUNTS:
-            answer = self.ask(OPEN, stop=[*(f"zz{i}" for i in range(count - 1)), "sea"])
-            if answer.status != 200 or answer.finish != "stop" or len(answer.text) > 20:
+            answer = self.ask(OPEN, stop=[*(f"zz{i}" for i in range(count - 1)), word])
+            # Some servers leave the stop string itself in the text.
+            if answer.status != 200 or answer.finish != "stop" or len(answer.text) >= len(whole.text):
                 break
             kept = count
         return kept

@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai.files.home import cai_home
+from cai.launchers import guard
 
+CHOSEN = "CAI_SERVERS_LAB"
+"""The variable with the name of the server that is asked; the lab's own run sets it, once for each."""
 GIB = 1 << 30
 LONGEST_START = 420.0
 """Seconds that a server may take until it answers: vLLM on two busy cores takes three minutes."""
@@ -160,7 +163,10 @@ def install(kind: ServerKind) -> str:
 
 
 class RunningServer:
-    """A server as a group of processes; ``url`` ends with ``/v1`` and stays the same when it is started again."""
+    """A server under a guard that ends it with this program, however this ends.
+
+    ``url`` ends with ``/v1`` and stays the same when the server is started again.
+    """
 
     def __init__(self, kind: ServerKind, model: ServedModel, log: Path) -> None:
         self.kind = kind
@@ -168,6 +174,7 @@ class RunningServer:
         self._model = model
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._alive = -1  # the end of a pipe: when it closes, the guard takes the server down
         self._port = free_port()
         self.starts: list[float] = []
         """Seconds that each start took."""
@@ -185,12 +192,21 @@ class RunningServer:
         python = environment(self.kind) / "bin" / "python"
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", **self.kind.env}
+        theirs, self._alive = os.pipe()
+        status = os.open(os.devnull, os.O_WRONLY)
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(theirs), str(status), "0"]
         with self._log.open("ab") as log:
-            argv = self.kind.argv(python, self._model, self._port)
-            # A group of its own: vLLM's workers would outlive the process that is killed.
             self._process = subprocess.Popen(
-                argv, env=env, stdout=log, stderr=log, start_new_session=True, cwd=self._log.parent
+                [*guarded, *self.kind.argv(python, self._model, self._port)],
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self._log.parent,
+                pass_fds=(theirs, status),
             )
+        os.close(theirs)
+        os.close(status)
         began = time.monotonic()
         while time.monotonic() - began < LONGEST_START:
             assert self._process.poll() is None, f"{self.kind.name} ended: {self.log_tail()}"
@@ -211,8 +227,11 @@ class RunningServer:
         """``kill -9`` of every process of it."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # vLLM's workers would outlive the process that was started.
+        for pid in guard.descendants({self._process.pid}, guard.processes()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os.close(self._alive)
         self._process.wait()
         self._process = None
 

@@ -52,11 +52,17 @@ def test_every_stage_and_every_scoring_that_the_server_can_do(project: Project, 
         assert len(rows["choice"]) >= len(QUESTIONS) - 1
     for mode in modes_of(project.server.kind.name):
         soft = [row["p_chosen"] for row in rows[f"logprob_{mode}"]]
-        assert len(soft) == len(QUESTIONS)
+        votes = _votes(plan, home, f"logprob_{mode}")
         assert all(0.5 <= p < 1 for p in soft), f"{mode}: {soft}"
+        assert votes["asked"] == 2 * len(QUESTIONS), "every pair is asked in both orders"
+        # Options scored as text always have a probability. Among the likeliest tokens this small model often lists
+        # neither, which is no vote; that it lists them now and then is what shows that they are read.
+        assert votes["readable"] >= (votes["asked"] if mode == "prompt" else 1), f"{mode}: {votes}"
     if dialect.prompt_logprobs:
         assert all(0.5 < row["p_chosen"] < 1 for row in rows["contrast"])
         assert _alike(rows["logprob_prompt"], rows["logprob_top"])
+    for mode in modes_of(project.server.kind.name):
+        print(f"\n{mode}: {_votes(plan, home, f'logprob_{mode}')}")
     told = {name: len(kept) for name, kept in rows.items()}
     print(f"\n{project.server.kind.name}: rows {told}")
 
@@ -66,6 +72,14 @@ def _rows(plan: Plan, home: Path, name: str) -> list[dict[str, Any]]:
     stored = Store(home).find(step.kind, step.key)
     assert stored is not None
     return [json.loads(line) for line in (stored.path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _votes(plan: Plan, home: Path, name: str) -> dict[str, Any]:
+    step = plan.step(name)
+    stored = Store(home).find(step.kind, step.key)
+    assert stored is not None
+    votes: dict[str, Any] = json.loads((stored.path / "judge_report.json").read_text(encoding="utf-8"))["votes"]
+    return votes
 
 
 def _alike(scored: list[dict[str, Any]], listed: list[dict[str, Any]]) -> bool:

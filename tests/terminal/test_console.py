@@ -272,3 +272,5 @@ def test_numbers_as_a_person_reads_them() -> None:
     assert one_line("a\n\n  b" * 99, 10) == "a ba ba..."
     assert record_line({"seconds": 2.0, "outcome": {"ledger": {}}}) == "2.0 s"
     assert event_line("loaded", {}) == "loaded"
+    moved = {"endpoint": "http://x/v1", "from": 64, "to": 80, "reason": "rise"}
+    assert event_line("limit.moved", moved) == "calls at once: 64 -> 80 (rise)"

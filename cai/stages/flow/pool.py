@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, cast
 
 from cai.clients.base import Completion, Flowing, Pool, Result, Unanswered
-from cai.clients.cache import BEAT, Lookup, RequestCache, Whereabouts
+from cai.clients.cache import Lookup, RequestCache, Whereabouts
 from cai.clients.calls import call_key, from_plain, to_plain
 from cai.clients.metering import use_of_result
 from cai.clients.pool_notes import Counting, Noting
@@ -30,6 +30,9 @@ _FIRST = 64
 while the next are made."""
 _POLL = 0.1
 """Seconds between two looks for an answer that another process is getting."""
+
+_LOOK = 1.0
+"""Seconds that are waited for answers at a time."""
 
 Waiting = tuple[Chain, int]
 
@@ -165,8 +168,10 @@ class _PoolRun:
         """What has been answered, by the servers or by other processes."""
         results: list[tuple[bytes, Result | Unanswered]] = []
         if self.pool is not None and (self.pending or not self.elsewhere):
-            # Not without end: others must see that we live.
-            answered = self.pool.take(_POLL if self.elsewhere else BEAT)
+            # Not without end: others must see that we live, and whoever runs us may want us to stop.
+            answered = self.pool.take(_POLL if self.elsewhere else _LOOK)
+            if not answered:
+                self.flow.ctx.progress.advance()
             results += [(cast(bytes, key), result) for key, result in answered]
         elif self.elsewhere:
             time.sleep(_POLL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from cai.clients.served_models import CHANGED, SERVED, ServedModel, add_to_work, first_served
@@ -12,6 +13,7 @@ SERVED_FILE = "served.json"
 """In a step's work: by role, which models have answered."""
 
 _log = logging.getLogger(__name__)
+_warning = threading.Lock()
 _warned = set[tuple[Path, str]]()
 """Files of models and names that this process has warned of already."""
 
@@ -25,9 +27,10 @@ def note_served(ctx: Context, role: str, label: str, served: ServedModel) -> Non
         return
     path = ctx.served / f"{ctx.model(role, label).key[:32]}.json"
     recorded = first_served(path, served)
-    if recorded.model == served.model or (path, served.model) in _warned:
-        return
-    _warned.add((path, served.model))
+    with _warning:
+        if recorded.model == served.model or (path, served.model) in _warned:
+            return
+        _warned.add((path, served.model))
     ctx.progress.note(CHANGED, role=place, recorded=recorded.model, model=served.model)
     _log.warning(
         "%s (%s): the server now says it serves '%s'; the first answers of this model came from '%s'. If it is another "
