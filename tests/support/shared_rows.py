@@ -43,7 +43,12 @@ class Project:
         (folder / "experiments").mkdir()
 
     def raw(self, shards: int, **stage: Any) -> dict[str, Any]:
-        source = {"source": "api:org/model-8b", "url": self.url, "api_key_env": "TEST_KEY", "limits": {"retries": 0}}
+        source = {
+            "source": "api:org/model-8b",
+            "url": self.url,
+            "api_key_env": "TEST_KEY",
+            "limits": {"retries": 0, "concurrency": 8},
+        }
         return {
             "name": "parts",
             "engine": {"kind": "embedded", "generator": "transformers", "device": "cpu"},
