@@ -62,7 +62,7 @@ def differences(plan: Plan, specs: Mapping[str, StageSpec]) -> Iterator[Problem]
             yield Problem(f"{where}.key", _difference(step.ingredients, ingredients), AGAIN)
             keys[step.name] = step.key  # told once, not again for every step after it
         # What an older program kept under another key is taken over, so that key is derived as well.
-        then = former_key(ingredients, step.inputs, keys=keys, former=former, model=_former_model(spec, ingredients))
+        then = former_key(ingredients, step.inputs, keys=keys, former=former, model=former_model(spec, ingredients))
         if step.former and step.former != then:
             yield Problem(f"{where}.former", "is not the key that an older program gave such a step", AGAIN)
         elif step.former:
@@ -149,7 +149,7 @@ def _model_of(spec: FetchSpec) -> ModelSpec:
         raise SpecError(Problem("spec", message)) from error
 
 
-def _former_model(spec: StageSpec, ingredients: Ingredients) -> dict[str, Any] | None:
+def former_model(spec: StageSpec, ingredients: Ingredients) -> dict[str, Any] | None:
     """What counted of a fetched model while its address did, where that is not what counts in this plan."""
     if not isinstance(spec, FetchSpec) or not spec.source.startswith(API):
         return None

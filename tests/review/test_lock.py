@@ -38,7 +38,8 @@ def test_a_lock_says_what_decides_each_step():
     ]
     steps = {step["name"]: step for step in lock["steps"]}
     assert steps["sft"]["settings"]["training"]["learning_rate"] == 2e-4  # a default, filled in
-    assert steps["sft"]["runtime"] == {"training.val_every": 0, "training.checkpoint_every": 10}
+    runtime = {"training.val_every": 0, "training.checkpoint_every": 10}
+    assert steps["sft"]["runtime"] == {**runtime, "thinking": "drop"}  # at its default it counts for no key
     assert steps["revise"]["texts"]["critique"] == {
         "file": "critique.jinja",
         "sha256": made.step("revise").ingredients.texts["critique"],

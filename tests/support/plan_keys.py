@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from cai.plan import plan_from_json
-from cai.planning.derivation import own_ingredients, planned_engine
-from cai.planning.identity import complete
+from cai.planning.derivation import former_model, own_ingredients, planned_engine
+from cai.planning.identity import complete, former_key
 from cai.stages import KINDS
 
 
@@ -17,6 +17,7 @@ def rekeyed(raw: dict[str, Any]) -> dict[str, Any]:
     plan = plan_from_json(json.dumps(raw))
     engines = {label: planned_engine(label, block) for label, block in {"": plan.engine, **plan.engines}.items()}
     keys: dict[str, str] = {}
+    former: dict[str, str] = {}
     makes: dict[str, str] = {}
     steps = []
     for step in plan.steps:
@@ -24,6 +25,10 @@ def rekeyed(raw: dict[str, Any]) -> dict[str, Any]:
         own = own_ingredients(step, spec, engine, makes)
         ingredients = complete(own, spec, step.name, step.inputs, keys=keys, engine=engine, seed=plan.seed)
         keys[step.name], makes[step.name] = ingredients.key(), step.makes
-        steps.append(replace(step, ingredients=ingredients, key=ingredients.key()))
+        then = ""
+        if step.former:  # where it had another key once, that one is derived anew as well
+            model = former_model(spec, ingredients)
+            then = former[step.name] = former_key(ingredients, step.inputs, keys=keys, former=former, model=model)
+        steps.append(replace(step, ingredients=ingredients, key=ingredients.key(), former=then))
     derived: dict[str, Any] = json.loads(replace(plan, steps=tuple(steps)).to_json())
     return derived
