@@ -378,12 +378,6 @@ def test_a_server_that_stops_in_the_middle_fails_and_keeps_what_was_answered(ser
     made.close()
 
 
-def test_a_wrong_replica_is_named(serve: Start) -> None:
-    good, bad = serve(echo), serve(lambda path, body: Say({"error": "no such model"}, 404))
-    with pytest.raises(PrerequisiteError, match=rf"no such model.*\({bad.url}\)"):
-        ask(client(good, bad), 40)
-
-
 def test_a_prompt_of_megabytes_is_sent(serve: Start) -> None:
     server = serve(lambda path, body: answer(str(len(asked_for(body)))))
     made = client(server)

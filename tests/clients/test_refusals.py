@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -221,3 +222,10 @@ def test_a_fault_of_the_program_comes_out_with_its_traceback(serve: Start, monke
         pool.take(10.0)
     made.close()
     assert "in broken" in "".join(traceback.format_exception(caught.value)), "where it came up, for traceback.txt"
+
+
+def test_a_wrong_replica_is_named(serve: Start) -> None:
+    good, bad = serve(refusing(set(), Say(""))), serve(lambda path, body: Say({"error": "no such model"}, 404))
+    _, error = ask(client(good, bad), 40)
+    assert isinstance(error, PrerequisiteError)
+    assert re.search(rf"no such model.*\({bad.url}\)", str(error))
