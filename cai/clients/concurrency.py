@@ -255,11 +255,11 @@ class Limit:
             self._first_latency = now - sent_at
         self._in_turn = self._in_turn and sent_at < self._first_answer_at
         elapsed = now - (sent_at if self._opened_at is None else self._opened_at)
-        if not self._in_turn or elapsed <= 0:
-            return False
-        rate = self._total / elapsed
+        rate = self._total / max(elapsed, 1e-9)
         if self._total in LOOK_AT:
             self.drained_at = now + 1.5 * in_flight / rate
+        if not self._in_turn:
+            return False
         if self._total >= PART * self._first_calls and not self._part_took:
             self._part_took = elapsed
         if not self._part_took or elapsed < LONGER * self._part_took:
@@ -276,7 +276,8 @@ class Limit:
         """The server says that a call is too much, while ``in_flight`` others are on their way."""
         if now >= self._cut_until and sent_at >= self._cut_at:
             # At the beginning the calls that are not refused tell how many places there are.
-            opening = self._cut_at == float("-inf") and not self.round_trip
+            first = self._first_answer_at is None or sent_at < self._first_answer_at
+            opening = self._cut_at == float("-inf") and first
             self._floor = 1 if opening else max(1, self.value // 2)
             self._begin_cut(now)
             # A try that is refused is repeated ever more seldom; a storm says nothing about the time after it.

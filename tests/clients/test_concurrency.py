@@ -326,3 +326,13 @@ def test_a_server_that_works_on_all_first_calls_is_not_taken_for_one_with_a_queu
         made = Simulation(256, latency(1.0), seed=seed).run(20.0)
         assert made.highest >= 250
         assert made.throughput(6, 20) >= 0.9 * 256
+
+
+def test_first_calls_that_are_refused_tell_the_places_whenever_the_first_answer_comes() -> None:
+    limit = Limit(256)
+    for i in range(START):
+        limit.started(0.0, i)
+    limit.answered(0.05, 0.0, START - 1)  # before the first refusal, on a busy machine
+    for n in range(2, START - 14):
+        limit.refused(0.06, 0.0, START - n)
+    assert limit.value <= 20
