@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from cai.chat import ToolCall
 from cai.clients.base import Call, OptionScores, OptionsRequest, Request, Result, Score, ScoreRequest
@@ -37,7 +37,8 @@ _TOKENS = 1024
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
     """What becomes of a call (``outcome``), its result where there is one, and the tokens it took. ``words`` are the
-    server's own where it says what went wrong, ``served`` is what it says it serves."""
+    server's own where it says what went wrong, with the ``status`` that it gives an error in its body; ``served`` is
+    what it says it serves, and ``counted`` whether the tokens are as it says."""
 
     outcome: CallOutcome
     result: Result | None = None
@@ -45,6 +46,8 @@ class ServerAnswer:
     tokens: int = 0
     words: str = ""
     served: ServedModel | None = None
+    counted: bool = False
+    status: int = 200
 
 
 def read_answer(call: Call, payload: bytes, chat: bool, hide: Callable[[str], str]) -> ServerAnswer:
@@ -68,7 +71,17 @@ def read_answer(call: Call, payload: bytes, chat: bool, hide: Callable[[str], st
         answer = _completion(call, choice, usage, chat=chat, hide=hide)
     else:
         answer = _scores(call, choice, usage)
-    return replace(answer, served=served_model(raw))
+    return replace(answer, served=served_model(raw), counted=_counts(call, usage))
+
+
+def _counts(call: Call, usage: Mapping[str, Any]) -> bool:
+    """Whether a server says what a call took, and can be believed."""
+    said = [count for name in ("prompt_tokens", "completion_tokens") if is_count(count := usage.get(name))]
+    return len(said) == 2 and sum(said) > 0 and (not isinstance(call, Request) or said[1] <= _most_tokens(call))
+
+
+def _most_tokens(call: Request) -> int:
+    return max(_TOKENS, 4 * call.sampling.max_tokens)
 
 
 def _without_choices(call: Call, raw: Mapping[str, Any], hide: Callable[[str], str]) -> ServerAnswer:
@@ -78,7 +91,7 @@ def _without_choices(call: Call, raw: Mapping[str, Any], hide: Callable[[str], s
         code = error.get("code") if isinstance(error, Mapping) else None
         words = hide(error_words(json.dumps({"error": error})))
         status = code if isinstance(code, int) and 400 <= code <= 599 else 500
-        return ServerAnswer(outcome_of(Observed(status, words)), words=words)
+        return ServerAnswer(outcome_of(Observed(status, words)), words=words, status=status)
     if raw.get("prompt_filter_results") or raw.get("promptFeedback") or raw.get("prompt_feedback"):
         written = ModelAnswer("", FinishReason.FILTER, 0, 0)
         return _written(call, written, hide)
@@ -111,9 +124,8 @@ def _completion(
         ending = FinishReason.TOOL_CALLS
     thought = "\n\n".join(filter(None, (thought.strip(), content.thinking.strip())))
     # A server that does not count is counted for, roughly, in words; nor is one believed that counts what cannot be.
-    most = max(_TOKENS, 4 * call.sampling.max_tokens)
     tokens = whole(usage.get("completion_tokens"), f"{thought} {content.text}")
-    tokens = tokens if tokens <= most else len(content.text.split())
+    tokens = tokens if tokens <= _most_tokens(call) else len(content.text.split())
     details = usage.get("completion_tokens_details")
     reasoning = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
     written = ModelAnswer(
@@ -189,18 +201,17 @@ def _tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
 
 def _scores(call: ScoreRequest | OptionsRequest, choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ServerAnswer:
     row = CallOutcome(Fate.ROW)
+    read = call.prompt + call.continuation if isinstance(call, ScoreRequest) else call.prompt
+    prompt_tokens, tokens = whole(usage.get("prompt_tokens"), read), whole(usage.get("completion_tokens"), "")
     try:
         if isinstance(call, ScoreRequest):
-            prompt_tokens = whole(usage.get("prompt_tokens"), call.prompt + call.continuation)
             generated = 0 if usage.get("completion_tokens") == 0 else 1
-            logprob, tokens = continuation(choice, call.prompt, call.continuation, generated)
-            return ServerAnswer(row, Score(call.id, logprob, tokens), prompt_tokens, generated)
-        prompt_tokens = whole(usage.get("prompt_tokens"), call.prompt)
-        tokens = whole(usage.get("completion_tokens"), "")
+            logprob, scored = continuation(choice, call.prompt, call.continuation, generated)
+            return ServerAnswer(row, Score(call.id, logprob, scored), prompt_tokens, generated)
         result = OptionScores(call.id, options(positions(choice), call.options), tokens)
         return ServerAnswer(row, result, prompt_tokens, tokens)
     except OddLogprob as error:
-        return ServerAnswer(CallOutcome(Fate.DROP, str(error)), unscored(call, str(error)))
+        return ServerAnswer(CallOutcome(Fate.DROP, str(error)), unscored(call, str(error)), prompt_tokens, tokens)
 
 
 def unscored(call: ScoreRequest | OptionsRequest, why: str) -> Result:
@@ -230,4 +241,9 @@ def error_words(text: str) -> str:
 
 def whole(count: object, text: str) -> int:
     """What the server counted, or the words of ``text`` where it did not count."""
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else len(text.split())
+    return count if is_count(count) else len(text.split())
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a server has counted."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

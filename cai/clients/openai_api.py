@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
@@ -263,11 +263,11 @@ class OpenAiClient:
             detail = f"{problem} ({read.words})" if read.words else problem
             return Trouble(decided.trouble, problem, detail, final=decided.reason)
         if read.result is None:  # an error in a body that came as an answer
-            return self._final(decided, _Exchange(call, request, reply), read.words)
+            return self._final(decided, _Exchange(call, request, replace(reply, status=read.status)), read.words)
         if read.served is not None and len(self.served) < MOST:
             served = ServedModel(self.hide(read.served.model), self.hide(read.served.system_fingerprint))
             self.served.setdefault(served.model, served)
-        return Answered(read.result, read.prompt_tokens, read.tokens)
+        return Answered(read.result, read.prompt_tokens, read.tokens, read.counted)
 
     def _learns(self, call: Call, request: Sent, text: str) -> bool:
         """Whether a refusal names fields that this server does not take; they are left out from now on."""

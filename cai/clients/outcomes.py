@@ -9,11 +9,12 @@ first rule that fits decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from cai.chat import ToolCall
 from cai.clients.base import Completion, Finish, Request
 from cai.clients.endpoints import TroubleKind
 from cai.clients.thinking import prefilled, spoken
@@ -229,10 +230,12 @@ class ModelAnswer:
     refusal: bool = False
     thinking: str = ""
     thinking_tokens: int = 0
-    tool_calls: tuple[Any, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
-def completed(request: Request, written: ModelAnswer, cut: Any = None) -> tuple[CallOutcome, Completion]:
+def completed(
+    request: Request, written: ModelAnswer, cut: Callable[[str], str] | None = None
+) -> tuple[CallOutcome, Completion]:
     """What becomes of an answer, and the completion: the thought split off, the rest cut at the first stop string.
 
     ``cut`` takes what must not stand in a row out of a text (a key that the server repeats).
@@ -243,6 +246,7 @@ def completed(request: Request, written: ModelAnswer, cut: Any = None) -> tuple[
     text = parts.text
     if cut is not None:
         text, thinking = cut(text), cut(thinking)
+        tool_calls = tuple(ToolCall(cut(each.name), cut(each.arguments), cut(each.id)) for each in tool_calls)
     ending = written.ending
     if parts.tool_calls and not text:
         ending = FinishReason.TOOL_CALLS

@@ -36,11 +36,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The result of a call, with the tokens of its prompt and of its answer."""
+    """The result of a call, with the tokens of its prompt and of its answer. Where the server does not say them they
+    are not ``counted``, but words that were counted here."""
 
     result: Result
     prompt_tokens: int = 0
     tokens: int = 0
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,10 +211,9 @@ class Spending:
             self._reserved += bound
         return bound
 
-    def settle(self, reserved: Spent, prompt_tokens: int = 0, tokens: int = 0) -> None:
-        """The server has said what a call cost; one that says nothing is counted at its bound."""
-        said = prompt_tokens or tokens
-        spent = priced(prompt_tokens, tokens, self._prices) if said else reserved
+    def settle(self, reserved: Spent, answer: Answered) -> None:
+        """A call was answered; where the server does not say what it cost, it is counted at its bound."""
+        spent = priced(answer.prompt_tokens, answer.tokens, self._prices) if answer.counted else reserved
         self._over(reserved, replace(spent, answers=1))
 
     def free(self, reserved: Spent) -> None:
@@ -300,7 +299,7 @@ def _shown(amount: float) -> str:
 def account_for(spending: Spending, reserved: Spent, outcome: Answered | Refused | Trouble | Exception | None) -> None:
     """What an attempt cost; None: it was broken off."""
     if isinstance(outcome, Answered):
-        spending.settle(reserved, outcome.prompt_tokens, outcome.tokens)
+        spending.settle(reserved, outcome)
     elif isinstance(outcome, Refused) or (isinstance(outcome, Trouble) and outcome.costs_nothing):
         spending.free(reserved)
     else:

@@ -248,3 +248,25 @@ def test_what_was_asked_and_paid_is_added_up_over_killed_and_stopped_processes(p
     assert 0 <= len(server.asked) - 48 - answered <= 4, "all but those that SIGTERM cut off were answered"
     assert usages["judge"]["attempts"] == len(server.asked) - 48
     assert usages["judge"]["cost"] >= 144 * (7 * 100 + 3 * 1000) / 1e6
+
+
+@pytest.mark.parametrize("usage", [{}, {"completion_tokens": 3}, {"prompt_tokens": 0, "completion_tokens": 0}, "none"])
+def test_an_answer_that_says_nothing_of_its_tokens_is_counted_at_its_bound(
+    serve: Serve, tmp_path: Path, usage: object
+) -> None:
+    choice = {"message": {"content": "two words"}, "finish_reason": "stop"}
+    server = serve(lambda path, body: Reply({"choices": [choice], "usage": usage}))
+    account = Account(tmp_path / "model.json", "s" * 64)
+    assert ask_all(client_of(server, account, budget="1M tokens"), 3) == 3
+    bound = upper_bound(chat_request("r0", "hello 0", max_tokens=50), ApiLimits().prices)
+    assert (account.total().prompt_tokens, account.total().tokens) == (3 * bound.prompt_tokens, 150)
+
+
+def test_a_prompt_that_is_not_read_costs_no_tokens(serve: Serve, tmp_path: Path) -> None:
+    def react(path: str, body: dict[str, Any]) -> Reply:
+        long = body["messages"][-1]["content"] == "hello 1"
+        return Reply({"error": {"message": "maximum context length is 8 tokens"}}, 400) if long else says("yes")
+
+    account = Account(tmp_path / "model.json", "s" * 64)
+    assert ask_all(client_of(serve(react), account, budget="1M tokens"), 3) == 3
+    assert (account.total().calls, account.total().prompt_tokens, account.total().tokens) == (3, 14, 6)

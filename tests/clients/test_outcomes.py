@@ -23,7 +23,7 @@ from cai.clients.outcomes import (
     outcome_of,
 )
 from cai.clients.settings import ApiLimits
-from cai.errors import StepFailed
+from cai.errors import PrerequisiteError, StepFailed
 from cai.stages.flow.generation import Unfinished, settled
 from tests.support.fake_api import KEY, FakeServer, Reply, ask, chat_request, client_of, says
 
@@ -356,3 +356,20 @@ def test_a_wrong_value_is_not_left_out(serve: Any) -> None:
     server = serve(lambda path, body: Reply({"error": {"message": too_large}}, 400))
     assert ask(client_of(server), chat_request()).refused == "prompt too long"
     assert len(server.asked) == 1
+
+
+def test_a_key_that_a_server_repeats_stands_in_no_part_of_an_answer(serve: Any) -> None:
+    calls = [{"id": KEY, "function": {"name": f"f{KEY}", "arguments": f'{{"key": "{KEY}"}}'}}]
+    for fields in ({"tool_calls": calls}, {"reasoning": f"the key is {KEY}"}, {"refusal": f"not with {KEY}"}):
+        answer = odd_among_good(serve, message("stop", content=f"a {KEY}", **fields))
+        assert KEY not in repr(answer)
+
+
+def test_an_error_in_a_body_that_came_as_an_answer_is_that_error(serve: Any) -> None:
+    answer = odd_among_good(serve, Reply({"error": {"code": 400, "message": "no such language"}}))
+    assert answer.refused == "400 no such language"
+    with pytest.raises(PrerequisiteError, match=r"refuses the key \(401: no such key"):
+        ask(
+            client_of(serve(lambda path, body: Reply({"error": {"code": 401, "message": "no such key"}}))),
+            chat_request(),
+        )
