@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from cai.chat import ToolCall
+from cai.chat.thinking import THINKING_KEYS
 from cai.clients.base import Call, OptionScores, OptionsRequest, Request, Result, Score, ScoreRequest
 from cai.clients.openai_logprobs import OddLogprob, continuation, options, positions
 from cai.clients.outcomes import (
@@ -26,9 +27,6 @@ from cai.clients.outcomes import (
 )
 from cai.clients.served_models import ServedModel, served_model
 from cai.identity import parse_json
-
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Where servers put what a model thought: DeepSeek, SGLang and vLLM; vLLM since 0.12, OpenRouter and Ollama; others."""
 
 NO_CHOICES = "no choices"
 _TOKENS = 1024
@@ -116,7 +114,9 @@ def _completion(
     if not isinstance(message, Mapping):
         raise ValueError("no completion")
     content = _Content.of(message.get("content") if chat else choice.get("text"))
-    thought = next((message[name] for name in THOUGHTS if isinstance(message.get(name), str) and message[name]), "")
+    thought = next(
+        (message[name] for name in THINKING_KEYS if isinstance(message.get(name), str) and message[name]), ""
+    )
     refusal = message.get("refusal")
     calls = _tool_calls(message)
     ending = FinishReason.ERROR if choice.get("error") else _ending(choice)

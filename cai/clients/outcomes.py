@@ -15,9 +15,9 @@ from enum import Enum
 from typing import Any
 
 from cai.chat import ToolCall
+from cai.chat.thinking import prefilled, spoken
 from cai.clients.base import Completion, Finish, Request
 from cai.clients.endpoints import TroubleKind
-from cai.clients.thinking import prefilled, spoken
 
 
 class Fate(str, Enum):

@@ -2,7 +2,7 @@
 
 A tool call is ``{"id", "type": "function", "function": {"name", "arguments"}}`` or the inner object alone, its
 arguments a JSON text or an object; a turn ``function_call`` is one such call as JSON. Thinking stands under a key of
-its own or in a leading ``<think>...</think>``, which is split off: it is no part of what was said.
+its own or in the text, in any form that models write it (``cai.chat.thinking``): it is no part of what was said.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cai.chat import Message, ToolCall
+from cai.chat.thinking import THINKING_KEYS, spoken
 from cai.data.readers.shape import MAX_TURNS, Odd, clean, text_of
 from cai.identity import parse_json
 
@@ -38,9 +39,6 @@ ROLE_NAMES = {
     "function_call": CALL,
     "tool_call": CALL,
 }
-
-THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_THINK, _THOUGHT = "<think>", "</think>"
 
 
 def messages_of(raw: Any, role_key: str = "role", text_key: str = "content") -> tuple[Message, ...]:
@@ -73,23 +71,15 @@ def message_of(turn: Mapping[str, Any], role: str, text_key: str = "content") ->
 
 
 def answer(text: str) -> Message:
-    """An assistant turn of a text, its leading thought apart."""
-    thinking, said = split_thinking(text)
-    return Message("assistant", said, thinking)
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """What was thought, where a text opens with it, and what was said.
+    """An assistant turn of a text, what was thought apart.
 
     Raises:
         Odd: a thought that does not end, so that nothing was said.
     """
-    if not text.startswith(_THINK):
-        return "", text
-    thinking, closed, said = text.removeprefix(_THINK).partition(_THOUGHT)
-    if not closed:
+    parts = spoken(text, leading=True)
+    if parts.open:
         raise Odd("unclosed_thinking")
-    return thinking.strip(), said.strip()
+    return Message("assistant", parts.text.strip(), parts.thinking, parts.tool_calls)
 
 
 def _system(turn: Mapping[str, Any], text_key: str) -> Message:
@@ -102,10 +92,8 @@ def _user(turn: Mapping[str, Any], text_key: str) -> Message:
 
 def _assistant(turn: Mapping[str, Any], text_key: str) -> Message:
     calls = _calls(turn)
-    thinking, said = "", ""
-    if turn.get(text_key) is not None or not calls:
-        thinking, said = split_thinking(_text(turn, text_key))
-    return Message("assistant", said, _own_thinking(turn) or thinking, calls)
+    said = answer(_text(turn, text_key)) if turn.get(text_key) is not None or not calls else Message("assistant")
+    return Message("assistant", said.content, _own_thinking(turn) or said.thinking, calls or said.tool_calls)
 
 
 def _tool(turn: Mapping[str, Any], text_key: str) -> Message:

@@ -10,8 +10,8 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 
+from cai.chat.thinking import said_so_far
 from cai.clients.base import Completion
-from cai.clients.thinking import said_so_far
 
 OnIds = Callable[[Sequence[int]], bool]
 """Called with all ids made so far; true says that nobody wants more."""

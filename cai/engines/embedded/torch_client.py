@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from cai.chat.thinking import prefilled
 from cai.clients.base import Completion, Request, Sampling
-from cai.clients.thinking import prefilled
 from cai.engines.embedded.drawing import draw
 from cai.engines.embedded.models import (
     context_length,

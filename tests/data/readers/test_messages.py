@@ -133,6 +133,9 @@ def test_thinking_is_kept_apart_under_every_name(tmp_path: Path, key: str, told:
         ("\n<think>\n hm \n</think>\n\nSunny.", "hm", "Sunny."),
         ("<think>\n\n</think>\n\nSunny.", "", "Sunny."),
         ("Use <think>x</think> tags.", "", "Use <think>x</think> tags."),
+        ("hm\n</think>\n\nSunny.", "hm", "Sunny."),
+        ("[THINK]hm[/THINK]Sunny.", "hm", "Sunny."),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Sunny.", "hm", "Sunny."),
     ],
 )
 def test_a_leading_thought_is_split_off_an_answer(tmp_path: Path, content: str, thinking: str, said: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cai.chat import ToolCall
+from cai.chat.messages import ToolCall
 
 MARKS = (
     ("<think>", "</think>"),
@@ -25,6 +25,10 @@ MARKS = (
 )
 """The marks that open and close a thought: DeepSeek, Qwen and most others; models told to think; Magistral; Seed;
 OpenThinker; Command A; Kimi."""
+
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The names under which servers and files keep a thought beside its answer: DeepSeek, SGLang and vLLM; vLLM since 0.12,
+OpenRouter and Ollama; others."""
 
 _CLOSING = dict(MARKS)
 _OPENS = re.compile("|".join(re.escape(opening) for opening, _ in MARKS))
@@ -58,10 +62,11 @@ def prefilled(prompt: str) -> bool:
     return any(end.endswith(opening) for opening, _ in MARKS)
 
 
-def spoken(text: str, opened: bool = False) -> Spoken:
+def spoken(text: str, opened: bool = False, *, leading: bool = False) -> Spoken:
     """Split a completion's text; ``opened`` says that the prompt ended with an opening mark.
 
-    The text keeps its bytes where nothing was thought.
+    With ``leading`` only what stands before the first word that was said is a thought: a person's text may speak of
+    marks. The text keeps its bytes where nothing was thought.
     """
     if _HARMONY.match(text):
         return _channels(text)
@@ -82,11 +87,11 @@ def spoken(text: str, opened: bool = False) -> Spoken:
         if opened or opening is None or _CLOSING[opening.group()] != first.group():
             thoughts.append(_without_opening(text[: first.start()]))
             rest = text[first.end() :]
-    rest = _without_pairs(rest, thoughts)
+    rest = _without_pairs(rest, thoughts, leading)
     if _OPENS.match(rest.lstrip()):
         thoughts.append(_without_opening(rest))
         return Spoken("", _joined(thoughts), open=True)
-    return Spoken(rest.lstrip(), _joined(thoughts))
+    return Spoken(rest.lstrip(), _joined(thoughts)) if thoughts else Spoken(text)
 
 
 _BEGINNINGS = (*(opening for opening, _ in MARKS), "<|channel|>", "<|start|>assistant<|channel|>", "analysis")
@@ -119,8 +124,9 @@ def _without_opening(text: str) -> str:
     return text[opening.end() :].strip() if opening else text.strip()
 
 
-def _without_pairs(text: str, thoughts: list[str]) -> str:
-    """A text without what stands between marks, which is added to ``thoughts``. Goes through the text once."""
+def _without_pairs(text: str, thoughts: list[str], leading: bool) -> str:
+    """A text without what stands between marks, which is added to ``thoughts``. Goes through the text once; with
+    ``leading`` no further than to the first word beside them."""
     kept: list[str] = []
     position = 0
     unclosed: set[str] = set()
@@ -128,6 +134,8 @@ def _without_pairs(text: str, thoughts: list[str]) -> str:
         closing = _CLOSING[opening.group()]
         if opening.start() < position or closing in unclosed:
             continue
+        if leading and text[position : opening.start()].strip():
+            break
         end = text.find(closing, opening.end())
         if end < 0:
             unclosed.add(closing)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from cai.chat import ToolCall
-from cai.clients.thinking import MARKS, Spoken, prefilled, said_so_far, spoken
+from cai.chat.thinking import MARKS, Spoken, prefilled, said_so_far, spoken
 
 THOUGHT, ANSWER = "They ask for 2 + 2.", "It is 4."
 
@@ -97,3 +97,12 @@ def test_a_text_that_grows_shows_only_what_will_be_said(text: str, opened: bool,
     assert spoken(text, opened).text == said
     assert said.startswith(shown[-1])
     assert len(said) - len(shown[-1]) <= 1
+
+
+def test_a_persons_text_may_speak_of_marks() -> None:
+    text = "Use <think>x</think> tags."
+    assert spoken(text, leading=True) == Spoken(text)
+    assert spoken("<think>a</think><think>b</think>Use <think>x</think>.", leading=True) == Spoken(
+        "Use <think>x</think>.", "a\n\nb"
+    )
+    assert spoken("a</think>Use <think>x</think>.", leading=True) == Spoken("Use <think>x</think>.", "a")
