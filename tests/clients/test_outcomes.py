@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,23 +24,7 @@ from cai.clients.outcomes import (
 from cai.clients.settings import ApiLimits
 from cai.errors import PrerequisiteError, StepFailed
 from cai.stages.flow.generation import Unfinished, settled
-from tests.support.fake_api import KEY, FakeServer, Reply, ask, chat_request, client_of, says
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Start servers; all are stopped at the end."""
-    monkeypatch.setattr("cai.clients.endpoints.BACKOFF", 0.01)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers: list[FakeServer] = []
-
-    def start(answer: Any) -> FakeServer:
-        servers.append(FakeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+from tests.support.fake_api import KEY, Reply, ask, chat_request, client_of, says
 
 
 def odd_among_good(serve: Any, odd: Any, **limits: Any) -> Any:

@@ -5,43 +5,23 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from cai.clients import endpoints
 from cai.clients.base import Finish, Request, Unanswered
 from cai.clients.http_pool import ClientFault
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.refusals import DECIDE
-from cai.clients.settings import ApiLimits, GaveUp
+from cai.clients.settings import GaveUp
 from cai.errors import CaiError, PrerequisiteError, StepFailed
-from tests.support.api_server import ApiServer, Reaction, Say, answer, asked_for
+from tests.support.api_server import Reaction, Say, Start, answer, asked_for, started_servers
+from tests.support.api_server import client_of as client
 
-Start = Callable[..., ApiServer]
 NO_CREDIT = Say({"error": {"message": "This request requires more credits", "code": 402}}, 402)
 
 
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Start servers; all are stopped at the end. Waiting is made short."""
-    monkeypatch.setattr(endpoints, "BACKOFF", 0.02)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers: list[ApiServer] = []
-
-    def start(react: Reaction, *args: Any) -> ApiServer:
-        servers.append(ApiServer(react, *args))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def client(*servers: ApiServer, **limits: Any) -> OpenAiClient:
-    urls = [server.url for server in servers]
-    return OpenAiClient(urls[0], "m", "", replicas=urls[1:], limits=ApiLimits(**limits))
+serve = pytest.fixture(started_servers)
 
 
 def ask(

@@ -5,37 +5,28 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from cai.clients import endpoints, http_exchange, waiting
+from cai.clients import http_exchange, waiting
 from cai.clients.base import Pool, Request
 from cai.clients.openai_api import OpenAiClient
 from cai.clients.settings import ApiLimits
 from cai.clients.waiting import Waiting
 from cai.errors import Incomplete
-from tests.support.api_server import ApiServer, Reaction, Say, answer, asked_for
+from tests.support.api_server import ApiServer, Say, answer, asked_for, started_servers
 
 LIMIT = Say({"error": "daily limit reached"}, 429)
 
 
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reaction], ApiServer]]:
-    """Start servers; all are stopped at the end. Waiting is made short."""
-    monkeypatch.setattr(endpoints, "BACKOFF", 0.02)
+serve = pytest.fixture(started_servers)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at what is waited for come soon."""
     monkeypatch.setattr(waiting, "LOOK", 0.02)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers: list[ApiServer] = []
-
-    def start(react: Reaction) -> ApiServer:
-        servers.append(ApiServer(react))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def take_all(pool: Pool, results: dict[Any, Any]) -> None:

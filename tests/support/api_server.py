@@ -8,10 +8,16 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
+
+from cai.clients import endpoints
+from cai.clients.openai_api import OpenAiClient
+from cai.clients.settings import ApiLimits
 
 
 @dataclass
@@ -142,3 +148,27 @@ class ApiServer:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
+
+
+Start = Callable[..., ApiServer]
+
+
+def started_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """A fixture: start servers; all are stopped at the end. Waiting between attempts is made short."""
+    monkeypatch.setattr(endpoints, "BACKOFF", 0.02)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers: list[ApiServer] = []
+
+    def start(react: Reaction, *args: Any) -> ApiServer:
+        servers.append(ApiServer(react, *args))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def client_of(*servers: ApiServer, **limits: Any) -> OpenAiClient:
+    """A client of these servers, asked without a key."""
+    urls = [server.url for server in servers]
+    return OpenAiClient(urls[0], "m", "", replicas=urls[1:], limits=ApiLimits(**limits))
