@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from cai.chat import ToolCall
+from cai.chat.content import Content
 from cai.chat.thinking import THINKING_KEYS
 from cai.clients.base import Call, OptionScores, OptionsRequest, Request, Result, Score, ScoreRequest
 from cai.clients.openai_logprobs import OddLogprob, continuation, options, positions
@@ -113,12 +114,12 @@ def _completion(
         message = {}  # nothing but how it ended, as some filters answer
     if not isinstance(message, Mapping):
         raise ValueError("no completion")
-    content = _Content.of(message.get("content") if chat else choice.get("text"))
+    content = Content.of(message.get("content") if chat else choice.get("text"))
     thought = next(
         (message[name] for name in THINKING_KEYS if isinstance(message.get(name), str) and message[name]), ""
     )
     refusal = message.get("refusal")
-    calls = _tool_calls(message)
+    calls = _tool_calls(message) or content.tool_calls
     ending = FinishReason.ERROR if choice.get("error") else _ending(choice)
     if calls and ending is FinishReason.STOP and not content.text.strip():
         ending = FinishReason.TOOL_CALLS
@@ -144,42 +145,6 @@ def _completion(
 
 def _ending(choice: Mapping[str, Any]) -> FinishReason:
     return finish_reason_of(choice.get("finish_reason"), choice.get("native_finish_reason"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A content, whatever its form: what is said, what is thought, and what the model says instead of an answer."""
-
-    text: str = ""
-    thinking: str = ""
-    refusal: str = ""
-
-    @classmethod
-    def of(cls, content: Any) -> _Content:
-        if content is None:
-            return cls()  # a budget spent on thinking leaves none; the stages count an empty answer
-        if isinstance(content, str):
-            return cls(content)
-        if not isinstance(content, list):
-            raise ValueError("no completion")
-        whole_content = cls()
-        for part in content:
-            if not isinstance(part, Mapping):
-                raise ValueError("no completion")
-            whole_content = whole_content.joined(part)
-        return whole_content
-
-    def joined(self, part: Mapping[str, Any]) -> _Content:
-        kind = part.get("type")
-        if kind in ("thinking", "reasoning", "reasoning_text"):
-            own = part.get("thinking") or part.get("reasoning") or part.get("text") or part.get("content")
-            inner = own if isinstance(own, str) else _Content.of(own).text if isinstance(own, list) else ""
-            return replace(self, thinking=self.thinking + inner)
-        if kind == "refusal":
-            return replace(self, refusal=self.refusal + str(part.get("refusal") or part.get("text") or ""))
-        text = part.get("text")
-        # Pictures, references and the like are no text, and no reason to lose what is.
-        return replace(self, text=self.text + text) if isinstance(text, str) else self
 
 
 def _tool_calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cai.chat import Message, ToolCall
+from cai.chat.content import Content
 from cai.chat.thinking import THINKING_KEYS, spoken
 from cai.data.readers.shape import MAX_TURNS, Odd, clean, text_of
 from cai.identity import parse_json
@@ -51,7 +53,7 @@ def messages_of(raw: Any, role_key: str = "role", text_key: str = "content") -> 
         raise Odd("wrong_type")
     if len(raw) > MAX_TURNS:
         raise Odd("too_many_turns")
-    return tuple(message_of(turn, role_of(turn, role_key), text_key) for turn in raw)
+    return tuple(message for turn in raw for message in turns_of(turn, role_of(turn, role_key), text_key))
 
 
 def role_of(turn: Any, role_key: str) -> str:
@@ -65,9 +67,24 @@ def role_of(turn: Any, role_key: str) -> str:
     return role
 
 
-def message_of(turn: Mapping[str, Any], role: str, text_key: str = "content") -> Message:
-    """One turn, whose role is known."""
-    return _TURNS[role](turn, text_key)
+def turns_of(turn: Mapping[str, Any], role: str, text_key: str = "content") -> tuple[Message, ...]:
+    """What a turn, whose role is known, says: a message, or more where results of tools are among its parts.
+
+    Raises:
+        Odd: when it cannot be read.
+    """
+    value = turn.get(text_key)
+    if not isinstance(value, list) or role == CALL:
+        return (_TURNS[role](turn, text_key),)
+    content = _parts(value)
+    said = {**turn, text_key: content.text}
+    if content.results and role in ("user", "tool"):
+        return (*content.results, *([_TURNS[role](said, text_key)] if content.text.strip() else []))
+    if content.results or (role != "assistant" and (content.thinking or content.tool_calls)):
+        raise Odd("not_alternating")  # what one speaker does stands in the turn of the other
+    message = _TURNS[role](said, text_key)
+    thinking, calls = message.thinking or clean(content.thinking), message.tool_calls or content.tool_calls
+    return (replace(message, thinking=thinking, tool_calls=calls),)
 
 
 def answer(text: str) -> Message:
@@ -83,22 +100,22 @@ def answer(text: str) -> Message:
 
 
 def _system(turn: Mapping[str, Any], text_key: str) -> Message:
-    return Message("system", _text(turn, text_key))
+    return Message("system", text_of(turn, text_key))
 
 
 def _user(turn: Mapping[str, Any], text_key: str) -> Message:
-    return Message("user", _text(turn, text_key))
+    return Message("user", text_of(turn, text_key))
 
 
 def _assistant(turn: Mapping[str, Any], text_key: str) -> Message:
     calls = _calls(turn)
-    said = answer(_text(turn, text_key)) if turn.get(text_key) is not None or not calls else Message("assistant")
+    said = answer(text_of(turn, text_key)) if turn.get(text_key) is not None or not calls else Message("assistant")
     return Message("assistant", said.content, _own_thinking(turn) or said.thinking, calls or said.tool_calls)
 
 
 def _tool(turn: Mapping[str, Any], text_key: str) -> Message:
     value = turn.get(text_key)
-    content = _json_text(value) if isinstance(value, Mapping) else _text(turn, text_key)
+    content = _json_text(value) if isinstance(value, Mapping) else text_of(turn, text_key)
     return Message("tool", content, tool_call_id=_label(turn.get("tool_call_id")), name=_label(turn.get("name")))
 
 
@@ -119,21 +136,15 @@ _TURNS: dict[str, Callable[[Mapping[str, Any], str], Message]] = {
 }
 
 
-def _text(turn: Mapping[str, Any], key: str) -> str:
-    """A text, or the texts of a list of parts; other parts (pictures, sound) have no place in a row."""
-    value = turn.get(key)
-    if not isinstance(value, list):
-        return text_of(turn, key)
-    return clean("".join(map(_part, value)))
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    text = part.get("text") if isinstance(part, Mapping) else None
-    if not isinstance(text, str) or part.get("type", "text") not in ("text", "input_text", "output_text"):
+def _parts(value: list[Any]) -> Content:
+    """A list of parts; pictures, sound and the like have no place in a row."""
+    try:
+        content = Content.of(value)
+    except (TypeError, ValueError) as error:  # a result that is no text; a date, or a number that JSON has not
+        raise Odd("wrong_type") from error
+    if content.others or content.refusal:
         raise Odd("not_text")
-    return text
+    return replace(content, results=tuple(replace(each, content=clean(each.content)) for each in content.results))
 
 
 def _own_thinking(turn: Mapping[str, Any]) -> str:

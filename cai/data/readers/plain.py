@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cai.chat import Message
-from cai.data.readers.messages import CALL, ROLE_NAMES, answer, message_of, messages_of
+from cai.data.readers.messages import CALL, ROLE_NAMES, answer, messages_of, turns_of
 from cai.data.readers.shape import Odd, clean, comparison, pair, prompt_or_conversation, text_of
 from cai.data.rows import Row
 
@@ -58,7 +58,7 @@ def nemo_chat(raw: Mapping[str, Any], makes: str, options: Mapping[str, Any]) ->
         raise Odd("wrong_type")
     mask = raw.get("mask")
     if isinstance(mask, str) and any(t.get("from") == mask for t in turns):
-        messages = tuple(message_of(t, _masked_role(t, mask), "value") for t in turns)
+        messages = tuple(said for t in turns for said in turns_of(t, _masked_role(t, mask), "value"))
     else:
         messages = messages_of(turns, "from", "value")
     label = next((t["label"] for t in reversed(turns) if isinstance(t.get("label"), str)), None)

@@ -153,6 +153,45 @@ def test_parts_of_text_are_joined_and_others_have_a_reason(tmp_path: Path) -> No
         assert reason(tmp_path, [{"role": "user", "content": [part]}, ANSWER]) == "not_text"
 
 
+def test_parts_that_think_call_and_answer_are_told_apart(tmp_path: Path) -> None:
+    """As Anthropic's messages hold them: a call is a part of the assistant's turn, its result one of the user's."""
+    call = {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Paris"}}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "sunny"}]}
+    thought = {"type": "thinking", "thinking": "The tool says so.", "signature": "x"}
+    exchange = [
+        ASKED,
+        {"role": "assistant", "content": [{"type": "text", "text": "Let me look."}, call]},
+        {"role": "user", "content": [result]},
+        {"role": "assistant", "content": [thought, {"type": "text", "text": "Sunny."}]},
+    ]
+    assert one(tmp_path, exchange).messages == (
+        ROW[0],
+        Message("assistant", "Let me look.", tool_calls=(ToolCall("weather", '{"city": "Paris"}', "c1"),)),
+        Message("tool", "sunny", tool_call_id="c1"),
+        Message("assistant", "Sunny.", "The tool says so."),
+    )
+    magistral = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Sunny."}]
+    assert one(tmp_path, [ASKED, {"role": "assistant", "content": magistral}]).messages[1].thinking == "hm"
+    alone = [{"type": "thinking", "thinking": "hm"}]
+    assert reason(tmp_path, [ASKED, {"role": "assistant", "content": alone}]) == "empty_answer"
+
+
+@pytest.mark.parametrize(
+    ("role", "parts", "why"),
+    [
+        ("assistant", [{"type": "tool_result", "tool_use_id": "c", "content": "x"}], "not_alternating"),
+        ("user", [{"type": "tool_use", "id": "c", "name": "f", "input": {}}], "not_alternating"),
+        ("user", [{"type": "thinking", "thinking": "hm"}], "not_alternating"),
+        ("user", [{"type": "tool_result", "tool_use_id": "c", "content": "x"}], "result_without_call"),
+        ("user", [{"type": "tool_result", "content": [{"type": "image"}]}], "not_text"),
+        ("user", [{"type": "tool_result", "content": 7}], "wrong_type"),
+        ("assistant", [{"type": "tool_use", "name": " "}], "not_text"),
+    ],
+)
+def test_parts_in_the_wrong_turn_have_their_reason(tmp_path: Path, role: str, parts: list[Any], why: str) -> None:
+    assert reason(tmp_path, [ASKED, {"role": role, "content": parts}, ANSWER]) == why
+
+
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
