@@ -60,6 +60,12 @@ def pause(times: int) -> float:
     return min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(times - 1, 30))
 
 
+def rest_beside_others(trouble: Trouble) -> float:
+    """Seconds that a server rests at most while others answer. Whether it is back costs one call to find out, and next
+    to nothing where it cannot even be reached."""
+    return 0.5 if trouble.kind is TroubleKind.UNREACHABLE else 2.0
+
+
 class Endpoint:
     """The state of one server; ``url`` ends before ``/chat/completions``."""
 

@@ -16,7 +16,15 @@ from collections.abc import Sequence
 
 from cai.clients.base import Finish, Unanswered
 from cai.clients.concurrency import LimitPhase
-from cai.clients.endpoints import LONGEST_BACKOFF, Endpoint, Trouble, TroubleKind, dead_error, pause
+from cai.clients.endpoints import (
+    LONGEST_BACKOFF,
+    Endpoint,
+    Trouble,
+    TroubleKind,
+    dead_error,
+    pause,
+    rest_beside_others,
+)
 from cai.clients.event_loop import LoopThread
 from cai.clients.flights import Flight, Flights
 from cai.clients.http_exchange import HttpExchange
@@ -30,9 +38,6 @@ from cai.clients.spending import Account, Spending, Spent, account_for
 from cai.clients.takeover import takeovers
 from cai.clients.waiting import Waiting
 from cai.errors import CaiError, Incomplete, PrerequisiteError, StepFailed
-
-LONGEST_REST = 2.0
-"""Seconds that a server rests at most while others answer: whether it is back costs one call to find out."""
 
 FEW = 3
 """Calls that may fail at once before servers are thought dead: the last rows may be those that none can answer."""
@@ -336,9 +341,8 @@ class Traffic:
             self._refused(part, endpoint, outcome, now)
         else:
             others_are_well = self._others_are_well(endpoint, now)
-            endpoint.went_wrong(
-                outcome, now, sent_at, longest_rest=LONGEST_REST if others_are_well else LONGEST_BACKOFF
-            )
+            longest_rest = rest_beside_others(outcome) if others_are_well else LONGEST_BACKOFF
+            endpoint.went_wrong(outcome, now, sent_at, longest_rest=longest_rest)
             self._went_wrong(part, endpoint, outcome, now)
         if (refused_all := self._refusals.verdict(endpoint)) is not None:
             for pool in list(self.pools):
