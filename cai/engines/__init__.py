@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cai.engines.base import Engine, GpuTime, GpuTimes, Places, PlanCheck
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
 from cai.engines.embedded.trainers import TRAINERS as EMBEDDED_TRAINERS
+from cai.engines.methods import METHODS
 from cai.engines.nemo_aligner.methods import TRAINED_BY
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.launchers.base import Command
@@ -62,11 +63,17 @@ class EngineKind:
 def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
-    return semantic(settings) | {
+    decides = semantic(settings) | {
         "device": chosen.device.value,
         "generator": chosen.generator.value,
         "generation_precision": chosen.precision.value,
     }
+    return decides | {"arithmetic": ARITHMETIC} if kind in TRAINING else decides
+
+
+TRAINING = frozenset(method.stage for method in METHODS.values())
+ARITHMETIC = 2
+"""Bump when the embedded trainers would make other bytes of the same settings and data."""
 
 
 def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | None) -> Engine:

@@ -22,9 +22,9 @@ from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length
 from cai.engines.embedded.checkpoints import fingerprint
 from cai.engines.embedded.functions import token_logprobs, without_gradient
 from cai.engines.embedded.lower import LowerStates
-from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.models import load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
-from cai.engines.embedded.reward import quality
+from cai.engines.embedded.reward import pair_tokens, quality
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import dropout_generator, prepared
 from cai.engines.embedded.trunk import Trunk
@@ -62,7 +62,7 @@ class Answers:
 
 def pairs_of(tokenizer: Any, texts: Sequence[PairText], max_length: int, dropped: Counter[str]) -> list[PreferencePair]:
     """Tokenise; what is too long or has an empty part is left out and counted by reason."""
-    columns = [encode(tokenizer, [getattr(text, part) for text in texts]) for part in ("prompt", "chosen", "rejected")]
+    columns = pair_tokens(tokenizer, texts)
     pairs = []
     for text, prompt, chosen, rejected in zip(texts, *columns, strict=True):
         if not chosen or not rejected:

@@ -140,6 +140,41 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
+def encode_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that follow others: as in the whole, where SentencePiece puts no space before them.
+
+    A tokenizer of that kind writes a space before a text that it is given by itself, so an answer that is tokenised
+    apart would not have the tokens that were trained in the midst of a conversation. Others are asked as ``encode``.
+    """
+    if not texts or not puts_a_space(tokenizer):
+        return encode(tokenizer, texts)
+    special = sorted(map(str, tokenizer.added_tokens_encoder), key=len, reverse=True)
+    leads = [next((word for word in special if word and text.endswith(word)), _LEAD) if text else "" for text in before]
+    heads = dict(zip(dict.fromkeys(leads), encode(tokenizer, list(dict.fromkeys(leads))), strict=True))
+    wholes = encode(tokenizer, [lead + text for lead, text in zip(leads, texts, strict=True)])
+    return [whole[len(heads[lead]) :] for lead, whole in zip(leads, wholes, strict=True)]
+
+
+def decode_after(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens that follow others, control tokens and the space before it included: ``encode_after``'s."""
+    if not puts_a_space(tokenizer):
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+    [head] = encode(tokenizer, [_LEAD])
+    whole: str = tokenizer.decode([*head, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return whole.removeprefix(tokenizer.decode(head, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+_LEAD = "\n"
+"""Stands for what a text follows; nothing is ever joined with a line's end in these vocabularies."""
+
+
+def puts_a_space(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a space before a text that is given by itself."""
+    lead, word, both = encode(tokenizer, [_LEAD, "x", f"{_LEAD}x"])
+    return both != [*lead, *word] and both[: len(lead)] == lead
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of token ids, control tokens left out, spaces as they are."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cai.clients.base import Sampling
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded import checkpoints
 from cai.engines.embedded.advantages import (
@@ -28,10 +29,11 @@ from cai.engines.embedded.advantages import (
 )
 from cai.engines.embedded.batches import epoch_order
 from cai.engines.embedded.functions import without_gradient
-from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
+from cai.engines.embedded.models import decode_after, encode, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Optimizer
-from cai.engines.embedded.ppo_update import Critic, cut_microbatches, evaluate_old_policy, learn
-from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
+from cai.engines.embedded.ppo_update import Critic, cut_microbatches, evaluate_old_policy, learn, sampler_gap
+from cai.engines.embedded.reward import EmbeddedRewardScorer
+from cai.engines.embedded.reward_head import load_head
 from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, SampledAnswer, sample
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
@@ -221,19 +223,18 @@ class _PpoRun:
             self.policy,
             rollout_prompts,
             self.ends,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
+            Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.top_k),
             seed=self.seed,
             purpose=f"rollout {iteration}",
         )
         sampled = time.perf_counter()
-        texts = [self.tokenizer.decode(a.ids, skip_special_tokens=False) for a in answers]
+        texts = [decode_after(self.tokenizer, a.ids) for a in answers]
         scores = torch.tensor(self.score([(p.prompt, t) for (p, _), t in zip(drawn, texts, strict=True)]))
         scored = time.perf_counter()
         if self.scale is None:
             self._set_scale(scores)
         microbatches = cut_microbatches(
-            [p.ids for p in rollout_prompts], [a.ids for a in answers], settings.micro_batch_size, self.device
+            [p.ids for p in rollout_prompts], [a.ids for a in answers], settings, self.device
         )
         old_policy = evaluate_old_policy(
             self.policy, self.reference, self.critic, microbatches, temperature=settings.temperature
@@ -253,18 +254,29 @@ class _PpoRun:
             "ended": sum(a.ended for a in answers) / len(answers),
             "entropy": float(old_policy.entropies[valid].mean()),
             "distinct_2": distinct([a.ids for a in answers]),
+            **sampler_gap(answers, old_policy),
             "tokens": sum(len(a.ids) for a in answers),
         }
+        shown = list(zip(drawn, texts, scores.tolist(), answers, strict=True))[:_SAMPLES_PER_ITERATION]
         self.samples += [
-            {"iteration": iteration, "id": p.id, "prompt": p.prompt, "answer": t, "reward": s}
-            for (p, _), t, s in list(zip(drawn, texts, scores.tolist(), strict=True))[:_SAMPLES_PER_ITERATION]
+            {
+                "iteration": iteration,
+                "id": prompt.id,
+                "prompt": prompt.prompt,
+                "answer": text,
+                "reward": score,
+                "logprob": sum(answer.logprobs),
+            }
+            for (prompt, _), text, score, answer in shown
         ]
         if settings.kl_limit is not None and k3 > settings.kl_limit:
             self._go_back()
             row |= {"training": False, "discarded": True}
         elif training:
             self.last_good = (
-                {n: t.detach().clone() for n, t in self.policy.parameters().items()} if settings.kl_limit else {}
+                {n: t.detach().clone() for n, t in self.policy.parameters().items()}
+                if settings.kl_limit is not None
+                else {}
             )
             rewards = token_rewards(
                 objective.to(self.device),

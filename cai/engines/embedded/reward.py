@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,17 +23,18 @@ from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length
 from cai.engines.embedded.checkpoints import fingerprint
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.lower import LowerStates
-from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.models import encode, encode_after, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
+from cai.engines.embedded.reward_head import RewardHead, free_padding, load_head
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import dropout_generator, prepared
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.base import PairText, Precision
 from cai.engines.methods.reward import RewardData, RewardSettings
-from cai.errors import PrerequisiteError, StepFailed
+from cai.errors import StepFailed
 from cai.identity import sampling_seed
 
-HEAD_FILE, ABOUT_FILE = "reward_head.safetensors", "reward.json"
+ABOUT_FILE = "reward.json"
 # Answers from which the reward's mean and deviation are told.
 _SCALE_PAIRS = 128
 _SCORE_TOKENS = 4096
@@ -49,9 +49,16 @@ class Pair:
     p_chosen: float
 
 
+def pair_tokens(tokenizer: Any, texts: Sequence[PairText]) -> list[list[list[int]]]:
+    """Token ids of the prompts, of the chosen and of the rejected answers, in the order of ``texts``."""
+    prompts = [text.prompt for text in texts]
+    answers = [[text.chosen for text in texts], [text.rejected for text in texts]]
+    return [encode(tokenizer, prompts), *(encode_after(tokenizer, prompts, column) for column in answers)]
+
+
 def pairs_of(tokenizer: Any, texts: Sequence[PairText], max_length: int, dropped: Counter[str]) -> list[Pair]:
     """Tokenise; pairs that are too long or have an empty answer are left out and counted by reason."""
-    columns = [encode(tokenizer, [getattr(t, part) for t in texts]) for part in ("prompt", "chosen", "rejected")]
+    columns = pair_tokens(tokenizer, texts)
     pairs = []
     for text, prompt, chosen, rejected in zip(texts, *columns, strict=True):
         branches = Branches(tuple(prompt), (tuple(chosen), tuple(rejected)))
@@ -169,8 +176,8 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     with torch.no_grad():
         micros = by_length(sample, 8, lambda i: pairs[i].branches.tokens)
         scores = torch.cat([rewards(pairs, train_states, m).flatten() for m in micros]).double()
-    trunk.save(dest)
-    save_file({"weight": head.detach().cpu()}, str(dest / HEAD_FILE))
+    ends = {*end_tokens(data.model, tokenizer), *(end[-1] for pair in pairs for end in pair.branches.ends)}
+    trunk.save(dest, RewardHead(head, free_padding(tokenizer, ends)))
     about = {
         "pooling": "last",
         "hidden": trunk.hidden,
@@ -203,17 +210,6 @@ def _new_head(hidden: int, seed: int, device: str) -> Tensor:
     return ((weight - weight.mean()) * (0.1 / hidden**0.5)).to(device).requires_grad_()
 
 
-def load_head(folder: Path, device: str) -> Tensor:
-    """The head [hidden] of a reward model's folder.
-
-    Raises:
-        PrerequisiteError: when the folder is no reward model.
-    """
-    if not (folder / HEAD_FILE).exists():
-        raise PrerequisiteError(f"{folder}: no {HEAD_FILE}; name the artifact of a reward stage")
-    return load_file(str(folder / HEAD_FILE))["weight"].float().to(device)
-
-
 class EmbeddedRewardScorer:
     """A finished reward model in this process."""
 
@@ -240,7 +236,7 @@ class EmbeddedRewardScorer:
         for row, (prompt, _) in enumerate(pairs):
             rows_by_prompt[prompts[prompt]].append(row)
         prompt_ids = encode(self._tokenizer, list(prompts))
-        answer_ids = encode(self._tokenizer, [a for _, a in pairs])
+        answer_ids = encode_after(self._tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
         trees = [
             Branches(tuple(ids), tuple(tuple(answer_ids[row]) for row in rows))
             for ids, rows in zip(prompt_ids, rows_by_prompt, strict=True)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from cai.clients.base import Score, ScoreRequest
-from cai.engines.embedded.models import context_length, encode, load_model, load_tokenizer, shared_prefix
+from cai.engines.embedded.models import context_length, encode, encode_after, load_model, load_tokenizer, shared_prefix
 from cai.engines.embedded.settings import EmbeddedSettings, choose
 from cai.engines.embedded.stopping import PROMPT_TOO_LONG, unreadable
 from cai.engines.embedded.torch_client import prefix_cache
@@ -55,8 +55,9 @@ class TorchScorer:
 
         A text that cannot be read (no prompt to follow, too long for the model) has none, and its score says why.
         """
-        prompts = encode(self._tokenizer, [request.prompt for request in requests])
-        tails = encode(self._tokenizer, [request.continuation for request in requests])
+        texts = [request.prompt for request in requests]
+        prompts = encode(self._tokenizer, texts)
+        tails = encode_after(self._tokenizer, texts, [request.continuation for request in requests])
         reasons = [unreadable(prompt, 0) for prompt in prompts]
         for i, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
             if self._context and len(prompt) + len(tail) > self._context:

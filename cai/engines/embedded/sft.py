@@ -128,7 +128,8 @@ def dropout_generator(
     return torch.Generator(device).manual_seed(sampling_seed(seed, f"{step}.{micro}", "dropout"))
 
 
-def _packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
+def packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
+    """A micro-batch, where in its line loss is taken [S], and the tokens that are looked for there [S]."""
     batch = pack([e.branches for e in examples], device)
     state_positions = [
         start + p for start, e in zip(batch.starts_B.tolist(), examples, strict=True) for p in e.state_positions
@@ -171,7 +172,7 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
         loss, tokens = torch.zeros((), device=device), 0
         micros = by_length(batches[step], settings.micro_batch_size, lambda i: learn_from[i].branches.tokens)
         for number, micro in enumerate(micros):
-            batch, state_positions, targets = _packed([learn_from[i] for i in micro], device)
+            batch, state_positions, targets = packed([learn_from[i] for i in micro], device)
             generator = dropout_generator(settings, seed, step=step, micro=number, device=device)
             states = trunk.above(train_states(micro, batch), batch, generator=generator)
             logprobs = token_logprobs(
@@ -187,7 +188,7 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     def validate() -> dict[str, float]:
         total, count = 0.0, 0
         for micro in by_length(range(len(held_out)), 8, lambda i: held_out[i].branches.tokens):
-            batch, state_positions, targets = _packed([held_out[i] for i in micro], device)
+            batch, state_positions, targets = packed([held_out[i] for i in micro], device)
             states = trunk.above(val_states(micro, batch), batch)
             total -= float(token_logprobs(states.index_select(0, state_positions), trunk.head, targets).sum())
             count += len(targets)
