@@ -82,6 +82,12 @@ def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | Non
     return EmbeddedEngine(settings)
 
 
+def _embedded_check(settings: EmbeddedSettings, plan: Plan, where: Where) -> PlanCheck:
+    from cai.engines.embedded.checks import check
+
+    return check(settings, plan, where)
+
+
 def _nemo_identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     from cai.engines.nemo_aligner.describing import identity
 
@@ -126,6 +132,7 @@ ENGINES: dict[str, EngineKind] = {
         describe=describe,
         make=_embedded,
         snapshots=True,
+        check=_embedded_check,
     ),
     "nemo_aligner": EngineKind(
         settings=NemoAlignerSettings,

@@ -13,11 +13,11 @@ from typing import Any
 
 from cai.chat import ChatTemplate
 from cai.constitution import TEXTS, Constitution, lint
-from cai.data.locate import is_commit
 from cai.data.source import DataSource, part_counts, part_makes, source_identity
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.model import Experiment, ModelSpec
 from cai.files.library import Library
+from cai.identity import is_commit
 from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
 from cai.planning.costs import with_costs
 from cai.planning.endpoints import (
@@ -29,7 +29,14 @@ from cai.planning.endpoints import (
 )
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.identity import complete, former_key, stage_ingredients
-from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
+from cai.planning.models import (
+    NOT_FETCHED,
+    former_identity,
+    model_identity,
+    model_notes,
+    moving_note,
+    scheme_of,
+)
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
 from cai.stages.base import EngineSpec, Estimate, SpecParts, StageSpec, fits, take_apart
@@ -211,7 +218,7 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
         work.formats[step] = engine.kind.model_format
         if engine.kind.model_format:
             ingredients = replace(ingredients, format=engine.kind.model_format)
-    notes = [endpoint_note(model)] if scheme == "api" else []
+    notes = model_notes(model)
     fetched = _step(
         work, step, spec, ingredients, makes=spec.MAKES, estimate=spec.estimate({}), engine=engine, notes=notes
     )
@@ -255,7 +262,7 @@ def _data_step(work: _Compilation, name: str, part: str, source: DataSource) -> 
     work.rows[step] = counts[part]
     notes = [f"downloads {entry['file']} of {entry['name']} at {entry['revision']}" for entry in identity["hub"]]
     moving = {entry["revision"] for entry in identity["hub"] if not is_commit(entry["revision"])}
-    notes += [f"'{branch}' can move: pin it to a commit to be able to repeat this" for branch in sorted(moving)]
+    notes += map(moving_note, sorted(moving))
     ingredients = Ingredients(data=identity, part=part)
     work.steps[step] = _step(
         work, step, spec, ingredients, makes=part_makes(source), estimate=Estimate(counts[part]), notes=notes

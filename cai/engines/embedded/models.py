@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cai.engines.model_config import check_model, check_tokenizer, check_weights, checked_config
 from cai.errors import PrerequisiteError
 from cai.identity import file_digest, parse_json
+from cai.models.config_file import check_model, check_tokenizer, check_weights, checked_config
 
 # What makes a folder a model: weights, configuration, tokenizer. Pickled weights (*.bin, *.pt) can run code: refused.
 MODEL_FILES = (

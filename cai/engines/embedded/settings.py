@@ -17,6 +17,7 @@ from pydantic import Field
 
 from cai.errors import PrerequisiteError
 from cai.identity import RUNTIME
+from cai.models.passport import Passport
 from cai.settings import Settings
 
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")
@@ -32,7 +33,8 @@ class Device(str, Enum):
 
 
 class Generator(str, Enum):
-    """Who generates text. ``auto``: openvino-genai on the CPU where it is installed, else our loop on transformers."""
+    """Who generates text. ``auto``: openvino-genai on the CPU where it is installed and can read the model, else our
+    loop on transformers."""
 
     AUTO = "auto"
     OPENVINO = "openvino"
@@ -125,8 +127,8 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in cpu_info or "amx_bf16" in cpu_info
 
 
-def choose(settings: EmbeddedSettings) -> Chosen:
-    """Decide every ``auto`` from what is installed.
+def choose(settings: EmbeddedSettings, model: Passport | None = None) -> Chosen:
+    """Decide every ``auto`` from what is installed, and for a ``model`` from what its generator can read.
 
     Raises:
         PrerequisiteError: when openvino is asked for by name but is not installed, or cannot serve the device.
@@ -146,7 +148,8 @@ def choose(settings: EmbeddedSettings) -> Chosen:
                 "pip install 'constitution-as-code[openvino]' or set generator=transformers"
             )
     if generator is Generator.AUTO:
-        here = device is Device.CPU and installed("openvino-genai")
+        readable = model is None or not model.unknown_to_openvino()
+        here = device is Device.CPU and readable and installed("openvino-genai")
         generator = Generator.OPENVINO if here else Generator.TRANSFORMERS
     precision = settings.generation_precision
     if precision is GenerationPrecision.AUTO:

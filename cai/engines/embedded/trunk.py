@@ -27,11 +27,11 @@ from cai.engines.embedded.lora import Group
 from cai.engines.embedded.models import load_config
 from cai.engines.embedded.reward_head import SCORE, RewardHead
 from cai.engines.methods.base import Lora, Precision
-from cai.engines.model_config import check_weights
 from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.identity import parse_json
+from cai.models.config_file import check_weights
+from cai.models.passport import passport_of
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _PARTS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
@@ -140,13 +140,9 @@ class Trunk:
         self.folder = folder
         self.device = device
         config: Any = load_config(folder)
-        if config.model_type not in FAMILIES:
-            raise SpecError(
-                Problem(str(folder), f"model type {config.model_type!r} cannot be trained here", f"use {FAMILIES}")
-            )
-        if config.hidden_act != "silu":
-            message = f"activation {config.hidden_act!r} cannot be trained here"
-            raise SpecError(Problem(str(folder), message, "take a model with silu"))
+        message, todo = passport_of(folder).untrainable()
+        if message:
+            raise SpecError(Problem(str(folder), message, todo))
         check_weights(folder)
         self.dtype = compute_dtype(precision, device)
         self.eps: float = config.rms_norm_eps

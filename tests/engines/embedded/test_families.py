@@ -6,6 +6,7 @@ SFT, reward, DPO and a PPO step, and what transformers reads of a saved folder, 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from cai.engines.embedded.sft import packed as packed_examples
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.base import Precision, TrainText
 from cai.engines.methods.ppo import RlSettings
+from cai.models.families import FAMILIES
 from tests.support.training import comparisons, tiny_folder
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -322,6 +324,49 @@ def test_the_sampler_reads_as_the_trainer_does(folder: Path) -> None:
 def test_windows_hold_in_the_kernel_for_long_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cai.engines.embedded.trunk._SHORT", 0)
     test_logits_and_log_probabilities(folder)
+
+
+# ---- the table in docs -----------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[3] / "docs" / "models.md"
+BEGIN = "<!-- families: CAI_WRITE_GOLDEN=1 pytest tests/engines/embedded/test_families.py writes from here ... -->"
+END = "<!-- ... to here -->"
+
+
+def family_table() -> str:
+    """Markdown: what the passport accepts of each family, and the properties that the cases here have."""
+    lines = [
+        "| family | biases | rope scaling | windows | held against transformers and TRL with |",
+        "|---|---|---|---|---|",
+    ]
+    for name, family in FAMILIES.items():
+        cases = "; ".join(case.has for case in CASES if case.family == name)
+        rope, windows = ", ".join(sorted(family.rope)), "yes" if family.windows else "none"
+        lines.append(f"| {family.title} (`{name}`) | {family.biases} | {rope} | {windows} | {cases} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_in_docs_is_this_one() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN + "\n")
+    shown, after = rest.split(END)
+    if os.environ.get("CAI_WRITE_GOLDEN"):
+        DOCS.write_text(f"{before}{BEGIN}\n{family_table()}{END}{after}", encoding="utf-8")
+    else:
+        assert shown == family_table()
+
+
+def test_every_family_and_property_that_is_accepted_has_a_case() -> None:
+    """The passport accepts nothing that was not held against transformers here."""
+    scalings = {case.changes["rope_parameters"]["rope_type"] for case in CASES if "rope_parameters" in case.changes}
+    for name, family in FAMILIES.items():
+        cases = [case for case in CASES if case.family == name]
+        assert cases
+        assert any(case.changes.get("tie_word_embeddings", True) for case in cases) or name == "mistral"
+        assert any(case.changes.get("tie_word_embeddings") is False for case in cases)
+        assert family.windows == any(case.changes.get("sliding_window") for case in cases)
+        # One class of transformers computes the rotary positions of all of them.
+        assert family.rope <= scalings | {"default"}
 
 
 # ---- TRL's own trainers ----------------------------------------------------------------------------------------------
