@@ -47,6 +47,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
     "rope_theta": 500.0,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,17 @@ CASES = [
         "rope scaling: linear",
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
     ),
-    FamilyCase(
-        "llama",
-        "rope scaling: yarn",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "rope_theta": 10000.0,
-            }
-        },
-    ),
+    FamilyCase("llama", "rope scaling: yarn", {"rope_parameters": YARN}),
+    FamilyCase("mistral", "tied embeddings", {"sliding_window": None}),
     FamilyCase("mistral", "a head of its own", {"tie_word_embeddings": False, "sliding_window": None}),
     FamilyCase("mistral", "a sliding window", {"tie_word_embeddings": False, "sliding_window": 4}),
     FamilyCase("qwen2", "tied embeddings, biases"),
     FamilyCase("qwen2", "a head of its own", {"tie_word_embeddings": False}),
+    FamilyCase("qwen2", "rope scaling: yarn", {"rope_parameters": YARN}),
     FamilyCase("qwen2", "a sliding window", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     FamilyCase("qwen3", "tied embeddings, norms of heads"),
     FamilyCase("qwen3", "a head of its own, biases", {"tie_word_embeddings": False, "attention_bias": True}),
+    FamilyCase("qwen3", "rope scaling: yarn", {"rope_parameters": YARN}),
     FamilyCase("qwen3", "a sliding window", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
 ]
 
@@ -362,7 +355,7 @@ def test_every_family_and_property_that_is_accepted_has_a_case() -> None:
     for name, family in FAMILIES.items():
         cases = [case for case in CASES if case.family == name]
         assert cases
-        assert any(case.changes.get("tie_word_embeddings", True) for case in cases) or name == "mistral"
+        assert any(case.changes.get("tie_word_embeddings", True) for case in cases)
         assert any(case.changes.get("tie_word_embeddings") is False for case in cases)
         assert family.windows == any(case.changes.get("sliding_window") for case in cases)
         # One class of transformers computes the rotary positions of all of them.
