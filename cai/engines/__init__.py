@@ -63,11 +63,15 @@ class EngineKind:
 def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
-    decides = semantic(settings) | {
-        "device": chosen.device.value,
-        "generator": chosen.generator.value,
-        "generation_precision": chosen.precision.value,
-    }
+    decided = settings.model_copy(
+        update={
+            "device": chosen.device,
+            "generator": chosen.generator,
+            "generation_precision": chosen.precision,
+            "scoring_precision": chosen.scoring,
+        }
+    )
+    decides = semantic(decided)
     return decides | {"arithmetic": ARITHMETIC} if kind in TRAINING else decides
 
 

@@ -93,8 +93,21 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "estimate": step.estimate.costs(),
         "gpu_time": None if step.estimate.gpu_time is None else asdict(step.estimate.gpu_time),
         **({} if step.estimate.cost is None else {"cost": asdict(step.estimate.cost)}),
-        "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
+        "notes": [
+            *step.notes,
+            *_judge_notes(step),
+            *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else []),
+        ],
     }
+
+
+def _judge_notes(step: Step) -> list[str]:
+    """What a judge's labels will rest on, where that must be said."""
+    if step.kind != "judge":
+        return []
+    if step.spec.get("uncalibrated"):
+        return ["uncalibrated: its labels are trained on whatever labelled pairs say of it"]
+    return [] if step.spec.get("labelled") else ["not calibrated: held against no labelled pairs (labelled)"]
 
 
 @overload

@@ -82,7 +82,7 @@ class EmbeddedClient:
         yield from self._generators[kind].generate(requests)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        """Log-likelihoods of continuations in float32."""
+        """Log-likelihoods of continuations, in the precision that the settings say."""
         if not requests:
             return
         if self._scorer is None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, epoch_order, pack
 from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.divergence import LEAST_DEVIATION, Health, without_deviation
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.lower import LowerStates
 from cai.engines.embedded.models import encode, encode_after, end_tokens, load_tokenizer
@@ -110,7 +111,7 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     """Train a reward model; ``attempt.dest`` gets a Hugging Face folder, the head, reward.json, metrics.jsonl.
 
     Raises:
-        StepFailed: when no pair is left, or the gradient stops being finite.
+        StepFailed: when no pair is left, or training diverges: what was good of the model is kept (``optim.fit``).
     """
     seed, device, dest = attempt.seed, hardware.device, attempt.dest
     trunk = prepared(data.model, settings, seed, hardware, head=False)
@@ -139,8 +140,11 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     def labels(source: list[Pair], micro: list[int]) -> Tensor:
         return torch.tensor([source[i].p_chosen for i in micro], dtype=torch.float32, device=device)
 
+    spread = torch.ones((), device=device)  # the deviation of the last batch's rewards
+
     def learn(step: int) -> dict[str, float]:
         chosen, loss, right = batches[step], torch.zeros((), device=device), torch.zeros((), device=device)
+        batch_rewards = []
         for number, micro in enumerate(
             by_length(chosen, settings.micro_batch_size, lambda i: pairs[i].branches.tokens)
         ):
@@ -153,6 +157,8 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
             loss += part.detach()
             agreement = (scored[:, 0] - scored[:, 1]).detach() * (label - 0.5)
             right += (agreement > 0).sum()
+            batch_rewards.append(scored.detach().flatten())
+        spread.copy_(torch.cat(batch_rewards).std(correction=0))
         tokens = sum(pairs[i].branches.tokens for i in chosen)
         decided = sum(pairs[i].p_chosen != 0.5 for i in chosen)
         return {"loss": float(loss), "accuracy": float(right) / max(1, decided), "tokens": tokens, "rows": len(chosen)}
@@ -169,23 +175,44 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
             targets += label.tolist()
         return {"val_loss": total / len(margins), **quality(margins, targets)} if margins else {}
 
-    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
-    parameters = {**trunk.parameters(), "reward_head": head}
-    rows = fit(Work(steps, parameters, trunk.refresh, learn, validate, belongs, "reward"), settings, attempt)
     sample = epoch_order(ids, seed, "scale")[:_SCALE_PAIRS]
-    with torch.no_grad():
+
+    @without_gradient
+    def sampled_rewards() -> Tensor:
+        """Of both answers of the sample's pairs [2 P], float64."""
         micros = by_length(sample, 8, lambda i: pairs[i].branches.tokens)
-        scores = torch.cat([rewards(pairs, train_states, m).flatten() for m in micros]).double()
+        return torch.cat([rewards(pairs, train_states, micro).flatten() for micro in micros]).double()
+
     ends = {*end_tokens(data.model, tokenizer), *(end[-1] for pair in pairs for end in pair.branches.ends)}
-    trunk.save(dest, RewardHead(head, free_padding(tokenizer, ends)))
-    about = {
-        "pooling": "last",
-        "hidden": trunk.hidden,
-        "mean": float(scores.mean()),
-        "std": float(scores.std(correction=0)),
-        "answers": scores.numel(),
-    }
-    (dest / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def save(folder: Path, rewards_of_sample: Tensor) -> dict[str, Any]:
+        """Write the reward model; returns what its reward.json says."""
+        trunk.save(folder, RewardHead(head, free_padding(tokenizer, ends)))
+        about = _about(trunk, rewards_of_sample)
+        (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return about
+
+    final: list[Tensor] = []  # the sample's rewards at the end
+
+    def finished(rows: list[dict[str, Any]]) -> str:
+        final.append(sampled_rewards())
+        return without_deviation(final[-1].tolist())
+
+    work = Work(
+        steps=steps,
+        parameters={**trunk.parameters(), "reward_head": head},
+        refresh=trunk.refresh,
+        learn=learn,
+        validate=validate,
+        belongs=fingerprint(settings, seed, data.train, str(trunk.dtype)),
+        event="reward",
+        save=lambda folder: save(folder, sampled_rewards()),
+        # Of the batch just seen: whether all rewards are alike is decided on the whole sample, at the end.
+        health=lambda step, numbers: Health(sound=spread.item() >= LEAST_DEVIATION),
+        finished=finished,
+    )
+    rows = fit(work, settings, attempt)
+    about = save(dest, final[-1])
     metrics: dict[str, Any] = {
         "pairs": len(pairs),
         "ties": sum(abs(p.p_chosen - 0.5) < 1e-9 for p in pairs),
@@ -201,6 +228,17 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     metrics |= {f"{k}_before": v for k, v in rows[0].items() if k in ("val_loss", "val_accuracy")}
     metrics |= {k: v for k, v in rows[-1].items() if k.startswith("val_")}
     return Trained(metrics, dict(dropped))
+
+
+def _about(trunk: Trunk, rewards: Tensor) -> dict[str, Any]:
+    """What reward.json says: how the reward is read, and its mean and deviation over ``rewards``, float64."""
+    return {
+        "pooling": "last",
+        "hidden": trunk.hidden,
+        "mean": float(rewards.mean()),
+        "std": float(rewards.std(correction=0)),
+        "answers": rewards.numel(),
+    }
 
 
 def _new_head(hidden: int, seed: int, device: str) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cai.errors import PrerequisiteError
-from cai.identity import RUNTIME
+from cai.identity import ADDED, RUNTIME
 from cai.models.passport import Passport
 from cai.settings import Settings
 
@@ -49,6 +49,15 @@ class GenerationPrecision(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
+class ScoringPrecision(str, Enum):
+    """Arithmetic of the log-probabilities that judges read. ``auto``: as in generation. The last product, from which
+    the probabilities are taken, is in float32 whatever this says."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
+
 class EmbeddedSettings(Settings):
     """Torch and transformers on this machine.
 
@@ -59,6 +68,9 @@ class EmbeddedSettings(Settings):
     generator: Generator = Generator.AUTO
     generation_precision: GenerationPrecision = GenerationPrecision.AUTO
     generation_batch: Annotated[int, Field(ge=1, description="rows that generate side by side")] = 64
+    scoring_precision: Annotated[
+        ScoringPrecision, ADDED(ScoringPrecision.FLOAT32), Field(description="of what judges read of a model")
+    ] = ScoringPrecision.FLOAT32
     scoring_batch_tokens: Annotated[int, Field(ge=256, description="tokens, padding included, scored at once")] = 4096
     kv_cache_gb: Annotated[int, Field(ge=1, description="GiB of keys and values that openvino-genai may hold")] = 1
     threads: Annotated[int, Field(ge=0, description="processor threads; 0 uses all"), RUNTIME] = 0
@@ -71,6 +83,7 @@ class Chosen:
     device: Device
     generator: Generator
     precision: GenerationPrecision
+    scoring: ScoringPrecision
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +164,14 @@ def choose(settings: EmbeddedSettings, model: Passport | None = None) -> Chosen:
         readable = model is None or not model.unknown_to_openvino()
         here = device is Device.CPU and readable and installed("openvino-genai")
         generator = Generator.OPENVINO if here else Generator.TRANSFORMERS
-    precision = settings.generation_precision
-    if precision is GenerationPrecision.AUTO:
+    precision, scoring = settings.generation_precision, settings.scoring_precision
+    if precision is GenerationPrecision.AUTO or scoring is ScoringPrecision.AUTO:
         quick = device is Device.CUDA or _cpu_has_bfloat16()
-        precision = GenerationPrecision.BFLOAT16 if quick else GenerationPrecision.FLOAT32
-    return Chosen(device, generator, precision)
+        if precision is GenerationPrecision.AUTO:
+            precision = GenerationPrecision.BFLOAT16 if quick else GenerationPrecision.FLOAT32
+        if scoring is ScoringPrecision.AUTO:
+            scoring = ScoringPrecision.BFLOAT16 if quick else ScoringPrecision.FLOAT32
+    return Chosen(device, generator, precision, scoring)
 
 
 def describe(settings: EmbeddedSettings) -> dict[str, str]:
@@ -170,6 +186,7 @@ def describe(settings: EmbeddedSettings) -> dict[str, str]:
         "generator": f"{package} {installed(package)}",
         "device": chosen.device.value,
         "precision": chosen.precision.value,
+        "scoring": chosen.scoring.value,
         "torch": installed("torch"),
         "transformers": installed("transformers"),
         "machine": platform.machine(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
 from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.divergence import TokenLosses, says_nothing, uniform_loss
 from cai.engines.embedded.functions import token_logprobs, without_gradient
 from cai.engines.embedded.lower import LowerStates
 from cai.engines.embedded.models import load_tokenizer
@@ -144,7 +145,7 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     Loss is the mean over the batch's loss tokens of their negative log-probability, in nats.
 
     Raises:
-        StepFailed: when no example is left, or the gradient stops being finite.
+        StepFailed: when no example is left, or training diverges: what was good of the model is kept (``optim.fit``).
     """
     seed, device = attempt.seed, hardware.device
     trunk = prepared(data.model, settings, seed, hardware)
@@ -194,9 +195,27 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
             count += len(targets)
         return {"val_loss": total / count} if count else {}
 
-    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
-    jobs = Work(steps, trunk.parameters(), trunk.refresh, learn, validate, belongs, "sft")
-    rows = fit(jobs, settings, attempt)
+    losses = TokenLosses(len(trunk.head), steps)
+
+    def finished(rows: list[dict[str, Any]]) -> str:
+        best, loss = rows[0].get("val_loss"), rows[-1].get("val_loss")
+        if best is None or loss is None or not says_nothing(loss, best, len(trunk.head)):
+            return ""
+        return f"on what was held out {uniform_loss(loss, best, len(trunk.head))}"
+
+    work = Work(
+        steps=steps,
+        parameters=trunk.parameters(),
+        refresh=trunk.refresh,
+        learn=learn,
+        validate=validate,
+        belongs=fingerprint(settings, seed, data.train, str(trunk.dtype)),
+        event="sft",
+        save=trunk.save,
+        health=lambda step, numbers: losses.see(numbers["loss"]),
+        finished=finished,
+    )
+    rows = fit(work, settings, attempt)
     trunk.save(attempt.dest)
     metrics: dict[str, Any] = {
         "examples": len(learn_from),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cai.engines.embedded.advantages import (
 from cai.engines.embedded.batches import Branches, pack
 from cai.engines.embedded.drawing import inverted
 from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.ppo import lost_policy
 from cai.engines.embedded.ppo import train as train_ppo
 from cai.engines.embedded.ppo_update import (
     clipped_policy_loss,
@@ -38,7 +40,7 @@ from cai.engines.methods.base import Lora, Precision
 from cai.engines.methods.ppo import CriticStart, PpoData
 from cai.engines.methods.reward import RewardData, RewardSettings
 from cai.engines.rewards import RewardModel
-from cai.errors import SpecError
+from cai.errors import SpecError, StepFailed
 from tests.support.training import (
     PPO_SETTINGS,
     Interrupted,
@@ -320,3 +322,46 @@ def test_draws_have_the_probabilities_of_the_tokens_that_are_left(top_k: int, to
     shares = torch.bincount(tokens, minlength=40) / len(at)
     torch.testing.assert_close(shares.double(), expected, atol=5e-4, rtol=0)
     torch.testing.assert_close(logprobs.double(), expected[tokens].log(), atol=1e-5, rtol=0)
+
+
+def test_a_policy_that_is_lost_fails_with_words_and_the_last_good_one_is_kept(model: Path, tmp_path: Path) -> None:
+    """With a learning rate that no training survives."""
+    with pytest.raises(StepFailed, match=r"rl, iteration \d of 6: .*the last good model, of iteration \d, is kept in"):
+        ppo(model, tmp_path, learning_rate=30.0, max_grad_norm=1e9, iterations=6, kl_coefficient=0.0)
+    kept = load_file(tmp_path / "work/last_good/model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+ROW = {"reward": 0.1, "reward_std": 0.3, "kl": 0.0, "kl_k1": 0.0, "entropy": 1.5}
+ALIKE = {**ROW, "reward_std": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([ROW, ROW], ""),
+        ([ROW, {**ROW, "reward": math.nan}], "reward is nan"),
+        ([{**ROW, "kl": math.inf}], "kl is inf"),
+        ([ROW, {**ROW, "entropy": 0.002}], "entropy is gone: 0.0020 nats a token, and was 1.50"),
+        ([{**ROW, "entropy": 0.002}], ""),
+        ([ROW, {**ROW, "entropy": 3.2}], "says nothing any more: its entropy is 3.20 nats a token, and was 1.50"),
+        ([{**ROW, "entropy": 3.2}, {**ROW, "entropy": 3.2}], ""),
+        ([ALIKE, ALIKE], ""),
+        ([ALIKE, ROW, ALIKE, ALIKE], ""),
+        ([ROW, ALIKE, ALIKE, ALIKE], "all answers of 3 iterations have the same reward"),
+    ],
+)
+def test_what_shows_that_a_policy_is_lost(rows: list[dict[str, Any]], told: str) -> None:
+    fault = lost_policy(rows, 25)
+    assert told in fault
+    assert bool(fault) == bool(told)
+
+
+def test_a_reward_that_says_the_same_of_all_ends_training(model: Path, tmp_path: Path) -> None:
+    data = PpoData(model, RewardModel(model), questions(10))
+    with pytest.raises(StepFailed, match="the same reward") as error:
+        train_ppo(data, PPO_SETTINGS, attempt_at(tmp_path), Hardware(threads=1), score=lambda pairs: [0.5] * len(pairs))
+    assert "rl, iteration 2 of 4" in str(error.value)
+    assert "the last good model, of iteration 1, is kept in" in str(error.value)
+    assert (tmp_path / "work/last_good/model.safetensors").exists()
