@@ -15,7 +15,6 @@ from cai.chat import Span
 from cai.engines.base import Attempt
 from cai.engines.embedded.divergence import (
     LAST_GOOD,
-    UNIFORM,
     Diverged,
     Health,
     TokenLosses,
@@ -243,7 +242,7 @@ def test_a_learning_rate_that_is_far_too_high_fails_in_words_and_leaves_a_model(
     assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 25
     settings = SftSettings(**{**WILD, "learning_rate": 1e-9, "epochs": 1})
     again = train_sft(SftData(folder, texts, []), settings, attempt_at(tmp_path / "again"))
-    assert again.metrics["first_loss"] < UNIFORM * math.log(25), "what was kept still says something"
+    assert again.metrics["first_loss"] < 0.97 * math.log(25), "what was kept still says something"
 
 
 def test_a_reward_model_that_says_the_same_of_all_fails_in_words_and_leaves_a_model(
