@@ -10,12 +10,10 @@ from pathlib import Path
 from cai.commands.common import options, split_overrides
 from cai.errors import CaiError, Problem, SpecError
 from cai.experiment.compose import Composed, compose
-from cai.experiment.model import parse
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked, resolve
-from cai.planning.texts import load_texts
-
+from cai.planning.compilation import Looked
+from cai.planning.resolver import resolve_data
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
     """Overrides -> plan; the one way from a command line to a plan."""
@@ -27,19 +25,8 @@ def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Pl
 
 
 def plan_of(composed: Composed, library: Library, looked: Looked | None = None) -> Plan:
-    """Composed data -> plan; problems of the fields and of the texts are told together."""
-    try:
-        experiment = parse(composed.data, composed.where)
-    except SpecError as error:
-        constitution, template = composed.data.get("constitution"), composed.data.get("template")
-        texts = load_texts(
-            constitution if isinstance(constitution, dict) else None,
-            str(template.get("name", "")) if isinstance(template, dict) else "",
-            library,
-            composed.where,
-        )
-        raise SpecError([*error.problems, *texts.problems]) from None
-    return resolve(experiment, library, composed.where, looked)
+    """Composed data -> plan; problems of fields, texts, names and data are told together."""
+    return resolve_data(composed.data, library, composed.where, looked)
 
 
 def plan_verb(args: Sequence[str]) -> int:
