@@ -41,6 +41,8 @@ class Compilation:
     # The format of every model that lies in a folder; one that is served elsewhere has none.
     formats: dict[str, str] = field(default_factory=dict)
     linted: set[tuple[str, str]] = field(default_factory=set)
+    # Of templates and tokenizers, which concern many steps.
+    told_notes: set[str] = field(default_factory=set)
 
     @property
     def experiment(self) -> Experiment:

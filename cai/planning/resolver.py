@@ -31,6 +31,7 @@ from cai.planning.endpoints import (
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.identity import former_key, stage_ingredients
 from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
+from cai.planning.template_notes import template_notes
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
 from cai.stages.base import EngineSpec, SpecParts, StageSpec, fits, readable_parts, take_apart
@@ -269,7 +270,7 @@ def _add_stage(work: Compilation, name: str, spec: StageSpec) -> None:
         inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
         resources=resources,
         engine=engine,
-        notes=dialect_notes(work.experiment, spec, names),
+        notes=[*dialect_notes(work.experiment, spec, names), *template_notes(work, spec, names, resources)],
     )
 
 
