@@ -84,9 +84,12 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "makes": ("kind", "as", "rows"),
     "splits": ("split", "parts", "shares"),
     "split_seed": ("seed",),
-    "options": ("columns", "kwargs", "reader_options"),
+    "options": ("kwargs", "reader_options"),
+    "options.columns": ("columns", "column_names", "rename"),
+    "options.merge_turns": ("merge_turns",),
 }
-"""Our fields, and what they are called elsewhere. A word may stand for several: the first that is there is meant."""
+"""Our fields, and what they are called elsewhere. A word may stand for several: the first that is there is meant.
+Of a field that is a mapping, its entries too."""
 
 
 def known_fields(model: Any) -> list[str]:
@@ -114,6 +117,8 @@ def _same_word(word: str, fields: Sequence[str]) -> Iterator[str]:
     bare = _bare(word)
     yield from (name for name in fields if _bare(name) == bare)
     yield from (name for name in fields if bare in map(_bare, SYNONYMS.get(name, ())))
+    entries = (name for name in SYNONYMS if "." in name and name.partition(".")[0] in fields)
+    yield from (name for name in entries if bare in map(_bare, SYNONYMS[name]))
 
 
 def _nested(word: str, model: Any) -> Iterator[str]:

@@ -18,8 +18,8 @@ from cai.planning.texts import NamedText
 from cai.stages.base import Estimate, SpecParts, StageSpec
 
 Where = Callable[[str], str]
-Looked = dict[str, SourceLook]
-"""Of data sources that have been looked at, by what they say and which bytes they have."""
+Looked = dict[str, SourceLook | SpecError]
+"""Data sources that have been looked at, by what they say; of one that cannot be read, why."""
 
 
 @dataclass

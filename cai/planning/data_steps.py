@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cai.data.locate import is_commit
-from cai.data.preview import look_at, unseen
+from cai.data.preview import SourceLook, look_at, unseen
 from cai.data.source import DataSource, part_makes
 from cai.errors import Problem, SpecError
 from cai.plan import Ingredients
@@ -22,14 +24,12 @@ def data_step(work: Compilation, name: str, part: str, source: DataSource) -> st
     # Where the files lie is no part of the spec: only the look at them is told of it.
     placed = source if paths == source.paths else source.model_copy(update={"path": paths})
     look_key = repr((placed, roots))
-    try:
-        if look_key not in work.sources:
-            work.sources[look_key] = look_at(placed, roots)
-    except SpecError as error:
-        work.problems += [Problem(work.where(f"data.{name}"), p.message, p.next) for p in error.problems]
+    if look_key not in work.sources:
+        work.sources[look_key] = _look(placed, roots)
+    look = work.sources[look_key]
+    if isinstance(look, SpecError):
+        work.problems += [Problem(work.where(f"data.{name}"), p.message, p.next) for p in look.problems]
         look = unseen(source)  # what else is wrong with whatever reads it is told, too
-    else:
-        look = work.sources[look_key]
     spec = KINDS["read"].spec.model_validate(
         {"kind": "read", "source": source.model_dump(), "part": part, "identity": look.identity}
     )
@@ -49,6 +49,13 @@ def data_step(work: Compilation, name: str, part: str, source: DataSource) -> st
         notes=notes,
     )
     return step
+
+
+def _look(source: DataSource, roots: tuple[Path, ...]) -> SourceLook | SpecError:
+    try:
+        return look_at(source, roots)
+    except SpecError as error:
+        return error
 
 
 def without_rows(work: Compilation, step: str) -> str | None:

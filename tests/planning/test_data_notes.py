@@ -81,3 +81,17 @@ def test_a_small_share_of_many_rows_is_not_taken_for_none(raw):
     add_prompts(*(json.dumps({"prompt": f"{i} {'x' * 900}"}) for i in range(3000)))
     raw["data"]["asked"]["splits"] = {"sl": 0.0001, "rl": 0.9999}
     assert {step.name: step for step in plan(raw).steps}["asked.sl"].estimate.rows is None
+
+
+def test_data_that_cannot_be_read_is_looked_at_once_by_all_parts_and_cells(raw, monkeypatch):
+    from cai.planning import data_steps
+
+    calls = []
+    real = data_steps.look_at
+    monkeypatch.setattr(data_steps, "look_at", lambda *args: calls.append(args) or real(*args))
+    Path("prompts.jsonl").write_text("junk\n")
+    looked = {}
+    for seed in (0, 1):
+        with pytest.raises(SpecError, match="no record makes a row"):
+            resolve_data({**raw, "seed": seed}, Library((Path.cwd(), shipped_root())), looked=looked)
+    assert len(calls) == 1

@@ -112,7 +112,7 @@ def test_rules_between_fields_are_told_beside_unknown_fields(raw):
         (("stages", "sample"), "num_samples", "n"),
         (("models", "base"), "commit", "revision"),
         (("data", "asked"), "format", "reader"),
-        (("data", "asked"), "columns", "options"),
+        (("data", "asked"), "columns", "options.columns"),
         (("stages", "sl_mix", "sources", 0), "name", "from"),
     ],
 )
