@@ -14,15 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-MOST = 64 << 20
-"""Bytes of a file of a tokenizer, or of a GGUF file's head, that are read; the largest there are have 35 MB."""
+MOST, GGUF_HEAD = 64 << 20, 24 << 20
+"""Bytes of a tokenizer's file, and of a GGUF file's head, that are read; the largest there are have 35 and 15 MB."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
-_WANTED = ("tokenizer.ggml.", "tokenizer.chat_template")
-_MOST_ENTRIES = 10_000_000
+_WANTED = (
+    *("tokenizer.ggml.tokens", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"),
+    *("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def tokenizer_facts(path: Path) -> TokenizerFacts | None:
         if path.is_dir():
             return _folder_facts(path, _stamp(path))
         return _gguf_facts(path, _stamp(path)) if path.is_file() else None
-    except (OSError, ValueError, RecursionError, struct.error):
+    except (OSError, ValueError, OverflowError, RecursionError, struct.error):
         return None
 
 
@@ -129,10 +131,10 @@ def _word(raw: Any) -> str:
 
 def _adds_bos(config: Mapping[str, Any], head: Mapping[str, Any], bos: str) -> bool | None:
     """The post-processor decides where there is one: what a fast tokenizer's ``add_bos_token`` once said is in it."""
-    if "post_processor" in head:
-        return bool(bos) and any(token == bos for token in _leading(head["post_processor"]))
+    if processor := head.get("post_processor"):
+        return bool(bos) and any(token == bos for token in _leading(processor))
     added = config.get("add_bos_token")
-    return added if isinstance(added, bool) else None
+    return added if isinstance(added, bool) else False if "post_processor" in head else None
 
 
 def _leading(processor: Any) -> Iterator[str]:
@@ -210,7 +212,10 @@ def _is_piece(path: Path, word: str) -> bool:
 @lru_cache(maxsize=16)
 def _gguf_facts(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> TokenizerFacts | None:
     with path.open("rb") as file:
-        values = dict(_gguf_values(file))
+        head = _GgufHead(file.read(24))
+        if head.is_gguf:
+            head.content += file.read(GGUF_HEAD)
+    values = dict(head.values())
     words = values.get("tokenizer.ggml.tokens")
     if not isinstance(words, list):
         return None
@@ -229,42 +234,74 @@ def _gguf_facts(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> Tokenize
     )
 
 
-def _gguf_values(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """The tokenizer's entries in a GGUF file's head (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
-    magic, version, _, count = struct.unpack("<4sIQQ", file.read(24))
-    if magic != b"GGUF" or version not in (2, 3) or count > _MOST_ENTRIES:
-        raise ValueError("is no GGUF file")
-    for _ in range(count):
-        name = _gguf_text(file)
-        (kind,) = struct.unpack("<I", file.read(4))
-        value = _gguf_value(file, kind, name.startswith(_WANTED))
-        if file.tell() > MOST:
-            raise ValueError("its head is larger than any")
-        if name.startswith(_WANTED):
-            yield name, value
+class _GgufHead:
+    """The head of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), read from left to right.
+
+    What its numbers promise and the bytes do not hold is a ``struct.error``.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self._position = 0
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the first bytes are those of such a file, of a version that is read here."""
+        return len(self.content) >= 24 and struct.unpack_from("<4sI", self.content) in ((b"GGUF", 2), (b"GGUF", 3))
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """The tokenizer's entries; the others are passed over.
+
+        Raises:
+            ValueError, struct.error: when this is no such file, or a damaged one.
+        """
+        if not self.is_gguf:
+            raise ValueError("is no GGUF file")
+        self._position = 16
+        for _ in range(self._number("<Q")):
+            name = self._text()
+            wanted = name.startswith(_WANTED)
+            value = self._value(self._number("<I"), wanted)
+            if wanted:
+                yield name, value
+
+    def _number(self, form: str) -> Any:
+        (number,) = struct.unpack_from(form, self.content, self._position)
+        self._position += struct.calcsize(form)
+        return number
+
+    def _text(self) -> str:
+        start = self._position + 8
+        self._skip_text()
+        return self.content[start : self._position].decode("utf-8", "replace")
+
+    def _skip_text(self) -> None:
+        self._position += 8 + struct.unpack_from("<Q", self.content, self._position)[0]
+        if self._position > len(self.content):
+            raise ValueError("holds a text that goes on behind its end")
+
+    def _value(self, kind: int, wanted: bool) -> Any:
+        if kind == _TEXT:
+            return self._text()
+        if kind != _ARRAY:
+            return self._number(_form(kind))
+        inner, length = self._number("<I"), self._number("<Q")
+        if inner == _TEXT and wanted and length * 8 <= len(self.content):
+            return [self._text() for _ in range(length)]
+        if inner == _TEXT:
+            for _ in range(length):
+                self._skip_text()
+        else:
+            self._position += struct.calcsize(_form(inner)) * length
+        return None
 
 
-def _gguf_value(file: BinaryIO, kind: int, wanted: bool) -> Any:
-    if kind == _TEXT:
-        return _gguf_text(file)
-    if kind != _ARRAY:
-        return struct.unpack(_NUMBERS.get(kind, "<?"), file.read(struct.calcsize(_NUMBERS.get(kind, "<?"))))[0]
-    inner, length = struct.unpack("<IQ", file.read(12))
-    if length > _MOST_ENTRIES or inner == _ARRAY:
-        raise ValueError("holds an array that no tokenizer has")
-    if inner == _TEXT:
-        texts = [_gguf_text(file) for _ in range(length)]
-        return texts if wanted else None
-    file.seek(struct.calcsize(_NUMBERS[inner]) * length, os.SEEK_CUR) if inner in _NUMBERS else _gguf_unknown()
-    return None
+def _form(kind: int) -> str:
+    """How a number is packed.
 
-
-def _gguf_unknown() -> None:
-    raise ValueError("holds values of an unknown type")
-
-
-def _gguf_text(file: BinaryIO) -> str:
-    (length,) = struct.unpack("<Q", file.read(8))
-    if length > MOST:
-        raise ValueError("holds a text that is larger than any")
-    return file.read(length).decode("utf-8", "replace")
+    Raises:
+        ValueError: for what is none; arrays of arrays are in no tokenizer.
+    """
+    if kind not in _NUMBERS:
+        raise ValueError("holds a value of an unknown type")
+    return _NUMBERS[kind]

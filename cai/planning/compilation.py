@@ -35,6 +35,8 @@ class Compilation:
     parts: dict[str, SpecParts]
     sources: Looked
     problems: list[Problem] = field(default_factory=list)
+    # Apart: the steps that read such data are there, so that engines can be asked of the plan all the same.
+    data_problems: list[Problem] = field(default_factory=list)
     steps: dict[str, Step] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
@@ -52,6 +54,12 @@ class Compilation:
     def unread(self, *path: str) -> bool:
         """Whether a block, or what it stands in, cannot be read; that is told already, so nothing is said of it."""
         return any(".".join(path[:depth]) in self.outline.unread for depth in range(1, len(path) + 1))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every stage has its step, wired as it is meant."""
+        stages_done = all(name in self.steps for name in self.experiment.stages)
+        return stages_done and not self.problems and not self.outline.unread
 
     def sure_of(self, engine: PlanEngine) -> bool:
         """Whether the engine is the one that is meant, and not one in the place of a block that cannot be read."""

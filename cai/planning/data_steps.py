@@ -28,7 +28,7 @@ def data_step(work: Compilation, name: str, part: str, source: DataSource) -> st
         work.sources[look_key] = _look(placed, roots)
     look = work.sources[look_key]
     if isinstance(look, SpecError):
-        work.problems += [Problem(work.where(f"data.{name}"), p.message, p.next) for p in look.problems]
+        work.data_problems += [Problem(work.where(f"data.{name}"), p.message, p.next) for p in look.problems]
         look = unseen(source)  # what else is wrong with whatever reads it is told, too
     spec = KINDS["read"].spec.model_validate(
         {"kind": "read", "source": source.model_dump(), "part": part, "identity": look.identity}

@@ -75,13 +75,14 @@ def _resolve(outlined: Outline, library: Library | None, where: Where, looked: L
         texts.template,
         parts={name: take_apart(spec) for name, spec in experiment.stages.items()},
         sources={} if looked is None else looked,
-        problems=[*outlined.problems, *texts.problems],
+        problems=list(texts.problems),
     )
     for name in _order(work):
         _add_stage(work, name, experiment.stages[name])
     _look_at_unread_stages(work)
-    if work.problems:
-        raise PlanError(dict.fromkeys(work.problems))
+    problems = [*outlined.problems, *work.problems, *work.data_problems]
+    if not work.whole:
+        raise PlanError(dict.fromkeys(problems))
     plan = Plan(
         experiment=experiment.name,
         seed=experiment.seed,
@@ -91,7 +92,13 @@ def _resolve(outlined: Outline, library: Library | None, where: Where, looked: L
         outputs=_outputs(work),
         engines=engines.blocks(),
     )
-    return engines.check(plan, where)
+    try:
+        checked = engines.check(plan, where)
+    except PlanError as error:
+        problems += error.problems
+    if problems:
+        raise PlanError(dict.fromkeys(problems))
+    return checked
 
 
 def _source(experiment: Experiment) -> dict[str, Any]:

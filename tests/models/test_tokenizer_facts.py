@@ -52,6 +52,7 @@ def test_added_tokens_and_pieces_of_the_vocabulary_are_tokens(tmp_path: Path) ->
         ({"tokenizer": fast(post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, BEGINS]})}, True),
         ({"tokenizer": fast(post_processor=ENDS)}, False),
         ({"tokenizer": fast(post_processor=None)}, False),
+        ({"tokenizer": fast(post_processor=None), "tokenizer_config": {"add_bos_token": True}}, True),
         ({"vocab": {"<s>": 0}, "tokenizer_config": {"bos_token": "<s>", "add_bos_token": True}}, True),
         ({"vocab": {"<s>": 0}, "tokenizer_config": {"bos_token": "<s>", "add_bos_token": False}}, False),
         ({"vocab": {"<s>": 0}, "tokenizer_config": {"bos_token": "<s>"}}, None),
@@ -157,6 +158,8 @@ def test_a_gguf_head_tells_its_tokens(tmp_path: Path) -> None:
         gguf(text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2**50)),
         gguf(text("x") + struct.pack("<IIQ", 9, 77, 3)),
         gguf(struct.pack("<Q", 2**61)),
+        gguf(struct.pack("<Q", 2**64 - 1)),
+        gguf(text("x") + struct.pack("<IIQ", 9, 10, 2**64 - 1), words("a")),
         gguf(words("a"))[:-3],
     ],
 )

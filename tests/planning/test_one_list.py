@@ -127,3 +127,10 @@ def test_an_unknown_field_is_known_by_what_others_call_it(raw, block, field, mea
     (problem,) = problems(edited).values()
     assert problem.message == "unknown field"
     assert problem.next == f"did you mean '{meant}'?"
+
+
+def test_what_an_engine_says_of_the_plan_is_told_beside_fields_and_data(raw):
+    raw["stages"]["early"] = {"kind": "snapshot", "of": "rl", "iteration": 3}
+    raw["stages"]["sft"]["lr"] = 1e-4
+    raw["data"]["asked"]["path"] = "missing.jsonl"
+    assert set(problems(raw)) == {"stages.sft.lr", "data.asked", "stages.early.iteration"}
