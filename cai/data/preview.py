@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from cai.data.source import (
     DataSource,
     count_rows,
     expected_counts,
+    files_here,
     local_source_files,
     part_makes,
     rows_of_part,
@@ -101,12 +103,29 @@ def look_at(source: DataSource, roots: Sequence[Path] = ()) -> SourceLook:
         SpecError: when a path is missing or not pinned, a file is damaged, no row can be made of what is in it, or a
             part would get no topic.
     """
-    try:
+    with _readable():
         identity = source_identity(source, roots)
         if any(path.startswith(HUB) for path in source.paths):
             return SourceLook(identity, expected_counts(source, source.expect))
-        files = local_source_files(source, roots)
-        return _look(source, identity, files)
+        return _look(source, identity, local_source_files(source, roots))
+
+
+def first_rows(source: DataSource, roots: Sequence[Path] = ()) -> Mapping[str, tuple[Row, ...]]:
+    """The first rows of each part, those of hub files that a mirror has too; none where a file is not here.
+
+    Raises:
+        SpecError: as ``look_at``, and when the mirror's file is not what is wanted.
+    """
+    with _readable():
+        files = files_here(source, roots)
+        return {} if files is None else _look(source, {}, files).examples
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Files that cannot be read are the user's input being wrong."""
+    try:
+        yield
     except PrerequisiteError as error:
         message, _, hint = str(error).partition("; ")
         raise SpecError(Problem("path", message, hint)) from error
@@ -129,7 +148,7 @@ def _look(source: DataSource, identity: Mapping[str, Any], files: Sequence[Path]
         line_counts = [count_rows(file) for file in files]
         known = [count for count in line_counts if count is not None]
         counts = expected_counts(source, sum(known) if len(known) == len(line_counts) else None)
-        part_notes, examples = {}, {part: tuple(_first_rows(source, rows, part)) for part in source.splits}
+        part_notes, examples = {}, {part: tuple(_rows_among(source, rows, part)) for part in source.splits}
     return SourceLook(identity, counts, tuple(_notes(source, file_looks)), part_notes, examples)
 
 
@@ -186,7 +205,7 @@ def _rows(source: DataSource, look: _FileLook, most: int, records: int) -> Itera
         look.whole = False
 
 
-def _first_rows(source: DataSource, rows: Sequence[Row], part: str) -> Iterator[Row]:
+def _rows_among(source: DataSource, rows: Sequence[Row], part: str) -> Iterator[Row]:
     """Rows of a part among those that were read; any, where that is decided by all rows."""
     if source.limit is not None or source.split_by == "topic":
         return islice(iter(rows), _EXAMPLES)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cai.data.locate import HUB, hub_file, local_files
-from cai.data.mirror import hub_path
+from cai.data.mirror import hub_path, mirrored
 from cai.data.public import expanded
 from cai.data.readers import READERS
 from cai.data.records import open_bytes
@@ -198,6 +198,18 @@ def local_source_files(source: DataSource, roots: Sequence[Path] = ()) -> list[P
     files = [f for p in source.paths if not p.startswith(HUB) for f in _local(source, p, roots)]
     # By digest, as the identity has it: renaming a file must not move its rows.
     return list(dict(sorted((file_digest(f), f) for f in files)).values())
+
+
+def files_here(source: DataSource, roots: Sequence[Path] = ()) -> list[Path] | None:
+    """The files of a source, where all can be read without a network: they lie here, or in a mirror; else None.
+
+    Raises:
+        SpecError: when a path is missing.
+        PrerequisiteError: when the mirror's file is not what is wanted.
+    """
+    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
+    copies = [path for remote in remotes if (path := mirrored(remote)) is not None]
+    return local_source_files(source, roots) + copies if len(copies) == len(remotes) else None
 
 
 def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:

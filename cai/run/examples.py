@@ -17,7 +17,7 @@ from typing import Any
 from cai.chat import ChatTemplate, Message
 from cai.clients.base import Completion, Finish, OptionScores, OptionsRequest, Request, Score, ScoreRequest
 from cai.constitution import Constitution
-from cai.data.preview import look_at
+from cai.data.preview import first_rows
 from cai.data.rows import ROW_TYPES, Candidates, Comparison, Conversation, Prompt, Row, read_rows, write_rows
 from cai.engines.base import Attempt, ModelSource, Progress, Trained
 from cai.engines.methods.base import Method, PairText, PromptText, TrainText
@@ -86,7 +86,7 @@ def _rows_read(step: Step, library: Library) -> Sequence[Row]:
     source, part_name = getattr(spec, "source"), step.spec["part"]  # noqa: B009 - a field of this kind alone
     placed = source.model_copy(update={"path": tuple(map(library.placed, source.paths))})
     with suppress(SpecError):
-        if rows := look_at(placed, library.data_roots()).examples.get(part_name):
+        if rows := first_rows(placed, library.data_roots()).get(part_name):
             return rows
     return _stand_ins(step.makes, [_prompt(f"⟨prompt {n} of {step.name}⟩", n) for n in range(1, SHOWN + 1)], step.name)
 

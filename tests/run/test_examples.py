@@ -60,6 +60,17 @@ def test_data_that_is_not_here_is_a_placeholder_too(raw):
     assert "user\n⟨prompt 1 of asked.sl⟩<|im_end|>" in examples(raw)["respond"].prompts[0].text
 
 
+def test_data_of_a_mirror_is_shown(raw, tmp_path, monkeypatch):
+    file = tmp_path / "mirror" / "a" / "b" / "x.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"prompt": "from the mirror"}\n')
+    monkeypatch.setenv("CAI_DATA", str(tmp_path / "mirror"))
+    raw["data"]["asked"] = {"path": f"hf:a/b@{'0' * 40}:x.jsonl", "makes": "prompts"}
+    raw["stages"] = {"respond": {"model": "base", "prompts": "asked"}}
+    (prompt,) = examples(raw)["respond"].prompts
+    assert "user\nfrom the mirror<|im_end|>" in prompt.text
+
+
 def test_a_server_that_renders_turns_itself_is_shown_what_it_is_given(raw):
     raw["models"]["far"] = {"source": "api:some/model", "url": "http://127.0.0.1:9/v1"}
     raw["stages"]["respond"] |= {"model": "far", "system": "Be brief."}
