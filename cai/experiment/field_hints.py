@@ -57,6 +57,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "stop": ("stops", "stop_strings", "stop_sequences", "stop_words"),
     "sampling": ("generation", "generation_config", "decoding", "sampling_params"),
     "n": ("num_samples", "n_samples", "num_candidates", "candidates", "num_return_sequences", "samples"),
+    "chunk": ("batch", "batch_size", "bs", "cohort"),
     "limit": ("max_rows", "max_samples", "n_rows", "num_rows", "max_examples", "take"),
     "rounds": ("n_rounds", "num_rounds", "revisions", "num_revisions"),
     "n_shots": ("shots", "num_shots", "num_examples"),

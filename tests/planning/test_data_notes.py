@@ -66,6 +66,12 @@ def test_training_on_no_rows_is_an_error_that_names_the_data(raw):
     assert "'asked.sl'" in problem.next
 
 
+def test_a_mix_of_which_everything_is_held_out_is_refused(raw):
+    raw["stages"]["sl_mix"]["held_out"] = ["revise", "asked.rl"]
+    with pytest.raises(SpecError, match=r"stages\.sl_mix: held_out names every source, so no row would be left"):
+        plan(raw)
+
+
 def test_data_that_no_row_can_be_made_of_is_told_beside_everything_else(raw):
     Path("prompts.jsonl").write_text('{"question": "one", "answer": "two"}\n')
     raw["stages"]["judge"]["candidates"] = "smaple"

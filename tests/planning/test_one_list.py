@@ -109,6 +109,7 @@ def test_rules_between_fields_are_told_beside_unknown_fields(raw):
         (("stages", "respond"), "max_new_tokens", "sampling.max_tokens"),
         (("stages", "respond"), "temperature", "sampling.temperature"),
         (("stages", "respond"), "dataset", "prompts"),
+        (("stages", "respond"), "batch_size", "chunk"),
         (("stages", "sample"), "num_samples", "n"),
         (("models", "base"), "commit", "revision"),
         (("data", "asked"), "format", "reader"),
