@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from cai.data.source import (
     source_identity,
 )
 from cai.errors import PrerequisiteError, Problem, SpecError
+from cai.identity import file_digest
 
 SMALL, FEW = 2 << 20, 100_000
 """Bytes and records of files that planning reads whole, to know the rows exactly."""
@@ -104,10 +106,11 @@ def look_at(source: DataSource, roots: Sequence[Path] = ()) -> SourceLook:
             part would get no topic.
     """
     with _readable():
-        identity = source_identity(source, roots)
+        digest = cache(file_digest)  # each file is digested once in a look
+        identity = source_identity(source, roots, digest)
         if any(path.startswith(HUB) for path in source.paths):
             return SourceLook(identity, expected_counts(source, source.expect))
-        return _look(source, identity, local_source_files(source, roots))
+        return _look(source, identity, local_source_files(source, roots, digest))
 
 
 def first_rows(source: DataSource, roots: Sequence[Path] = ()) -> Mapping[str, tuple[Row, ...]]:

@@ -24,6 +24,8 @@ from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import file_digest
 from cai.settings import Settings
 
+Digest = Callable[[Path], str]
+
 PartName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
 """Any text on one line: it becomes part of a step's name."""
 
@@ -84,11 +86,11 @@ def part_makes(source: DataSource) -> str:
     return source.makes or READERS[source.reader].default or ""
 
 
-def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, Any]:
+def source_identity(source: DataSource, roots: Sequence[Path] = (), digest: Digest = file_digest) -> dict[str, Any]:
     """What decides the rows: digests of the local files or commits on the hub, the reader, and the split.
 
     ``roots`` are the folders in which a relative path is looked up, the first that has it wins; by default the
-    folder where the user stands. The names of local files do not count.
+    folder where the user stands. The names of local files do not count. ``digest`` is for whoever keeps digests.
 
     Raises:
         SpecError: with every path that is missing or not pinned.
@@ -102,7 +104,7 @@ def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str,
                 remote = hub_file(path, source.revision, source.moving)
                 hub.append({"name": remote.name, "revision": remote.revision, "file": remote.file})
             else:
-                digests += [file_digest(f) for f in _local(source, path, roots)]
+                digests += [digest(f) for f in _local(source, path, roots)]
         except SpecError as error:
             problems += error.problems
     if problems:
@@ -189,7 +191,7 @@ def _local(source: DataSource, path: str, roots: Sequence[Path]) -> list[Path]:
     return local_files(path, roots or (Path.cwd(),), READERS[source.reader].suffixes)
 
 
-def local_source_files(source: DataSource, roots: Sequence[Path] = ()) -> list[Path]:
+def local_source_files(source: DataSource, roots: Sequence[Path] = (), digest: Digest = file_digest) -> list[Path]:
     """The files of a source that lie here, each of the same bytes once.
 
     Raises:
@@ -197,7 +199,7 @@ def local_source_files(source: DataSource, roots: Sequence[Path] = ()) -> list[P
     """
     files = [f for p in source.paths if not p.startswith(HUB) for f in _local(source, p, roots)]
     # By digest, as the identity has it: renaming a file must not move its rows.
-    return list(dict(sorted((file_digest(f), f) for f in files)).values())
+    return list(dict(sorted((digest(f), f) for f in files)).values())
 
 
 def files_here(source: DataSource, roots: Sequence[Path] = ()) -> list[Path] | None:
