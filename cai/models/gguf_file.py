@@ -5,17 +5,19 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import os
 import struct
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cai.errors import PrerequisiteError
 
-MAX_TEXT = 16 * 2**20
-"""Bytes of one text; the longest, chat templates, have some 20 KiB."""
+HEADS = (16 * 2**20, 256 * 2**20)
+"""Bytes that are read of a file: enough for every vocabulary that is known, and what no head is longer than."""
 MAX_FIELDS = 10_000
 MAX_TENSORS = 100_000
+MAX_AXES = 8
 MAX_DEPTH = 4
 """Lists within lists; none is known to have more than one."""
 
@@ -23,63 +25,71 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 
 
-def gguf_metadata(path: Path) -> dict[str, Any]:
+def gguf_metadata(path: Path, texts: Sequence[str] = ()) -> dict[str, Any]:
     """The scalar metadata of a GGUF file, and under ``parameters`` how many weights its tensors have.
 
-    Lists (vocabulary, merges) are skipped, so this is quick.
+    Lists (vocabulary, merges) are passed over but for those of ``texts``, whose entries are texts.
 
     Raises:
         PrerequisiteError: when the file is no GGUF of version 2 or 3, or damaged.
     """
     with path.open("rb") as file:
-        head = file.read(24)
-        if len(head) < 24 or head[:4] != b"GGUF" or struct.unpack("<I", head[4:8])[0] not in (2, 3):
-            raise PrerequisiteError(f"{path}: no GGUF file of version 2 or 3; its first bytes are {head[:8]!r}")
-        tensors, count = struct.unpack("<QQ", head[8:24])
-        reader = _Head(file, os.fstat(file.fileno()).st_size)
+        content = file.read(HEADS[0])
+        if len(content) < 24 or content[:4] != b"GGUF" or struct.unpack("<I", content[4:8])[0] not in (2, 3):
+            raise PrerequisiteError(f"{path}: no GGUF file of version 2 or 3; its first bytes are {content[:8]!r}")
         try:
-            metadata = reader.fields(count)
-            return {**metadata, "parameters": reader.weights(tensors)}
+            return _Head(content, texts).metadata()
         except (struct.error, KeyError, ValueError) as error:
-            raise PrerequisiteError(f"{path}: damaged GGUF metadata ({error}); fetch the file again") from error
+            more = file.read(HEADS[1] - HEADS[0])
+            why: Exception = error
+        if more:
+            try:
+                return _Head(content + more, texts).metadata()
+            except (struct.error, KeyError, ValueError) as error:
+                why = error
+    raise PrerequisiteError(f"{path}: damaged GGUF metadata ({why}); fetch the file again") from why
 
 
 class _Head:
-    """A file that is read from its beginning, never beyond its ``size``."""
+    """The beginning of a file, read from left to right. What its numbers promise and the bytes do not hold is an error:
+    ``struct.error`` or ``ValueError``."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file = file
-        self._size = size
+    def __init__(self, content: bytes, texts: Sequence[str]) -> None:
+        self._content = content
+        self._texts = frozenset(texts)
+        self._position = 8
 
-    def fields(self, count: int) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
+        tensors, count = self.number("<Q"), self.number("<Q")
         metadata: dict[str, Any] = {}
         for _ in range(_at_most(count, MAX_FIELDS, "fields")):
             name = self.text()
-            value = self.value(self.number("<I"))
+            value = self.value(self.number("<I"), name in self._texts)
             if value is not None:
                 metadata[name] = value
-        return metadata
+        return {**metadata, "parameters": self.weights(tensors)}
 
     def weights(self, tensors: int) -> int:
         """Numbers in all tensors, by their shapes."""
         total = 0
         for _ in range(_at_most(tensors, MAX_TENSORS, "tensors")):
-            self.text()
-            product = 1
-            for _ in range(_at_most(self.number("<I"), 8, "axes")):
-                product *= self.number("<Q")
-            total += product
+            self.pass_texts(1)
+            total += prod(self.number("<Q") for _ in range(_at_most(self.number("<I"), MAX_AXES, "axes")))
             self.skip(4 + 8)  # its type, and where it begins
         return total
 
     def number(self, form: str) -> Any:
-        return struct.unpack(form, self._file.read(struct.calcsize(form)))[0]
+        (number,) = struct.unpack_from(form, self._content, self._position)
+        self._position += struct.calcsize(form)
+        return number
 
     def text(self) -> str:
-        return self._file.read(_at_most(self.number("<Q"), MAX_TEXT, "bytes of a text")).decode("utf-8")
+        start = self._position + 8
+        self.pass_texts(1)
+        return self._content[start : self._position].decode("utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
-        """A scalar; None for a list, which is skipped."""
+    def value(self, kind: int, wanted: bool = False, depth: int = 0) -> Any:
+        """A scalar, or a list of texts that is ``wanted``; None for another list, which is passed over."""
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
@@ -88,15 +98,26 @@ class _Head:
         if inner in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[inner]))
             return None
-        for _ in range(_at_most(count, self._size, "entries")):
-            if inner == _STRING:
-                self.skip(self.number("<Q"))
-            else:
-                self.value(inner, _at_most(depth + 1, MAX_DEPTH, "lists in one another"))
+        _at_most(count, len(self._content) // 8, "entries")
+        if inner == _STRING and wanted:
+            return [self.text() for _ in range(count)]
+        if inner == _STRING:
+            self.pass_texts(count)
+            return None
+        for _ in range(count):
+            self.value(inner, depth=_at_most(depth + 1, MAX_DEPTH, "lists in one another"))
         return None
 
+    def pass_texts(self, count: int) -> None:
+        content, position, end = self._content, self._position, len(self._content)
+        for _ in range(count):
+            position += 8 + int.from_bytes(content[position : position + 8], "little")
+            if position > end:
+                raise ValueError("a text goes on behind the end")
+        self._position = position
+
     def skip(self, count: int) -> None:
-        self._file.seek(_at_most(count, self._size - self._file.tell(), "bytes"), 1)
+        self._position += _at_most(count, len(self._content) - self._position, "bytes")
 
 
 def _at_most(count: int, most: int, of: str) -> int:

@@ -136,7 +136,7 @@ def test_a_gguf_head_that_counts_without_bound_is_an_error(tmp_path: Path, place
     path = gguf_file(tmp_path / "m.gguf", context_length=128)
     raw = path.read_bytes()
     path.write_bytes(raw[:place] + b"\xff" * 8 + raw[place + 8 :])
-    with pytest.raises(PrerequisiteError, match=r"damaged GGUF metadata \(18,446,744"):
+    with pytest.raises(PrerequisiteError, match="damaged GGUF metadata"):
         gguf_metadata(path)
 
 
