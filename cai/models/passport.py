@@ -216,7 +216,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, tuple[str, int]]]:
 
 def _of_gguf(path: Path) -> Passport:
     """A GGUF file is unpacked to float32 when it is fetched, so however it is packed it can be read."""
-    metadata = gguf_metadata(path)
+    metadata = gguf_metadata(path, before="tokenizer.")
     family = str(metadata.get("general.architecture", ""))
 
     def field(name: str) -> int:
@@ -232,8 +232,18 @@ def _of_gguf(path: Path) -> Passport:
         window=field("attention.sliding_window"),
         tokenizer="gguf",
         context=field("context_length"),
-        parameters=int(metadata["parameters"]),
+        parameters=_weights(metadata, family, head_dim),
         vocabulary=field("vocab_size"),
         hidden=hidden,
         heads_fit=heads * head_dim == hidden,
     )
+
+
+def _weights(metadata: Mapping[str, Any], family: str, head_dim: int) -> int:
+    """About how many weights a decoder of these sizes has, its embeddings counted once; 0 where a size is missing."""
+    names = ("vocab_size", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
+    vocabulary, hidden, layers, inner, heads = sizes = [_number(metadata, f"{family}.{name}") for name in names]
+    own_keys = _number(metadata, f"{family}.attention.head_count_kv") or heads
+    if not all(sizes):
+        return 0
+    return vocabulary * hidden + layers * hidden * (2 * (heads + own_keys) * head_dim + 3 * inner)

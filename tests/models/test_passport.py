@@ -32,10 +32,12 @@ def test_what_a_folder_says_of_its_model(tmp_path: Path) -> None:
 
 
 def test_what_a_gguf_file_says_of_its_model(tmp_path: Path) -> None:
-    heads = {"attention.head_count": 4, "embedding_length": 64, "attention.key_length": 32}
+    heads = {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 32}
+    heads |= {"embedding_length": 64, "feed_forward_length": 96, "block_count": 2, "vocab_size": 100}
     passport = passport_of(gguf_file(tmp_path / "m.gguf", "qwen3", context_length=4096, **heads))
     assert (passport.family, passport.context, passport.tokenizer) == ("qwen3", 4096, "gguf")
-    assert (passport.parameters, passport.heads_fit, passport.quantisation) == (6400, False, "")
+    weights = 100 * 64 + 2 * (64 * 4 * 32 + 2 * 64 * 2 * 32 + 4 * 32 * 64 + 3 * 64 * 96)
+    assert (passport.parameters, passport.heads_fit, passport.quantisation) == (weights, False, "")
 
 
 def test_a_passport_is_read_again_when_the_files_change(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_gguf_head_that_ends_early_is_an_error(tmp_path: Path, cut: int) -> No
         gguf_metadata(path)
 
 
-@pytest.mark.parametrize("place", [8, 16, 24])
+@pytest.mark.parametrize("place", [16, 24])
 def test_a_gguf_head_that_counts_without_bound_is_an_error(tmp_path: Path, place: int) -> None:
     path = gguf_file(tmp_path / "m.gguf", context_length=128)
     raw = path.read_bytes()
