@@ -1,12 +1,12 @@
 """What ``scoring_precision: bfloat16`` changes of a judge's labels, and how much quicker it is: one model, one run.
 
-SmolLM2-135M-Instruct judges the same pairs (``{chosen, rejected}`` files as in hh-rlhf) by ``contrast`` with the
-shipped exemplars and by ``logprob`` with option letters in both orders, once in float32 and once in bfloat16. Both are
-warmed up; each chunk of rows is scored by both in turn, and the better of two rounds of each counts. ``flips`` are
-pairs whose better answer is another one, ``change of p`` is the mean of the absolute differences, ``ratio`` the seconds
-of float32 over those of bfloat16. The last line is one JSON object.
+SmolLM2-135M-Instruct judges the same pairs (the quickstart's, or a file of ``{chosen, rejected}`` as in hh-rlhf) by
+``contrast`` with the shipped exemplars and by ``logprob`` with option letters in both orders, once in float32 and once
+in bfloat16. Both are warmed up; each chunk of rows is scored by both in turn. ``flips`` are pairs whose better answer
+is another one, ``change of p`` is the mean of the absolute differences, ``ratio`` the seconds of float32 over those of
+bfloat16. The last line is one JSON object.
 
-    python -m benchmarks.scoring_precision FILE [--rows 200] [--model FOLDER] [--threads 2]
+    python -m benchmarks.scoring_precision [FILE] [--rows 200] [--scoring contrast] [--model FOLDER] [--threads 2]
 """
 
 from __future__ import annotations
@@ -38,16 +38,21 @@ from cai.judging.scorings import EXEMPLAR_FIELDS, EXEMPLARS, Judge, Scorer, cont
 from cai.judging.settings import Pairs, Principles
 from cai.stages.judge.labels import as_candidates
 
+SHIPPED = ("shipped:quickstart/harmless_seed_comparisons.jsonl", "shipped:quickstart/helpful_comparisons.jsonl")
 CHUNK = 32
 """Rows that are scored together, as in a stage."""
-ROUNDS = 2
+SCORINGS = ("contrast", "logprob")
 PRECISIONS = (ScoringPrecision.FLOAT32, ScoringPrecision.BFLOAT16)
 
 
-def pairs_of(file: Path, count: int) -> list[Candidates]:
-    """The first pairs of a file, their answers in an order drawn for each."""
-    source = DataSource(path=str(file.resolve()), reader="hh_rlhf", makes="comparisons")
-    rows = (row for row in part_rows(source, "all", Counter(), ()) if isinstance(row, Comparison))
+def pairs_of(file: Path | None, count: int) -> list[Candidates]:
+    """The first pairs of a file, or the quickstart's; their answers in an order drawn for each."""
+    if file is None:
+        source = DataSource(path=SHIPPED, makes="comparisons")
+    else:
+        source = DataSource(path=str(file.resolve()), reader="hh_rlhf", makes="comparisons")
+    parts = part_rows(source, "all", Counter(), Library.here().data_roots)
+    rows = (row for row in parts if isinstance(row, Comparison))
     candidates = (as_candidates(row, 0) for row in islice(rows, count))
     return [row for row in candidates if isinstance(row, Candidates)]
 
@@ -71,14 +76,14 @@ def judges(library: Library) -> dict[str, tuple[Scorer, bool]]:
 
 
 class Scoring:
-    """One precision: its scorer, and the seconds that it took in each round."""
+    """One precision: its scorer, and the seconds that it took."""
 
     def __init__(self, model: Path, precision: ScoringPrecision, threads: int) -> None:
         settings = EmbeddedSettings(scoring_precision=precision, threads=threads)
         self._scorer = TorchScorer(model, settings)
-        self.seconds = [0.0] * ROUNDS
+        self.seconds = 0.0
 
-    def probabilities(self, work: Callable[[Candidates], Any], rows: Sequence[Candidates], turn: int) -> list[float]:
+    def probabilities(self, work: Callable[[Candidates], Any], rows: Sequence[Candidates]) -> list[float]:
         """p that the first answer is the better one, of every row."""
         flows = [work(row) for row in rows]
         calls = [next(flow) for flow in flows]
@@ -88,7 +93,7 @@ class Scoring:
             asked = [request for i in waiting for call in calls[i] for request in _requests(call)]
             began = time.perf_counter()
             scores = {score.id: score for score in self._scorer.score(asked)}
-            self.seconds[turn] += time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
             for i in waiting:
                 try:
                     calls[i] = flows[i].send([_result(call, scores) for call in calls[i]])
@@ -111,31 +116,35 @@ def _result(call: ScoreRequest | OptionsRequest, scores: dict[str, Score]) -> Sc
     return OptionScores(call.id, tuple(logprobs), 0)
 
 
-def compared(model: Path, rows: Sequence[Candidates], threads: int) -> dict[str, dict[str, float]]:
-    """The figures of each scoring."""
+def compared(
+    model: Path, rows: Sequence[Candidates], names: Sequence[str], threads: int
+) -> dict[str, dict[str, float]]:
+    """The figures of each of the scorings."""
     library = Library.here()
     constitution = named_constitution(library, "quickstart")
     figures = {}
     for name, (scorer, reads) in judges(library).items():
+        if name not in names:
+            continue
 
         def work(row: Candidates, scorer: Scorer = scorer, reads: bool = reads) -> Any:
             asked = questions(constitution, 0, row.id, principles=Principles.ONE, ensemble=1) if reads else EXEMPLARS
             return scorer(row, different(Pairs.ALL, row), asked)
 
         scorings = {precision: Scoring(model, precision, threads) for precision in PRECISIONS}
-        probabilities: dict[ScoringPrecision, list[float]] = {}
         for scoring in scorings.values():
-            scoring.probabilities(work, rows[:CHUNK], 0)
-            scoring.seconds[0] = 0.0
-        for turn in range(ROUNDS):
-            probabilities = {precision: [] for precision in PRECISIONS}
-            for start in range(0, len(rows), CHUNK):
-                for precision, scoring in scorings.items():
-                    probabilities[precision] += scoring.probabilities(work, rows[start : start + CHUNK], turn)
+            scoring.probabilities(work, rows[:2])
+            scoring.seconds = 0.0
+        probabilities: dict[ScoringPrecision, list[float]] = {precision: [] for precision in PRECISIONS}
+        for start in range(0, len(rows), CHUNK):
+            for precision, scoring in scorings.items():
+                probabilities[precision] += scoring.probabilities(work, rows[start : start + CHUNK])
+        exact, short = (scorings[precision].seconds for precision in PRECISIONS)
         figures[name] = {
             **_differences(*(probabilities[precision] for precision in PRECISIONS)),
-            **{f"seconds {precision.value}": round(min(s.seconds), 2) for precision, s in scorings.items()},
-            "ratio": round(min(scorings[PRECISIONS[0]].seconds) / min(scorings[PRECISIONS[1]].seconds), 2),
+            "seconds float32": round(exact, 2),
+            "seconds bfloat16": round(short, 2),
+            "ratio": round(exact / short, 2),
         }
     return figures
 
@@ -155,7 +164,8 @@ def _differences(exact: Sequence[float], short: Sequence[float]) -> dict[str, fl
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="comparisons as in hh-rlhf: .jsonl or .jsonl.gz")
+    parser.add_argument("file", type=Path, nargs="?", help="comparisons as in hh-rlhf; default: the quickstart's")
+    parser.add_argument("--scoring", choices=SCORINGS, action="append", help="one of them alone")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: SmolLM2-135M-Instruct, fetched")
     parser.add_argument("--threads", type=int, default=0)
@@ -168,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             model = Path(scratch) / "model"
             fetch(ModelSource(SOURCE, sha256=SHA256), model, _Silent())
-        figures = compared(model, rows, given.threads)
+        figures = compared(model, rows, given.scoring or SCORINGS, given.threads)
     for name, measured in figures.items():
         print(name, ", ".join(f"{figure} {value}" for figure, value in measured.items()), file=sys.stderr)
     print(json.dumps(figures))

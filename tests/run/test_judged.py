@@ -27,6 +27,7 @@ from cai.stages.base import Context, Ledger, Outcome, StageSpec, take_apart
 from cai.stages.judge.spec import ChoiceJudge, JudgeSpec
 from cai.store.artifacts import Store
 from cai.store.events import new_run_folder
+from cai.sweep.board import label_notes
 from cai.terminal.plan_view import plan_data
 from cai.terminal.summary import Block, summarize
 from tests.support.executor_kinds import CountSpec, Kind, count, no_engine, step
@@ -204,6 +205,15 @@ def test_every_telling_of_a_run_repeats_it(
     assert f"\n{REMARK}\n" in capsys.readouterr().out
     status_verb([str(done.run_dir), "--format", "json"])
     assert json.loads(capsys.readouterr().out)["labels"] == [REMARK]
+
+
+def test_the_leaderboard_of_a_sweep_says_of_which_cells(site: Site) -> None:
+    spoken = read_finished(site.run(plan_of("spoken", uncalibrated=True)).run_dir, site.store)
+    site.labels = GOOD
+    silent = read_finished(site.run(plan_of("silent", margin=0.1)).run_dir, site.store)
+    assert list(label_notes({1: spoken, 2: silent, 3: spoken})) == [f"cells 1, 3: {REMARK}"]
+    assert list(label_notes({1: spoken})) == [REMARK]
+    assert list(label_notes({1: silent})) == []
 
 
 @pytest.mark.parametrize(
