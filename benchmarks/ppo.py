@@ -78,7 +78,7 @@ def plain(model: Path, reward: Path, settings: RlSettings) -> list[dict[str, flo
 
     from cai.engines.embedded.advantages import generalised_advantages, token_rewards, whitened
     from cai.engines.embedded.ppo_update import clipped_policy_loss, clipped_value_loss
-    from cai.engines.embedded.reward import load_head
+    from cai.engines.embedded.reward_head import load_head
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")

@@ -190,3 +190,8 @@ def unit(seed: int, row: str, purpose: str, parts: Mapping[str, float]) -> str:
         if draw < total:
             return name
     return list(parts)[-1]  # Rounding may leave the sum a hair below the draw.
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is the 40 digits of a commit, and so can never name anything else; a branch or a tag can."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.commands.common import options
-from cai.engines.model_config import check_model
 from cai.errors import PrerequisiteError, Problem, SpecError
+from cai.models.config_file import check_model
 
 _MODEL = re.compile(r"hf:(?P<name>[^/@:\s]+/[^/@:\s]+)@(?P<revision>[0-9a-f]{40})")
 WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*")

@@ -194,12 +194,16 @@ def status_verb(args: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", help="run folder or experiment; by default the newest run")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parsed = parser.parse_args(list(args))
+    from cai.run.finished import stored_steps
+    from cai.run.judged import judge_remarks
     from cai.run.submitted import is_submitted
+    from cai.store.artifacts import default_store
 
     run_dir = find_run(parsed.run)
     plan = read_plan(run_dir / "plan.json")
     status = _cluster_status(run_dir) if is_submitted(run_dir) else _local_status(run_dir, plan)
     data = {"format": 1, "run": str(run_dir), "experiment": plan.experiment, "seed": plan.seed, **status}
+    data["labels"] = judge_remarks(plan, stored_steps(plan, default_store()))
     data["exit_code"] = code_of(data["state"])
     if parsed.format == "json":
         print(json_text(data, indent=1))
@@ -281,6 +285,8 @@ def _print_status(data: dict[str, Any]) -> None:
         job = f"  (job {step['job']})" if step.get("job") else ""
         line = f"  {step['name']:<{name}}  {step['state']:<{state}}  {one_line(step['reason'], 300)}{job}"
         print(line.rstrip())
+    for remark in data["labels"]:
+        print(remark)
     for step in data["steps"]:
         if step.get("tail"):
             print(f"{step['log']} ends with:\n{step['tail']}")

@@ -6,15 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai.commands.common import options, split_overrides
 from cai.errors import CaiError, Problem, SpecError
 from cai.experiment.compose import Composed, compose
-from cai.experiment.model import parse
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked, resolve
-from cai.planning.texts import load_texts
+from cai.planning.compilation import Looked
+from cai.planning.resolver import resolve_data
+
+if TYPE_CHECKING:
+    from cai.run.examples import StepExamples
 
 
 def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Plan:
@@ -27,19 +30,8 @@ def compile_plan(overrides: Sequence[str], library: Library | None = None) -> Pl
 
 
 def plan_of(composed: Composed, library: Library, looked: Looked | None = None) -> Plan:
-    """Composed data -> plan; problems of the fields and of the texts are told together."""
-    try:
-        experiment = parse(composed.data, composed.where)
-    except SpecError as error:
-        constitution, template = composed.data.get("constitution"), composed.data.get("template")
-        texts = load_texts(
-            constitution if isinstance(constitution, dict) else None,
-            str(template.get("name", "")) if isinstance(template, dict) else "",
-            library,
-            composed.where,
-        )
-        raise SpecError([*error.problems, *texts.problems]) from None
-    return resolve(experiment, library, composed.where, looked)
+    """Composed data -> plan; problems of fields, texts, names and data are told together."""
+    return resolve_data(composed.data, library, composed.where, looked)
 
 
 def plan_verb(args: Sequence[str]) -> int:
@@ -55,9 +47,12 @@ def plan_verb(args: Sequence[str]) -> int:
         metavar="N",
         help="ask models behind an API for the first N rows; what all will cost",
     )
+    parser.add_argument("--examples", action="store_true", help="two prompts of each stage, as its model reads them")
     parsed = split_overrides(args, parser)
     if parsed.pilot is not None:
         return _pilot(parsed)
+    if parsed.multirun and parsed.examples:
+        raise SpecError(Problem("--examples", "shows the prompts of one experiment", "leave -m out"))
     if parsed.multirun:
         from cai.commands.sweeping import plan_sweep
 
@@ -65,6 +60,7 @@ def plan_verb(args: Sequence[str]) -> int:
     from cai.terminal.shell_text import shell_word
 
     plan = compile_plan(parsed.overrides)
+    examples = _examples(plan) if parsed.examples else None
     if parsed.out:
         _write(parsed.out, plan)
         apply = f"python -m cai apply {shell_word(str(parsed.out))}"
@@ -85,15 +81,21 @@ def plan_verb(args: Sequence[str]) -> int:
 
     commands = step_commands(plan, Places(store.root, str(parsed.out.absolute()) if parsed.out else "plan.json"))
     plan = with_times(plan, store)
-    print_plan(plan, statuses(plan, store), format=parsed.format, commands=commands)
+    print_plan(plan, statuses(plan, store), format=parsed.format, commands=commands, examples=examples)
     return 0
+
+
+def _examples(plan: Plan) -> tuple[StepExamples, ...]:
+    from cai.run.examples import plan_examples
+
+    return plan_examples(plan, Library.here())
 
 
 def _pilot(parsed: argparse.Namespace) -> int:
     """Ask for the first rows, and print what all rows will cost."""
-    if parsed.pilot < 1 or parsed.multirun or parsed.script or parsed.out:
+    if parsed.pilot < 1 or parsed.multirun or parsed.script or parsed.out or parsed.examples:
         message = "asks for so many rows of one experiment's plan"
-        hint = "give a number from 1 on, and neither -m nor --out nor --script"
+        hint = "give a number from 1 on, and neither -m nor --out nor --script nor --examples"
         raise SpecError(Problem("--pilot", message, hint))
     from functools import partial
 

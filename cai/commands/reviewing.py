@@ -15,7 +15,7 @@ from cai.errors import CaiError, Problem, SpecError
 from cai.experiment.compose import compose
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked
+from cai.planning.compilation import Looked
 from cai.review.changes import Change
 from cai.review.gates import GateVerdict, gates, judged
 from cai.review.lock import experiment_of, lock_data, lock_path, lock_text, own_experiments

@@ -117,3 +117,57 @@ class _Unpacked(io.RawIOBase):
 def open_gzip(path: Path) -> IO[bytes]:
     """A gzipped file's bytes; reading raises PrerequisiteError where they are too many for it."""
     return io.BufferedReader(_Unpacked(path), buffer_size=1 << 16)
+
+
+class BeginningRead(Exception):
+    """As much of a file as was wanted has been read, and it goes on."""
+
+
+class _Beginning(io.RawIOBase):
+    """The first bytes of a file; those behind them are not there to be read."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file = file
+        self._most = most
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """As the file itself."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Read on.
+
+        Raises:
+            BeginningRead: at the end of the beginning.
+        """
+        view = cast(memoryview, buffer)
+        left = self._most - self._file.tell()
+        if left <= 0:
+            if self._file.read(1):
+                raise BeginningRead
+            return 0
+        chunk = self._file.read(min(len(view), left))
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file itself, too."""
+        self._file.close()
+        super().close()
+
+
+def beginning_of(file: IO[bytes], most: int) -> IO[bytes]:
+    """The first ``most`` bytes of a file; reading beyond them raises ``BeginningRead``, at its own end it just ends."""
+    return io.BufferedReader(_Beginning(file, most), buffer_size=1 << 16)

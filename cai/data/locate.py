@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from cai.errors import PrerequisiteError, Problem, SpecError, did_you_mean
 from cai.files.library import SHIPPED
 from cai.files.paths import user_path
+from cai.identity import is_commit
 
 HUB = "hf:"
 MAX_PART = 255
 """Bytes of one part of a path."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -49,11 +49,6 @@ def hub_file(path: str, revision: str | None = None, moving: bool = False) -> Hu
         message = f"'{path}' is not pinned: " + (f"'{pinned}' can move" if pinned else "it has no revision")
         raise SpecError(Problem("path", message, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
     return HubFile(match["name"], pinned, match["file"])
-
-
-def is_commit(revision: str) -> bool:
-    """Whether a revision is the 40 digits of a commit, and so can never name anything else."""
-    return _COMMIT.fullmatch(revision) is not None
 
 
 def download(remote: HubFile) -> Path:

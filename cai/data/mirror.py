@@ -13,11 +13,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cai.data.locate import HubFile, download, is_commit
+from cai.data.locate import HubFile, download
 from cai.data.public import SETS
 from cai.errors import PrerequisiteError
 from cai.files.paths import user_path
-from cai.identity import file_digest
+from cai.identity import file_digest, is_commit
 
 MIRROR = "CAI_DATA"
 SUMS = "SHA256SUMS"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cai.data.bounds import check_useful, open_gzip
+from cai.data.bounds import beginning_of, check_useful, open_gzip
 from cai.errors import PrerequisiteError
 from cai.identity import parse_json
 
@@ -34,8 +34,10 @@ _LEFT_OUT = object()
 """Stands for what was counted already, or is empty."""
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Path, most: int | None = None) -> IO[bytes]:
     """The file's bytes, unpacked when it is gzipped (told by its first two bytes, not by its name).
+
+    Where it has more than ``most`` bytes, reading beyond them raises ``BeginningRead``.
 
     Raises:
         PrerequisiteError: when a clone of a repository left a pointer in the file's place.
@@ -44,17 +46,19 @@ def open_bytes(path: Path) -> IO[bytes]:
         head = file.read(len(_POINTER))
     if head == _POINTER:
         raise PrerequisiteError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder")
-    return open_gzip(path) if head[:2] == b"\x1f\x8b" else path.open("rb")
+    whole = open_gzip(path) if head[:2] == b"\x1f\x8b" else path.open("rb")
+    return whole if most is None else beginning_of(whole, most)
 
 
-def json_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
+def json_records(path: Path, tally: Counter[str], most: int | None = None) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file or of one JSON array, in order; odd ones are counted in ``tally`` by reason.
 
     Raises:
         PrerequisiteError: when the file cannot be read, is damaged, or has hardly any objects among many values.
+        BeginningRead: after ``most`` bytes, where it has more.
     """
     try:
-        with open_bytes(path) as file:
+        with open_bytes(path, most) as file:
             values = _array(file, path, tally) if _starts_array(file) else _lines(file, tally)
             useless = useful = 0
             for value in values:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cai.data.locate import HUB, hub_file, local_files
-from cai.data.mirror import hub_path
+from cai.data.mirror import hub_path, mirrored
 from cai.data.public import expanded
 from cai.data.readers import READERS
 from cai.data.records import open_bytes
@@ -25,8 +24,7 @@ from cai.errors import Problem, SpecError, did_you_mean
 from cai.identity import file_digest
 from cai.settings import Settings
 
-_SMALL, _FEW = 2 << 20, 100_000
-"""Bytes and rows of files that planning reads whole, to know the rows exactly."""
+Digest = Callable[[Path], str]
 
 PartName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
 """Any text on one line: it becomes part of a step's name."""
@@ -88,11 +86,11 @@ def part_makes(source: DataSource) -> str:
     return source.makes or READERS[source.reader].default or ""
 
 
-def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, Any]:
+def source_identity(source: DataSource, roots: Sequence[Path] = (), digest: Digest = file_digest) -> dict[str, Any]:
     """What decides the rows: digests of the local files or commits on the hub, the reader, and the split.
 
     ``roots`` are the folders in which a relative path is looked up, the first that has it wins; by default the
-    folder where the user stands. The names of local files do not count.
+    folder where the user stands. The names of local files do not count. ``digest`` is for whoever keeps digests.
 
     Raises:
         SpecError: with every path that is missing or not pinned.
@@ -106,7 +104,7 @@ def source_identity(source: DataSource, roots: Sequence[Path] = ()) -> dict[str,
                 remote = hub_file(path, source.revision, source.moving)
                 hub.append({"name": remote.name, "revision": remote.revision, "file": remote.file})
             else:
-                digests += [file_digest(f) for f in _local(source, path, roots)]
+                digests += [digest(f) for f in _local(source, path, roots)]
         except SpecError as error:
             problems += error.problems
     if problems:
@@ -139,13 +137,18 @@ def part_rows(
         counts.append(Counter())
         return reader.rows(files, makes, source.options, counts[-1])
 
-    yield from _split(source, rows, part, tally)
+    yield from rows_of_part(source, rows, part, tally)
     tally.update(counts[-1])
 
 
-def _split(
+def rows_of_part(
     source: DataSource, rows: Callable[[], Iterator[Row]], part: str, tally: Counter[str] | None = None
 ) -> Iterator[Row]:
+    """Of all rows of a source, those of one part. ``rows`` is called once, or twice where all must be known first.
+
+    Raises:
+        SpecError: when a part would get no topic.
+    """
     by, seed, limit = source.split_by, source.split_seed, source.limit
     return split_rows(rows, part, source.splits, by=by, seed=seed, limit=limit, tally=tally)
 
@@ -159,32 +162,15 @@ def hub_digests(source: DataSource) -> dict[str, str]:
     return {name: file_digest(path) for name, path in _hub_files(source)}
 
 
-def part_counts(source: DataSource, roots: Sequence[Path] = ()) -> dict[str, int | None]:
-    """Rows expected in every part: exact for small local files, lines times share for larger ones, else None.
-
-    Raises:
-        SpecError: when a path is missing or a part would get no topic.
-    """
-    if any(p.startswith(HUB) for p in source.paths):
-        return _shared_out(source, source.expect)
-    unknown: dict[str, int | None] = dict.fromkeys(source.splits)
-    files = _local_files(source, roots)
-    if sum(f.stat().st_size for f in files) <= _SMALL:
-        reader, makes = READERS[source.reader], part_makes(source)
-        rows = list(islice(reader.rows(files, makes, source.options, Counter()), _FEW + 1))
-        if len(rows) <= _FEW:
-            return {part: sum(1 for _ in _split(source, lambda: iter(rows), part)) for part in source.splits}
-    counts = [count_rows(file) for file in files]
-    if any(count is None for count in counts):
-        return unknown
-    return _shared_out(source, sum(count for count in counts if count is not None))
-
-
-def _shared_out(source: DataSource, total: int | None) -> dict[str, int | None]:
+def expected_counts(source: DataSource, total: int | None) -> dict[str, int | None]:
+    """Rows to be expected in every part of ``total`` rows; None where that is not known."""
     if total is None:
         return dict.fromkeys(source.splits)
     shares = sum(source.splits.values())
-    return {part: round(min(total, source.limit or total) * share / shares) for part, share in source.splits.items()}
+    # No share is so small that it is known to get nothing.
+    return {
+        part: round(min(total, source.limit or total) * share / shares) or None for part, share in source.splits.items()
+    }
 
 
 def count_rows(path: Path) -> int | None:
@@ -205,14 +191,31 @@ def _local(source: DataSource, path: str, roots: Sequence[Path]) -> list[Path]:
     return local_files(path, roots or (Path.cwd(),), READERS[source.reader].suffixes)
 
 
-def _local_files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
+def local_source_files(source: DataSource, roots: Sequence[Path] = (), digest: Digest = file_digest) -> list[Path]:
+    """The files of a source that lie here, each of the same bytes once.
+
+    Raises:
+        SpecError: when a path is missing.
+    """
     files = [f for p in source.paths if not p.startswith(HUB) for f in _local(source, p, roots)]
     # By digest, as the identity has it: renaming a file must not move its rows.
-    return list(dict(sorted((file_digest(f), f) for f in files)).values())
+    return list(dict(sorted((digest(f), f) for f in files)).values())
+
+
+def files_here(source: DataSource, roots: Sequence[Path] = ()) -> list[Path] | None:
+    """The files of a source, where all can be read without a network: they lie here, or in a mirror; else None.
+
+    Raises:
+        SpecError: when a path is missing.
+        PrerequisiteError: when the mirror's file is not what is wanted.
+    """
+    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
+    copies = [path for remote in remotes if (path := mirrored(remote)) is not None]
+    return local_source_files(source, roots) + copies if len(copies) == len(remotes) else None
 
 
 def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
-    return _local_files(source, roots) + [path for _, path in _hub_files(source)]
+    return local_source_files(source, roots) + [path for _, path in _hub_files(source)]
 
 
 def _hub_files(source: DataSource) -> list[tuple[str, Path]]:

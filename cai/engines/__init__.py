@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cai.engines.base import Engine, GpuTime, GpuTimes, Places, PlanCheck
 from cai.engines.embedded.settings import EmbeddedSettings, choose, describe
 from cai.engines.embedded.trainers import TRAINERS as EMBEDDED_TRAINERS
+from cai.engines.methods import METHODS
 from cai.engines.nemo_aligner.methods import TRAINED_BY
 from cai.engines.nemo_aligner.settings import NemoAlignerSettings
 from cai.launchers.base import Command
@@ -62,17 +63,33 @@ class EngineKind:
 def _embedded_identity(settings: EmbeddedSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
     # Versions of packages are told in the plan but do not count: an upgrade must not rerun a night's work.
     chosen = choose(settings)
-    return semantic(settings) | {
-        "device": chosen.device.value,
-        "generator": chosen.generator.value,
-        "generation_precision": chosen.precision.value,
-    }
+    decided = settings.model_copy(
+        update={
+            "device": chosen.device,
+            "generator": chosen.generator,
+            "generation_precision": chosen.precision,
+            "scoring_precision": chosen.scoring,
+        }
+    )
+    decides = semantic(decided)
+    return decides | {"arithmetic": ARITHMETIC} if kind in TRAINING else decides
+
+
+TRAINING = frozenset(method.stage for method in METHODS.values())
+ARITHMETIC = 2
+"""Bump when the embedded trainers would make other bytes of the same settings and data."""
 
 
 def _embedded(settings: EmbeddedSettings, plan: Plan | None, run_dir: Path | None) -> Engine:
     from cai.engines.embedded.engine import EmbeddedEngine
 
     return EmbeddedEngine(settings)
+
+
+def _embedded_check(settings: EmbeddedSettings, plan: Plan, where: Where) -> PlanCheck:
+    from cai.engines.embedded.checks import check
+
+    return check(settings, plan, where)
 
 
 def _nemo_identity(settings: NemoAlignerSettings, kind: str, name: str, inputs: Inputs) -> dict[str, Any]:
@@ -119,6 +136,7 @@ ENGINES: dict[str, EngineKind] = {
         describe=describe,
         make=_embedded,
         snapshots=True,
+        check=_embedded_check,
     ),
     "nemo_aligner": EngineKind(
         settings=NemoAlignerSettings,

@@ -1,7 +1,8 @@
 """The typed experiment: everything that decides a result, checked all at once.
 
 ``parse`` turns composed data into an ``Experiment`` or raises one ``SpecError`` that lists every problem, each with
-its file, line and field. It decides nothing else: wiring between stages is the resolver's.
+its file, line and field. ``outline`` keeps what can be read of data with problems, so that the wiring between stages,
+which is the resolver's, is checked in the same go.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cai.clients.settings import ApiLimits
 from cai.data.source import DataSource
 from cai.engines import ENGINES
 from cai.errors import Problem, SpecError, did_you_mean
+from cai.experiment.field_hints import field_hint
 from cai.files.library import FIELDS
 from cai.identity import ADDED, RUNTIME, odd_texts
 from cai.settings import Settings, types_in
@@ -142,13 +144,48 @@ class Experiment:
 Where = Callable[[str], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A block of an experiment that cannot be read: as it is written, and of a stage the spec that it was to become."""
+
+    raw: Any
+    model: type[StageSpec] | None = None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What can be read of an experiment, and all that is wrong with it.
+
+    A block that is sound but for fields that nobody knows is in ``experiment`` without these; what cannot be read is in
+    ``unread``, by its path (``stages.sft``). An engine that cannot be read is there, too, and in its place in
+    ``experiment`` stands one of its kind with default settings.
+    """
+
+    experiment: Experiment
+    problems: tuple[Problem, ...] = ()
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+
+
 def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
     """Check composed data. ``where`` turns a field's path into file, line and path.
 
     Raises:
         SpecError: with every problem there is.
     """
+    outlined = outline(raw, where)
+    if outlined.problems:
+        raise SpecError(outlined.problems)
+    return outlined.experiment
+
+
+def outline(raw: Mapping[str, Any], where: Where = str) -> Outline:
+    """As ``parse``, of data that may have problems.
+
+    Raises:
+        SpecError: for texts that no file can hold; of these nothing can be said.
+    """
     problems: list[Problem] = []
+    unread: dict[str, Unread] = {}
     problems += (Problem(where(path), message, "take it out") for path, message in odd_texts(raw))
     if problems:
         raise SpecError(problems)
@@ -160,39 +197,53 @@ def parse(raw: Mapping[str, Any], where: Where = str) -> Experiment:
         problems.append(Problem(where("name"), f"{name!r} is no name", NAME_RULE))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         problems.append(Problem(where("seed"), f"{seed!r} is no seed", "use a whole number from 0"))
-    engine = _engine(raw.get("engine", {}), "engine", where, problems)
-    engines = _engines(raw.get("engines"), where, problems)
-    models = _table("models", raw, where, problems, choose=lambda _k, _v: ModelSpec)
-    data = _table("data", raw, where, problems, choose=lambda _k, _v: DataSource)
-    stages = _table("stages", raw, where, problems, choose=lambda k, v: _stage_type(k, v, where, problems))
+        seed = 0
+    engine = _engine(raw.get("engine", {}), "engine", where, problems=problems, unread=unread)
+    engines = _engines(raw.get("engines"), where, problems=problems, unread=unread)
+    tables = {
+        section: _table(section, raw, where, problems=problems, unread=unread)
+        for section in ("models", "data", "stages")
+    }
     if not raw.get("stages"):
         problems.append(Problem(where("stages"), "the experiment has no stages", f"known kinds: {', '.join(KINDS)}"))
     tracking = _tracking(raw.get("tracking"), where, problems)
     constitution = raw.get("constitution")
     if constitution is not None and not isinstance(constitution, Mapping):
         problems.append(Problem(where("constitution"), "must be a constitution", "give `constitution=NAME`"))
+        unread["constitution"] = Unread(constitution)
+        constitution = None
     template = raw.get("template", {})
     template_name = template.get("name") if isinstance(template, Mapping) else template
     if template_name is not None and not isinstance(template_name, str):
         problems.append(Problem(where("template"), "must name a chat template", "give `template=NAME`"))
-    for shared_name in sorted((set(models) & set(stages)) | (set(models) & set(data)) | (set(data) & set(stages))):
-        problems.append(Problem(where(f"stages.{shared_name}"), "the name stands for two things", "rename one of them"))
-    if problems:
-        raise SpecError(problems)
-    return Experiment(
-        name=name,
+        unread["template"] = Unread(template)
+        template_name = None
+    problems += _shared_names(raw, where)
+    experiment = Experiment(
+        name=str(name),
         description=str(raw.get("description", "")),
         seed=seed,
         engine=engine,
         engines=engines,
         constitution=constitution,
         template=template_name or "",
-        models=models,
-        data=data,
-        stages=stages,
+        **tables,
         raw=raw,
         tracking=tracking,
     )
+    return Outline(experiment, tuple(problems), unread)
+
+
+def _shared_names(raw: Mapping[str, Any], where: Where) -> list[Problem]:
+    models, data, stages = (
+        set(block) if isinstance(block := raw.get(section), Mapping) else set[Any]()
+        for section in ("models", "data", "stages")
+    )
+    shared = (models & stages) | (models & data) | (data & stages)
+    return [
+        Problem(where(f"stages.{name}"), "the name stands for two things", "rename one of them")
+        for name in sorted(map(str, shared))
+    ]
 
 
 def _is_name(name: object) -> bool:
@@ -205,22 +256,33 @@ def _is_name(name: object) -> bool:
     )
 
 
-def _engine(raw: Any, path: str, where: Where, problems: list[Problem]) -> dict[str, Any]:
+def _engine(raw: Any, path: str, where: Where, *, problems: list[Problem], unread: dict[str, Unread]) -> dict[str, Any]:
     if isinstance(raw, str):
         raw = {"kind": raw}
     if not isinstance(raw, Mapping):
         problems.append(Problem(where(path), "must be a mapping", f"{path}: {{kind: embedded}}"))
-        return {}
+        unread[path] = Unread(raw)
+        return _default_engine("embedded")
     kind = raw.get("kind", "embedded")
     if not isinstance(kind, str) or kind not in ENGINES:
         problems.append(Problem(where(f"{path}.kind"), f"unknown engine {kind!r}", did_you_mean(str(kind), ENGINES)))
-        return {}
+        unread[path] = Unread(raw)
+        return _default_engine("embedded")
     settings = {k: v for k, v in raw.items() if k != "kind"}
     checked = validate(ENGINES[kind].settings, settings, path=path, where=where, problems=problems)
-    return {"kind": kind, **(checked.model_dump(mode="json") if checked else {})}
+    if checked is None:
+        unread[path] = Unread(raw)
+        return _default_engine(kind)
+    return {"kind": kind, **checked.model_dump(mode="json")}
 
 
-def _engines(raw: Any, where: Where, problems: list[Problem]) -> dict[str, dict[str, Any]]:
+def _default_engine(kind: str) -> dict[str, Any]:
+    return {"kind": kind, **ENGINES[kind].settings().model_dump(mode="json")}
+
+
+def _engines(
+    raw: Any, where: Where, *, problems: list[Problem], unread: dict[str, Unread]
+) -> dict[str, dict[str, Any]]:
     """The engines that stages may name, beside the experiment's own."""
     if raw is None:
         return {}
@@ -233,11 +295,10 @@ def _engines(raw: Any, where: Where, problems: list[Problem]) -> dict[str, dict[
         if not _is_name(name):
             problems.append(Problem(where(path), f"{name!r} is no name", NAME_RULE))
             continue
-        engine = _engine(block, path, where, problems)
-        if name in ENGINES and engine.get("kind", name) != name:
+        engine = _engine(block, path, where, problems=problems, unread=unread)
+        if name in ENGINES and path not in unread and engine["kind"] != name:
             problems.append(Problem(where(path), f"is called like the engine {name}, and is another", "rename it"))
-        if engine:
-            engines[str(name)] = engine
+        engines[str(name)] = engine
     return engines
 
 
@@ -268,22 +329,19 @@ def _stage_type(name: str, raw: Mapping[str, Any], where: Where, problems: list[
 
 
 def _table(
-    section: str,
-    raw: Mapping[str, Any],
-    where: Where,
-    problems: list[Problem],
-    *,
-    choose: Callable[[str, Mapping[str, Any]], type[Any] | None],
+    section: str, raw: Mapping[str, Any], where: Where, *, problems: list[Problem], unread: dict[str, Unread]
 ) -> dict[str, Any]:
     checked_entries: dict[str, Any] = {}
     items = raw.get(section) or {}
     if not isinstance(items, Mapping):
         problems.append(Problem(where(section), "must be a mapping of names", f"{section}: {{name: ...}}"))
+        unread[section] = Unread(items)
         return checked_entries
     for name, value in items.items():
         path = f"{section}.{name}"
         if not _is_name(name):
             problems.append(Problem(where(path), f"{name!r} is no name", NAME_RULE))
+            unread[path] = Unread(value)
             continue
         if section == "models" and isinstance(value, str):
             value = {"source": value}
@@ -291,42 +349,84 @@ def _table(
             value = {}
         if not isinstance(value, Mapping):
             problems.append(Problem(where(path), "must be a mapping of fields"))
+            unread[path] = Unread(value)
             continue
-        model = choose(name, value)
-        if model is None:
-            continue
+        stage = _stage_type(name, value, where, problems) if section == "stages" else None
+        model: type[Any] | None = stage if section == "stages" else {"models": ModelSpec, "data": DataSource}[section]
         if section == "stages":
             value = {**value, "kind": value.get("kind", name)}
-        checked = validate(model, value, path=path, where=where, problems=problems)
-        if checked is not None:
+        checked = None if model is None else validate(model, value, path=path, where=where, problems=problems)
+        if checked is None:
+            unread[path] = Unread(value, stage)
+        else:
             checked_entries[name] = checked
     return checked_entries
 
 
 def validate(model: type[Any], value: Mapping[str, Any], *, path: str, where: Where, problems: list[Problem]) -> Any:
-    """``model.model_validate(value)``, or None with every error turned into a ``Problem``."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        for item in error.errors(include_url=False):
-            problems.append(_problem(model, item, path, where))
-        return None
+    """``model.model_validate(value)``, every error turned into a ``Problem``.
+
+    Where only unknown fields are wrong, what is valid without them; None where more is.
+    """
+    remaining: Any = value
+    for _ in range(2):
+        try:
+            return model.model_validate(remaining)
+        except ValidationError as error:
+            items = _real_errors(error)
+        field_problems = [_problem(model, item, path, where) for item in items]
+        problems += [problem for problem in field_problems if problem not in problems]
+        for item in items:
+            if item["type"] == "extra_forbidden":
+                remaining = _without(remaining, item["loc"])
+    return None
+
+
+def _real_errors(error: ValidationError) -> list[Any]:
+    """The errors, without those that a list is too short which say only that its items are wrong."""
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(p != item["loc"] and p[: len(item["loc"])] == item["loc"] for p in places)
+    ]
+
+
+def _without(value: Any, location: tuple[str | int, ...]) -> Any:
+    """Plain data without the field at a place; as it is where there is no such place."""
+    head, *rest = location
+    if isinstance(value, Mapping):
+        if head not in value:
+            return _without(value, tuple(rest)) if rest else value  # pydantic's own word for a type
+        if not rest:
+            return {name: inner for name, inner in value.items() if name != head}
+        return {**value, head: _without(value[head], tuple(rest))}
+    if isinstance(value, list | tuple) and rest:
+        if not isinstance(head, int):
+            return _without(value, tuple(rest))
+        return [_without(inner, tuple(rest)) if number == head else inner for number, inner in enumerate(value)]
+    return value
 
 
 def _problem(model: type[BaseModel], item: Any, path: str, where: Where) -> Problem:
-    full, here, last = path, model, model
+    full, here, enclosing, last = path, model, [model], model
+    above = path
     for depth, part in enumerate(item["loc"], 1):
         # The end of an unknown field's place is what a person wrote, whatever it is.
         if _is_tag(part) and not (item["type"] == "extra_forbidden" and depth == len(item["loc"])):
             continue
         last, here = here, _field_model(here, part)
+        if here is not enclosing[-1]:
+            enclosing.append(here)
+        above = full
         full += f"[{part}]" if isinstance(part, int) else f".{part}"
     if item["type"] == "extra_forbidden":
         name = str(item["loc"][-1])
         if isinstance(last, type) and issubclass(last, StageSpec) and (reason := last.misfit(name)):
             return Problem(where(full), reason, "leave it out")
-        names = last.model_fields if isinstance(last, type) and issubclass(last, BaseModel) else {}
-        return Problem(where(full), "unknown field", did_you_mean(name, names))
+        return Problem(where(full), "unknown field", field_hint(name, enclosing, above))
     if item["type"] == "union_tag_invalid":
         expected_tags = [word.strip(" '") for word in str(item["ctx"]["expected_tags"]).split(",")]
         tag, name = str(item["ctx"]["tag"]), str(item["ctx"]["discriminator"]).strip("'")

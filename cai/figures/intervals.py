@@ -70,6 +70,26 @@ def wilson(value: float, n: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def kappa(agreements: float, n: int, first_by_one: float, first_by_other: float) -> Interval:
+    """Cohen's kappa of two who each named the first or the second of ``n`` pairs, with its 95 % interval.
+
+    ``agreements`` pairs were answered alike, and each of the two named the first of so many; a pair of which one named
+    neither counts half for both sides. Kappa is (p - e) / (1 - e) with the share p of agreements and e, what two who
+    know nothing of each other would have with these shares of firsts (J. Cohen, 1960). The interval is Wilson's of p,
+    with e held fixed as in Cohen's standard error: so it is no point where few pairs all agree. Without a value where
+    e is 1, as both always named the same side.
+    """
+    if n == 0:
+        return Interval()
+    one, other = first_by_one / n, first_by_other / n
+    by_chance = one * other + (1 - one) * (1 - other)
+    if by_chance >= 1:
+        return Interval(n=n)
+    low, high = wilson(agreements / n, n)
+    value, low, high = ((p - by_chance) / (1 - by_chance) for p in (agreements / n, low, high))
+    return Interval(value, low, high, n)
+
+
 def mean(values: Sequence[float], seed: int = 0) -> Interval:
     """A mean with its 95 % interval: BCa bootstrap, 2,000 resamples; none below three values or without spread."""
     n = len(values)

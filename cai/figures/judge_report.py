@@ -27,6 +27,9 @@ VERSION = 1
 ALWAYS_LONGER = "always the longer"
 ALWAYS_SHORTER = "always the shorter"
 """Baselines: rules that know only how long the answers are."""
+ALWAYS_FIRST = "always the first shown"
+MAJORITY_SIDE = "the majority side"
+"""Baselines that say the same of every pair. The second says whatever people said more often of these pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +184,21 @@ class LongerPreferred:
 
 
 @dataclass(frozen=True, slots=True)
+class BeyondChance:
+    """Cohen's kappa of a judge and people, and how much better it is than ``best_rule``, the best of the baselines that
+    read no answer, pair by pair."""
+
+    kappa: Interval = Interval()
+    best_rule: str = ""
+    above_best_rule: Interval = Interval()
+
+
+@dataclass(frozen=True, slots=True)
 class LabelFigures:
-    """A judge against labels of people; ``counts`` are pairs by what became of them, ``topics`` accuracies."""
+    """A judge against labels of people; ``counts`` are pairs by what became of them, ``topics`` accuracies.
+
+    ``beyond_chance`` is None in reports of older programs.
+    """
 
     counts: Mapping[str, int] = field(default_factory=dict)
     accuracy: Interval = Interval()
@@ -195,6 +211,7 @@ class LabelFigures:
     baselines: Mapping[str, BaselineFigures] = field(default_factory=dict)
     longer_preferred: LongerPreferred = LongerPreferred()
     topics: Mapping[str, Interval] = field(default_factory=dict)
+    beyond_chance: BeyondChance | None = None
 
 
 def _name_in_file(field_name: str) -> str:
@@ -252,4 +269,6 @@ def write_judge_report(path: Path, report: JudgeReport) -> None:
     for labels in (document.get("labelled"), document.get("given labels")):
         if labels is not None and labels["fitted"]["setting"] is None:
             del labels["fitted"]["setting"]
+        if labels is not None and labels["beyond chance"] is None:
+            del labels["beyond chance"]
     write_document(path, document)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cai.clients.dialect_table import DIALECTS
-from cai.errors import Problem, SpecError
+from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.experiment.model import ModelSpec
 from cai.files.library import Library
-from cai.identity import path_digest
+from cai.identity import is_commit, path_digest
+from cai.models.passport import passport_of
+from cai.models.places import place_of_model
 from cai.planning.engines import PlanEngine
 from cai.stages.fetch import is_local
 
@@ -48,20 +51,59 @@ def model_identity(model: ModelSpec, engine: PlanEngine, library: Library, path:
         own = {"identity": model.identity} if model.identity else {"api": rest, "revision": model.revision}
         return {**own, **_read_by(model)}
     if is_local(model.source) or (scheme == "hf" and not model.revision and local.exists()):
-        if not local.exists():
-            raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
+        _check_place(scheme, rest, local, path)
+        _check_readable(model, library, path)
         return {"sha256": model.sha256 or path_digest(local)}
     identity = {"sha256": model.sha256} if model.sha256 else {"source": model.source}
     if scheme == "hf":
         if not model.revision:
-            raise SpecError(
-                Problem(f"{path}.revision", "a hub model needs a pinned revision", "give the commit's hash")
-            )
+            hint = f"give the commit's hash; if it is a folder of yours, there is none at {rest}"
+            raise SpecError(Problem(f"{path}.revision", "a hub model needs a pinned revision", hint))
+        _check_readable(model, library, path)
         return {**identity, "revision": model.revision}
     if "==" not in rest.partition("/")[0]:
         reason = "the package's version is not pinned"
         raise SpecError(Problem(f"{path}.source", reason, "write pypi:PACKAGE==VERSION/PATH"))
     return identity
+
+
+def _check_place(scheme: str, rest: str, local: Path, path: str) -> None:
+    if scheme == "hf" and not local.is_dir():
+        message = f"{rest} is no folder" if local.exists() else f"no folder {rest}"
+        raise SpecError(Problem(f"{path}.source", message, "give the path of a Hugging Face model folder"))
+    if not local.exists():
+        raise SpecError(Problem(f"{path}.source", f"no file {rest}", f"give the path of a .{scheme} file"))
+
+
+def _check_readable(model: ModelSpec, library: Library, path: str) -> None:
+    """A model that is on this disk can be read by what is here.
+
+    Raises:
+        SpecError: saying what its files lack, or what its weights are packed by.
+    """
+    place = place_of_model(model.source, model.revision, model.sha256, library)
+    if place is None:
+        return
+    try:
+        message, todo = passport_of(place).unreadable()
+    except PrerequisiteError as error:
+        raise SpecError(Problem(f"{path}.source", str(error))) from error
+    if message:
+        raise SpecError(Problem(f"{path}.source", message, todo))
+
+
+def model_notes(model: ModelSpec) -> list[str]:
+    """What a plan says of a model: where it is asked, and what of it can change from one day to the next."""
+    if scheme_of(model) == "api":
+        return [endpoint_note(model)]
+    if model.revision and not is_commit(model.revision):
+        return [moving_note(model.revision)]
+    return []
+
+
+def moving_note(revision: str) -> str:
+    """That a branch or a tag is no pin, in the words that data and models share."""
+    return f"'{revision}' can move: pin it to a commit to be able to repeat this"
 
 
 def former_identity(model: ModelSpec) -> dict[str, Any] | None:

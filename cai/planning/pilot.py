@@ -79,10 +79,12 @@ def _models_here(plan: Plan, step: Step) -> Iterator[str]:
 
 
 def _limited(step: Step, rows: int) -> Step:
-    """The step on its first rows, by one process, however many of them are dropped."""
+    """The step on its first rows, by one process, however many of them are dropped, and however its judge judges: these
+    are too few to tell."""
     spec: dict[str, Any] = dict(step.spec)
     spec |= {name: min(rows, spec[name] or rows) for name in LIMITS if name in spec}
-    spec |= {name: value for name, value in (("shards", 1), ("max_drop_rate", 1.0)) if name in spec}
+    whole = {"shards": 1, "max_drop_rate": 1.0, "uncalibrated": True}
+    spec |= {name: value for name, value in whole.items() if name in spec}
     return replace(step, spec=spec, key=_pilot_key(step, rows), former="")
 
 

@@ -6,20 +6,21 @@ the texts that a stage reads, a missing prompt template, a data file that is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from cai.chat import ChatTemplate
-from cai.constitution import TEXTS, Constitution, lint
-from cai.data.locate import is_commit
-from cai.data.source import DataSource, part_counts, part_makes, source_identity
+from cai.constitution import TEXTS, lint
+from cai.engines.methods import method_of
 from cai.errors import PlanError, Problem, SpecError, did_you_mean
-from cai.experiment.model import Experiment, ModelSpec
+from cai.experiment.model import Experiment, ModelSpec, Outline, outline
 from cai.files.library import Library
-from cai.plan import Ingredients, Input, Names, Plan, Step, StepEstimate, inputs_of
+from cai.plan import Ingredients, Input, Names, Plan, inputs_of
+from cai.planning.compilation import Compilation, Looked, Where
 from cai.planning.costs import with_costs
+from cai.planning.data_steps import data_step, without_rows
 from cai.planning.endpoints import (
     ANSWERING,
     dialect_notes,
@@ -28,47 +29,23 @@ from cai.planning.endpoints import (
     served_elsewhere,
 )
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
-from cai.planning.identity import complete, former_key, stage_ingredients
-from cai.planning.models import NOT_FETCHED, endpoint_note, former_identity, model_identity, scheme_of
+from cai.planning.identity import former_key, stage_ingredients
+from cai.planning.models import NOT_FETCHED, former_identity, model_identity, model_notes, scheme_of
+from cai.planning.template_notes import template_notes
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
-from cai.stages.base import EngineSpec, Estimate, SpecParts, StageSpec, fits, take_apart
-
-Where = Callable[[str], str]
-SourceLook = tuple[dict[str, Any], dict[str, int | None]]
-"""The identity of a data source, and how many rows each of its parts has."""
-Looked = dict[str, SourceLook]
-"""Of data sources that have been looked at, by what they say."""
+from cai.stages.base import EngineSpec, SpecParts, StageSpec, fits, readable_parts, take_apart
 
 
-@dataclass
-class _Compilation:
-    """One compilation while it lasts: what has been found out, and what is wrong."""
+def resolve_data(
+    raw: Mapping[str, Any], library: Library | None = None, where: Where = str, looked: Looked | None = None
+) -> Plan:
+    """Compile composed data into a plan: problems of its fields and of what they name come together.
 
-    experiment: Experiment
-    library: Library
-    where: Where
-    engines: PlanEngines
-    constitution: Constitution | None
-    template: NamedText | None
-    parts: dict[str, SpecParts]
-    sources: Looked
-    problems: list[Problem] = field(default_factory=list)
-    steps: dict[str, Step] = field(default_factory=dict)
-    rows: dict[str, int | None] = field(default_factory=dict)
-    estimates: dict[str, Estimate] = field(default_factory=dict)
-    # The format of every model that lies in a folder; one that is served elsewhere has none.
-    formats: dict[str, str] = field(default_factory=dict)
-    linted: set[tuple[str, str]] = field(default_factory=set)
-
-    def wrong(self, path: str, reason: str, hint: str = "") -> None:
-        self.problems.append(Problem(self.where(path), reason, hint))
-
-    def gather(self, error: SpecError, below: str = "") -> None:
-        """Take up problems; those of fields below ``below`` are told where they stand in the files."""
-        for problem in error.problems:
-            path = ".".join(part for part in (below, problem.where) if part)
-            self.problems.append(Problem(self.where(path), problem.message, problem.next) if below else problem)
+    Raises:
+        SpecError: with every problem found.
+    """
+    return _resolve(outline(raw, where), library, where, looked)
 
 
 def resolve(
@@ -81,12 +58,16 @@ def resolve(
     Raises:
         PlanError: with every problem found.
     """
-    library = library or Library.here()
+    return _resolve(Outline(experiment), library, where, looked)
+
+
+def _resolve(outlined: Outline, library: Library | None, where: Where, looked: Looked | None) -> Plan:
+    library, experiment = library or Library.here(), outlined.experiment
     engines = PlanEngines(experiment)
     own_block = engines.own.plan_block()
     texts = load_texts(experiment.constitution, experiment.template, library, where)
-    work = _Compilation(
-        experiment,
+    work = Compilation(
+        outlined,
         library,
         where,
         engines,
@@ -98,8 +79,10 @@ def resolve(
     )
     for name in _order(work):
         _add_stage(work, name, experiment.stages[name])
-    if work.problems:
-        raise PlanError(dict.fromkeys(work.problems))
+    _look_at_unread_stages(work)
+    problems = [*outlined.problems, *work.problems, *work.data_problems]
+    if not work.whole:
+        raise PlanError(dict.fromkeys(problems))
     plan = Plan(
         experiment=experiment.name,
         seed=experiment.seed,
@@ -109,7 +92,13 @@ def resolve(
         outputs=_outputs(work),
         engines=engines.blocks(),
     )
-    return engines.check(plan, where)
+    try:
+        checked = engines.check(plan, where)
+    except PlanError as error:
+        problems += error.problems
+    if problems:
+        raise PlanError(dict.fromkeys(problems))
+    return checked
 
 
 def _source(experiment: Experiment) -> dict[str, Any]:
@@ -121,7 +110,7 @@ def _source(experiment: Experiment) -> dict[str, Any]:
     return {**written, "tracking": {name: tracker.model_dump(mode="json") for name, tracker in trackers.items()}}
 
 
-def _outputs(work: _Compilation) -> dict[str, str]:
+def _outputs(work: Compilation) -> dict[str, str]:
     """The last step that makes each kind of result: what ``chat``, ``serve`` and the summary take."""
     last: dict[str, str] = {}
     for step in work.steps.values():
@@ -133,7 +122,7 @@ def _outputs(work: _Compilation) -> dict[str, str]:
     return last
 
 
-def _order(work: _Compilation) -> list[str]:
+def _order(work: Compilation) -> list[str]:
     """Stage names, inputs before users, otherwise as written. Unknown inputs and circles become problems."""
     stages = work.experiment.stages
     ordered: list[str] = []
@@ -163,22 +152,22 @@ def _refs(inputs: Mapping[str, Names]) -> list[tuple[str, str]]:
 # ---- what a stage's inputs stand for -------------------------------------------------------------------------------
 
 
-def _step_name(work: _Compilation, ref: str, path: str, engine: PlanEngine) -> str | None:
+def _step_name(work: Compilation, ref: str, path: str, engine: PlanEngine) -> str | None:
     """The step a reference stands for; data and model steps are made when first asked for."""
     experiment = work.experiment
     if ref in experiment.models:
         return _model_step(work, ref, experiment.models[ref], engine)
     if ref in work.steps:
         return ref
-    if ref in experiment.stages:
-        return None  # it had a problem of its own
     name, dot, part = ref.partition(".")
+    if ref in experiment.stages or any(work.unread(*way) for way in _ways(ref, name)):
+        return None  # it had a problem of its own
     if name in experiment.data:
         source = experiment.data[name]
         if not dot and len(source.splits) == 1:
             part = next(iter(source.splits))
         if part in source.splits:
-            return _data_step(work, name, part, source)
+            return data_step(work, name, part, source)
         parts = [f"{name}.{p}" for p in source.splits]
         work.wrong(path, f"'{ref}' is no part of data '{name}'", did_you_mean(ref, parts))
         return None
@@ -189,7 +178,12 @@ def _step_name(work: _Compilation, ref: str, path: str, engine: PlanEngine) -> s
     return None
 
 
-def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEngine) -> str | None:
+def _ways(ref: str, name: str) -> tuple[tuple[str, str], ...]:
+    """The blocks that a reference may stand for."""
+    return ("stages", ref), ("models", ref), ("data", name)
+
+
+def _model_step(work: Compilation, name: str, model: ModelSpec, engine: PlanEngine) -> str | None:
     """The step that fetches a model in the format of ``engine``. Engines of one format share it."""
     own, scheme = work.engines.own, scheme_of(model)
     if scheme == "api" or (engine.kind.model_format == own.kind.model_format and scheme in own.kind.sources):
@@ -203,7 +197,8 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
     try:
         identity = model_identity(model, engine, work.library, path)
     except SpecError as error:
-        work.problems += [Problem(work.where(p.where), p.message, p.next) for p in error.problems]
+        if work.sure_of(engine):
+            work.problems += [Problem(work.where(p.where), p.message, p.next) for p in error.problems]
         return None
     spec = KINDS["fetch"].spec(kind="fetch", **model.model_dump(exclude=NOT_FETCHED))
     ingredients = Ingredients(model=identity)
@@ -211,9 +206,9 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
         work.formats[step] = engine.kind.model_format
         if engine.kind.model_format:
             ingredients = replace(ingredients, format=engine.kind.model_format)
-    notes = [endpoint_note(model)] if scheme == "api" else []
-    fetched = _step(
-        work, step, spec, ingredients, makes=spec.MAKES, estimate=spec.estimate({}), engine=engine, notes=notes
+    notes = model_notes(model)
+    fetched = work.step(
+        step, spec, ingredients, makes=spec.MAKES, estimate=spec.estimate({}), engine=engine, notes=notes
     )
     then = former_identity(model)
     former = "" if then is None else former_key(fetched.ingredients, (), keys={}, former={}, model=then)
@@ -222,7 +217,7 @@ def _model_step(work: _Compilation, name: str, model: ModelSpec, engine: PlanEng
     return step
 
 
-def _check_one_address(work: _Compilation, name: str, model: ModelSpec, key: str) -> None:
+def _check_one_address(work: Compilation, name: str, model: ModelSpec, key: str) -> None:
     """Two models by one name at two addresses would silently be one: whether they are, only the user can say."""
     for other_name, other in work.experiment.models.items():
         twin = work.steps.get(other_name)
@@ -233,47 +228,66 @@ def _check_one_address(work: _Compilation, name: str, model: ModelSpec, key: str
         work.wrong(f"models.{name}", reason, hint)
 
 
-def _data_step(work: _Compilation, name: str, part: str, source: DataSource) -> str | None:
-    step = name if len(source.splits) == 1 else f"{name}.{part}"
-    if step in work.steps:
-        return step
-    roots = work.library.data_roots()
-    paths = tuple(map(work.library.placed, source.paths))
-    # Where the files lie is no part of the spec: only the look at them is told of it.
-    placed = source if paths == source.paths else source.model_copy(update={"path": paths})
-    look_key = repr((placed, roots))
-    try:
-        if look_key not in work.sources:
-            work.sources[look_key] = (source_identity(placed, roots), part_counts(placed, roots))
-        identity, counts = work.sources[look_key]
-    except SpecError as error:
-        work.problems += [Problem(work.where(f"data.{name}"), p.message, p.next) for p in error.problems]
-        return None
-    spec = KINDS["read"].spec.model_validate(
-        {"kind": "read", "source": source.model_dump(), "part": part, "identity": identity}
-    )
-    work.rows[step] = counts[part]
-    notes = [f"downloads {entry['file']} of {entry['name']} at {entry['revision']}" for entry in identity["hub"]]
-    moving = {entry["revision"] for entry in identity["hub"] if not is_commit(entry["revision"])}
-    notes += [f"'{branch}' can move: pin it to a commit to be able to repeat this" for branch in sorted(moving)]
-    ingredients = Ingredients(data=identity, part=part)
-    work.steps[step] = _step(
-        work, step, spec, ingredients, makes=part_makes(source), estimate=Estimate(counts[part]), notes=notes
-    )
-    return step
-
-
 # ---- a stage -----------------------------------------------------------------------------------------------------
 
 
-def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
+def _add_stage(work: Compilation, name: str, spec: StageSpec) -> None:
     parts, path = work.parts[name], f"stages.{name}"
     engine = work.engines.of(spec)
     if engine is None:
-        work.wrong(f"{path}.engine", *work.engines.unknown(spec))
-        return
-    if lacking := method_problem(engine, spec.kind):
+        if not work.unread("engines", getattr(spec, "engine", "")):
+            work.wrong(f"{path}.engine", *work.engines.unknown(spec))
+        engine = work.engines.own  # what else is wrong is told all the same
+    elif (lacking := method_problem(engine, spec.kind)) and work.sure_of(engine):
         work.wrong(path, *lacking)
+    reads_models = isinstance(spec, EngineSpec) and work.sure_of(engine) and work.sure_of(work.engines.own)
+    names = _input_steps(work, path, parts, engine=engine, reads_models=reads_models)
+    for problem in endpoint_problems(work.experiment, path, spec, names):
+        work.wrong(problem.where, problem.message, problem.next)
+    resources = {
+        **_constitution(work, path, spec),
+        **(_template(work, path, spec, names) if spec.USES_TEMPLATE else {}),
+        **endpoint_resources(work.experiment, names),
+        **_stage_texts(work, path, parts),
+    }
+    whole = len(names) == len(_refs(parts.inputs))
+    try:
+        if frozen := resources.get("template"):
+            spec.check_template(partial(ChatTemplate.from_text, frozen["name"], frozen["text"]))
+        if not whole:
+            return
+        makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
+        estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
+    except SpecError as error:
+        work.gather(error, path)
+        return
+    work.rows[name] = estimate.rows
+    work.estimates[name] = estimate
+    if estimate.rows == 0 and method_of(spec.kind) is not None:
+        _tell_no_rows(work, path, names)
+    if makes in ("model", "reward_model"):
+        sources = [work.formats[step] for step in names.values() if step in work.formats]
+        work.formats[name] = engine.kind.model_format if isinstance(spec, EngineSpec) else next(iter(sources), "")
+    work.steps[name] = work.step(
+        name,
+        spec,
+        stage_ingredients(spec, parts.semantic, resources, work.constitution),
+        makes=makes,
+        estimate=estimate,
+        inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
+        resources=resources,
+        engine=engine,
+        notes=[*dialect_notes(work.experiment, spec, names), *template_notes(work, spec, names, resources)],
+    )
+
+
+def _input_steps(
+    work: Compilation, path: str, parts: SpecParts, *, engine: PlanEngine, reads_models: bool
+) -> dict[str, str]:
+    """The steps that a stage's references stand for, by role, where they stand for one; problems are noted.
+
+    ``reads_models``: the stage's engine reads the files of its models, which must then be in its format.
+    """
     names: dict[str, str] = {}
     for role, ref in _refs(parts.inputs):
         step = _step_name(work, ref, f"{path}.{role}", engine)
@@ -285,49 +299,31 @@ def _add_stage(work: _Compilation, name: str, spec: StageSpec) -> None:
             others = [s.name for s in work.steps.values() if fits(s.makes, wants)]
             reason = f"wants {' or '.join(wants)}, but '{ref}' makes {_article(makes)}"
             work.wrong(f"{path}.{role}", reason, did_you_mean(ref, others) if others else "")
-        elif isinstance(spec, EngineSpec) and work.formats.get(step, engine.kind.model_format) != (
-            engine.kind.model_format
-        ):
+        elif reads_models and work.formats.get(step, engine.kind.model_format) != engine.kind.model_format:
             reason = f"'{ref}' is a model of another engine, whose files engine {engine.name} cannot read"
             work.wrong(f"{path}.{role}", reason, "give both stages the same engine")
-    if len(names) < len(_refs(parts.inputs)):
-        return
-    for problem in endpoint_problems(work.experiment, path, spec, names):
-        work.wrong(problem.where, problem.message, problem.next)
-    resources = {
-        **_constitution(work, path, spec),
-        **(_template(work, path, spec, names) if spec.USES_TEMPLATE else {}),
-        **endpoint_resources(work.experiment, names),
-        **_stage_texts(work, path, parts),
-    }
-    try:
-        if frozen := resources.get("template"):
-            spec.check_template(partial(ChatTemplate.from_text, frozen["name"], frozen["text"]))
-        makes = spec.makes({role: work.steps[step].makes for role, step in names.items()})
-        estimate = spec.estimate(_rows_by_role(work, parts.inputs, names))
-    except SpecError as error:
-        work.gather(error, path)
-        return
-    work.rows[name] = estimate.rows
-    work.estimates[name] = estimate
-    if makes in ("model", "reward_model"):
-        sources = [work.formats[step] for step in names.values() if step in work.formats]
-        work.formats[name] = engine.kind.model_format if isinstance(spec, EngineSpec) else next(iter(sources), "")
-    work.steps[name] = _step(
-        work,
-        name,
-        spec,
-        stage_ingredients(spec, parts.semantic, resources, work.constitution),
-        makes=makes,
-        estimate=estimate,
-        inputs=tuple(Input(entry.role, entry.label, names[entry.place]) for entry in inputs_of(parts.inputs)),
-        resources=resources,
-        engine=engine,
-        notes=dialect_notes(work.experiment, spec, names),
-    )
+    return names
 
 
-def _own_template(work: _Compilation, model_name: str) -> NamedText | None:
+def _tell_no_rows(work: Compilation, path: str, names: Mapping[str, str]) -> None:
+    """A training without rows is an error, told with the data that has none."""
+    for role, step in names.items():
+        if (origin := without_rows(work, step)) is not None:
+            since = f", since '{origin}' has none" if origin != step else ""
+            reason = f"would train on no rows: '{step}' has none{since}"
+            work.wrong(f"{path}.{role}", reason, f"give '{origin}' rows: other `splits`, or more data")
+
+
+def _look_at_unread_stages(work: Compilation) -> None:
+    """What stages of which some field cannot be read say of their inputs and texts; of the rest nothing is known."""
+    for path, unread in work.outline.unread.items():
+        if unread.model is not None and isinstance(unread.raw, Mapping):
+            parts = readable_parts(unread.model, unread.raw)
+            _input_steps(work, path, parts, engine=work.engines.own, reads_models=False)
+            _stage_texts(work, path, parts)
+
+
+def _own_template(work: Compilation, model_name: str) -> NamedText | None:
     """The chat template of a model that has its own and has not been trained here."""
     model = work.experiment.models.get(model_name)
     if model is None or not model.template:
@@ -339,7 +335,7 @@ def _own_template(work: _Compilation, model_name: str) -> NamedText | None:
         return None
 
 
-def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str, str]) -> dict[str, Any]:
+def _template(work: Compilation, path: str, spec: StageSpec, names: Mapping[str, str]) -> dict[str, Any]:
     """The chat template of a stage: the experiment's, or that of the model which answers.
 
     Training, and the mixing before it, keep to the experiment's: it is what they teach, and what the trained model is
@@ -349,7 +345,7 @@ def _template(work: _Compilation, path: str, spec: StageSpec, names: Mapping[str
     own = {role: text for role, step in answering.items() if (text := _own_template(work, step)) is not None}
     template = own.pop("model", None) or work.template
     if template is None:
-        if not work.experiment.template:
+        if not work.experiment.template and not work.unread("template"):
             work.wrong(path, "needs a chat template", "give `template=NAME`")
         return {}
     resources: dict[str, Any] = {"template": {"name": template.name, "text": template.text}}
@@ -363,7 +359,7 @@ def _article(makes: str) -> str:
     return f"a {makes}" if makes in ("model", "reward_model") else makes
 
 
-def _rows_by_role(work: _Compilation, inputs: Mapping[str, Names], names: Mapping[str, str]) -> dict[str, int | None]:
+def _rows_by_role(work: Compilation, inputs: Mapping[str, Names], names: Mapping[str, str]) -> dict[str, int | None]:
     rows: dict[str, int | None] = {role: work.rows.get(step) for role, step in names.items()}
     for role, value in inputs.items():
         if not isinstance(value, str):
@@ -374,11 +370,11 @@ def _rows_by_role(work: _Compilation, inputs: Mapping[str, Names], names: Mappin
     return rows | {f"{role}:width": work.steps[step].estimate.width for role, step in names.items()}
 
 
-def _constitution(work: _Compilation, path: str, spec: StageSpec) -> dict[str, Any]:
+def _constitution(work: Compilation, path: str, spec: StageSpec) -> dict[str, Any]:
     if not spec.PRINCIPLE_FIELDS:
         return {}
     if work.constitution is None:
-        if work.experiment.constitution is None:
+        if work.experiment.constitution is None and not work.unread("constitution"):
             work.wrong(path, "needs a constitution", "give `constitution=NAME`")
         return {}
     for finding in lint(work.constitution, tuple(f for f in spec.PRINCIPLE_FIELDS if f in TEXTS)):
@@ -389,7 +385,7 @@ def _constitution(work: _Compilation, path: str, spec: StageSpec) -> dict[str, A
     return {"constitution": work.constitution.to_json()}
 
 
-def _stage_texts(work: _Compilation, path: str, parts: SpecParts) -> dict[str, Any]:
+def _stage_texts(work: Compilation, path: str, parts: SpecParts) -> dict[str, Any]:
     texts: dict[str, str] = {}
     for name, (folder, file) in parts.texts.items():
         try:
@@ -397,45 +393,3 @@ def _stage_texts(work: _Compilation, path: str, parts: SpecParts) -> dict[str, A
         except SpecError as error:
             work.gather(error)
     return {"texts": texts} if texts else {}
-
-
-def _step(
-    work: _Compilation,
-    name: str,
-    spec: StageSpec,
-    ingredients: Ingredients,
-    *,
-    makes: str,
-    estimate: Estimate,
-    inputs: tuple[Input, ...] = (),
-    resources: Mapping[str, Any] | None = None,
-    engine: PlanEngine | None = None,
-    notes: list[str] | None = None,
-) -> Step:
-    """Complete the ingredients and hash them."""
-    seed = work.experiment.seed
-    keys = {step.name: step.key for step in work.steps.values()}
-    completed = complete(ingredients, spec, name, inputs, keys=keys, engine=engine or work.engines.own, seed=seed)
-    former = {step.name: step.former for step in work.steps.values() if step.former}
-    return Step(
-        name=name,
-        kind=spec.kind,
-        makes=makes,
-        key=completed.key(),
-        seed=seed,
-        inputs=inputs,
-        # Which engine does the step is the plan's to say, not the spec's.
-        spec=spec.model_dump(mode="json", by_alias=True, exclude={"engine"}),
-        resources=dict(resources or {}),
-        ingredients=completed,
-        estimate=StepEstimate(
-            rows=estimate.rows,
-            calls=estimate.calls,
-            prompt_tokens=estimate.prompt_tokens,
-            tokens=estimate.tokens,
-            width=estimate.width,
-        ),
-        notes=[*(notes or []), *([f"with engine {engine.label}"] if engine is not None and engine.label else [])],
-        engine=engine.label if engine is not None else "",
-        former=former_key(completed, inputs, keys=keys, former=former),
-    )

@@ -9,6 +9,7 @@ from cai.figures.intervals import Interval
 from cai.planning.reasons import plan_changes
 from cai.report.model import Block, Heading, Section, Table, Text, Tile, Tiles, interval, number, percent
 from cai.report.runs import Run, of
+from cai.run.judged import judge_remarks
 from cai.text import count, duration, one_line
 
 ALWAYS = (
@@ -25,6 +26,7 @@ def summary(runs: Sequence[Run]) -> Section:
         blocks.append(Tiles(tiles))
     blocks.append(_runs_table(runs))
     blocks += _missing(runs)
+    blocks += _labels(runs)
     if any(run.evaluations for run in runs):
         blocks += _sets(runs)
         blocks += _reward_models(runs)
@@ -147,6 +149,14 @@ def _missing(runs: Sequence[Run]) -> Iterator[Block]:
                 lines.append(f"{who} was evaluated by an older version: no Elo, revision rounds or adherence.")
     if lines:
         yield Text(tuple(dict.fromkeys(lines)), "missing")
+
+
+def _labels(runs: Sequence[Run]) -> Iterator[Block]:
+    """What the labels rest on, where that must be said."""
+    lines = [f"{of(run, runs, '')}{remark}" for run in runs for remark in judge_remarks(run.plan, run.artifacts)]
+    if lines:
+        yield Heading("What the labels rest on", "labels")
+        yield Text(tuple(lines), "bullets")
 
 
 def _sets(runs: Sequence[Run]) -> Iterator[Block]:

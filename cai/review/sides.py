@@ -17,7 +17,7 @@ from cai.errors import PlanError, Problem, SpecError, did_you_mean
 from cai.experiment.compose import Composed, compose
 from cai.files.library import Library
 from cai.plan import Plan, plan_from_json
-from cai.planning.resolver import Looked
+from cai.planning.compilation import Looked
 from cai.review.lock import SUFFIX, plan_of_lock, read_lock
 from cai.review.revisions import Checkout, Repository
 from cai.run.finished import Finished, read_finished

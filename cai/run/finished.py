@@ -66,8 +66,12 @@ def read_finished(folder: Path, store: Store, name: str = "") -> Finished:
         raise SpecError(
             Problem(str(folder), f"is no run folder ({error})", "name a folder with a plan.json")
         ) from error
-    artifacts = {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
-    return Finished(folder, plan, artifacts, read_run_record(folder) or {}, name)
+    return Finished(folder, plan, stored_steps(plan, store), read_run_record(folder) or {}, name)
+
+
+def stored_steps(plan: Plan, store: Store) -> dict[str, Stored]:
+    """The artifacts of a plan's steps, by name, of those that the store has."""
+    return {step.name: stored for step in plan.steps if (stored := store.find(step.kind, step.key)) is not None}
 
 
 class RunRecord(TypedDict, total=False):

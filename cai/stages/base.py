@@ -19,7 +19,7 @@ from cai.clients.metering import Meter, ModelUse
 from cai.constitution import Constitution
 from cai.engines.base import Attempt, Progress, Session
 from cai.identity import RUNTIME, key_of
-from cai.settings import Settings, counts, semantic_value
+from cai.settings import Settings, counts, semantic_value, types_in
 
 if TYPE_CHECKING:
     from cai.clients.spending import Account
@@ -383,6 +383,37 @@ def take_apart(spec: Settings) -> SpecParts:
         else:
             parts.semantic[field_name] = semantic_value(value, plain[field_name])
     return parts
+
+
+def readable_parts(spec: type[Settings], raw: Mapping[str, Any]) -> SpecParts:
+    """The inputs and text files that fields name, of a stage of which other fields are wrong; nothing counts of it."""
+    parts = SpecParts({}, {}, {}, {})
+    for name, info in spec.model_fields.items():
+        value = raw.get(info.alias or name)
+        wants = next((m for m in info.metadata if isinstance(m, Wants)), None)
+        text = next((m for m in info.metadata if isinstance(m, TextFile)), None)
+        if wants is not None and (names := _written_names(value)):
+            parts.inputs[name] = names
+            parts.wants[name] = wants.kinds
+        elif text is not None and isinstance(value, str) and value:
+            parts.texts[name] = (text.folder, value)
+        elif isinstance(value, list):
+            nested = [t for t in types_in(info.annotation) if isinstance(t, type) and issubclass(t, Settings)]
+            inner = [readable_parts(nested[0], item) for item in value if nested and isinstance(item, Mapping)]
+            input_names = [n for i in inner for n in i.inputs.values() if isinstance(n, str)]
+            if input_names:
+                parts.inputs[name] = input_names
+                parts.wants[name] = tuple(dict.fromkeys(k for i in inner for w in i.wants.values() for k in w))
+    return parts
+
+
+def _written_names(value: Any) -> str | list[str] | dict[str, str] | None:
+    """Names as a file writes them; None where they are no names."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(text, str) for text in (*value, *value.values())):
+        return dict(value)
+    return list(value) if isinstance(value, list) and all(isinstance(text, str) for text in value) else None
 
 
 def _plain_names(value: Any) -> list[str] | dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 from cai.figures import intervals
 from cai.figures.intervals import Interval
 from cai.run.finished import Finished, read_finished
+from cai.run.judged import judge_remarks
 from cai.store.artifacts import Store
 from cai.sweep.folders import CellState, read_sweep
 from cai.sweep.measures import RunFigure, by_prompt, run_figures
@@ -119,7 +120,7 @@ def read_board(folder: Path, store: Store) -> Board:
         for cell in sweep["cells"]
     ]
     ranked_by, notes = _ranking(measures, sweep["sweep"]["metric"])
-    notes += _unreached(runs)
+    notes += (*_unreached(runs), *label_notes(runs))
     pooled = [_pooled(group) for group in _groups(lines, _settings)]
     several = any(line.seeds > 1 for line in pooled)
     effects = _effects(lines, runs, measures) if any(line.variation == "whole" for line in lines) else ()
@@ -183,6 +184,17 @@ def _unreached(runs: Mapping[int, Finished]) -> tuple[str, ...]:
                 keys.setdefault(step.name, set()).add(step.key)
     same = [f"'{name}'" for name, step_keys in keys.items() if len(step_keys) == 1]
     return (f"Nothing that varies reaches {', '.join(same)}: it is the same step in every cell.",) if same else ()
+
+
+def label_notes(runs: Mapping[int, Finished]) -> Iterator[str]:
+    """What the labels of the cells rest on, where that must be said."""
+    numbers_by_remark: dict[str, list[int]] = {}
+    for number, run in runs.items():
+        for remark in judge_remarks(run.plan, run.artifacts):
+            numbers_by_remark.setdefault(remark, []).append(number)
+    for remark, numbers in numbers_by_remark.items():
+        cells = f"cell{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}: "
+        yield remark if len(numbers) == len(runs) else f"{cells}{remark}"
 
 
 def _settings(line: Line) -> tuple[Any, ...]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from cai.errors import Problem, SpecError
 from cai.experiment.compose import Composed, compose_cells
-from cai.experiment.model import parse
 from cai.files.library import Library
 from cai.plan import Plan
-from cai.planning.resolver import Looked, resolve
+from cai.planning.compilation import Looked
+from cai.planning.resolver import resolve_data
 from cai.planning.texts import load_texts
 from cai.sweep.multirun import split_sweep
 from cai.sweep.settings import SweepSpec, sweep_spec
@@ -88,7 +88,7 @@ def compile_cells(overrides: Sequence[str], library: Library | None = None) -> C
         spec = spec or sweep_spec(request.preset, request.settings, library, own)
         try:
             for variation, each in _variations(spec, composed, library):
-                plan = resolve(parse(each.data, each.where), library, each.where, looked)
+                plan = resolve_data(each.data, library, each.where, looked)
                 cells.append(_cell(len(cells), values, variation, composed=each, plan=plan))
         except SpecError as error:
             failed.add(values, error)

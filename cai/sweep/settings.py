@@ -86,7 +86,7 @@ def sweep_spec(preset_name: str, values: Sequence[tuple[str, Any]], library: Lib
 
     problems: list[Problem] = []
     spec: SweepSpec | None = validate(SweepSpec, data, path="sweep", where=where, problems=problems)
-    if spec is None:
+    if spec is None or problems:
         raise SpecError(problems)
     return spec
 

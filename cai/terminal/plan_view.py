@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
@@ -19,6 +19,9 @@ from cai.terminal.costs import cost_cell, cost_notes, cost_words, total_cost
 from cai.terminal.output import make_console
 from cai.terminal.shell_text import LEAST, block
 from cai.text import count, duration, json_text, one_line
+
+if TYPE_CHECKING:
+    from cai.run.examples import StepExamples
 
 Format = Literal["text", "md", "json"]
 COSTS = ("rows", "calls", "prompt_tokens", "tokens", "seconds", "gpu_hours")
@@ -93,8 +96,21 @@ def _step_data(step: Step, status: Any) -> dict[str, Any]:
         "estimate": step.estimate.costs(),
         "gpu_time": None if step.estimate.gpu_time is None else asdict(step.estimate.gpu_time),
         **({} if step.estimate.cost is None else {"cost": asdict(step.estimate.cost)}),
-        "notes": [*step.notes, *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else [])],
+        "notes": [
+            *step.notes,
+            *_judge_notes(step),
+            *([f"in {shards} shards"] if (shards := step.spec.get("shards", 1)) > 1 else []),
+        ],
     }
+
+
+def _judge_notes(step: Step) -> list[str]:
+    """What a judge's labels will rest on, where that must be said."""
+    if step.kind != "judge":
+        return []
+    if step.spec.get("uncalibrated"):
+        return ["uncalibrated: its labels are trained on whatever labelled pairs say of it"]
+    return [] if step.spec.get("labelled") else ["not calibrated: held against no labelled pairs (labelled)"]
 
 
 @overload
@@ -122,13 +138,23 @@ def print_plan(
     format: Format = "text",
     console: Console | None = None,
     commands: Commands | None = None,
+    examples: Sequence[StepExamples] | None = None,
 ) -> None:
-    """Print the plan to standard output."""
+    """Print the plan to standard output, with examples of its prompts where there are any."""
     console = console or make_console()
-    if format == "text":
+    if examples is not None and format == "json":
+        from cai.terminal.examples_view import examples_data
+
+        data = {**plan_data(plan, statuses, commands), "examples": examples_data(examples)}
+        console.out(json_text(data, indent=1), highlight=False)
+    elif format == "text":
         console.print(render_plan(plan, statuses, "text", commands), crop=False)
     else:
         console.out(render_plan(plan, statuses, format, commands), end="", highlight=False)
+    if examples is not None and format != "json":
+        from cai.terminal.examples_view import examples_markdown, examples_text
+
+        console.out((examples_markdown if format == "md" else examples_text)(examples), end="", highlight=False)
 
 
 def short(number: int | None) -> str:

@@ -35,6 +35,7 @@ from cai.figures.evaluation import (
 from cai.figures.intervals import Interval
 from cai.files.durable import write_durably
 from cai.plan import Plan
+from cai.run.judged import judge_remarks
 from cai.run.submitted import launcher_of
 from cai.terminal.accounts import FinishedArtifact, judge_tables, ledger_rows, usage_rows
 from cai.terminal.output import make_console
@@ -86,6 +87,8 @@ def summarize(
             blocks += _evaluation(read_evaluation(artifacts[step.name].path / EVALUATION), examples)
     if not blocks:
         blocks.append(Block("text", ("This experiment has no stage of kind 'evaluate', so nothing was measured.",)))
+    if remarks := judge_remarks(plan, artifacts):
+        blocks[:0] = [Block("heading", ("What the labels rest on",)), Block("bullets", tuple(remarks))]
     blocks += _judges(plan, artifacts)
     blocks += _ledger(plan, artifacts)
     blocks += _places(plan, where, artifacts, seconds)

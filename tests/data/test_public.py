@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cai.data.preview import look_at
 from cai.data.public import SETS, public_sets
 from cai.data.rows import Comparison, Row
-from cai.data.source import DataSource, hub_digests, part_counts, part_makes, part_rows, source_identity
+from cai.data.source import DataSource, hub_digests, part_makes, part_rows, source_identity
 from cai.errors import PrerequisiteError
 from cai.stages import read
 from tests.support.paths import ROOT
@@ -92,7 +93,7 @@ def test_every_name_reads_with_nothing_else_said(mirror: Path) -> None:
             assert len(found) == len(files.paths)
             assert not tally
             assert {row.MAKES for row in found} == {kinds[public.reader]} == {part_makes(of)}
-            assert part_counts(of) == {"all": files.rows}
+            assert look_at(of).counts == {"all": files.rows}
     assert [name for name, _ in public_sets()] == [f"public:{name}" for name in SETS]
 
 

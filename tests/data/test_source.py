@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from cai.data.locate import HubFile, hub_file
-from cai.data.source import DataSource, count_rows, part_counts, part_makes, part_rows, source_identity
+from cai.data.preview import look_at
+from cai.data.source import DataSource, count_rows, part_makes, part_rows, source_identity
 from cai.data.splits import OTHER_PART, OVER_LIMIT, nth_lowest, prompt_key, topic_parts
 from cai.errors import PrerequisiteError, SpecError
 from tests.support.paths import ROOT
@@ -51,7 +52,7 @@ def test_parts_are_disjoint_and_complete(tmp_path: Path, by: str) -> None:
     parts = {p: list(part_rows(of, p)) for p in of.splits}
     key = (lambda r: r.topic) if by == "topic" else prompt_key
     keys = [{key(r) for r in rows} for rows in parts.values()]
-    assert sum(map(len, parts.values())) == 200 == sum(part_counts(of)[p] or 0 for p in parts)
+    assert sum(map(len, parts.values())) == 200 == sum(look_at(of).counts[p] or 0 for p in parts)
     assert not (keys[0] & keys[1])
     assert not (keys[0] & keys[2])
     assert not (keys[1] & keys[2])
@@ -82,7 +83,7 @@ def test_the_limit_is_drawn_and_counted(tmp_path: Path) -> None:
     of = source(str(prompts(tmp_path / "a.jsonl", 100)), limit=20)
     tally: Counter[str] = Counter()
     kept = [r.messages[0].content for r in part_rows(of, "all", tally)]
-    assert len(kept) == 20 == part_counts(of)["all"]
+    assert len(kept) == 20 == look_at(of).counts["all"]
     assert tally == {OVER_LIMIT: 80}
     assert kept != [f"Question {i}?" for i in range(20)]
     assert kept == sorted(kept, key=lambda q: int(q.split()[1][:-1]))
@@ -170,7 +171,7 @@ def test_hub_paths_are_pinned_and_need_no_network_to_plan() -> None:
     assert hub_file(f"hf:org/set@{COMMIT}:d/train.jsonl.gz") == HubFile("org/set", COMMIT, "d/train.jsonl.gz")
     of = source("hf:org/set:x.jsonl", revision=COMMIT)
     assert source_identity(of)["hub"] == [{"name": "org/set", "revision": COMMIT, "file": "x.jsonl"}]
-    assert part_counts(of)["all"] is None
+    assert look_at(of).counts["all"] is None
 
 
 def test_an_unreachable_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

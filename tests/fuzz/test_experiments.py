@@ -17,7 +17,7 @@ from cai.experiment.compose import compose
 from cai.experiment.model import parse
 from cai.files.library import Library, shipped_root
 from cai.plan import plan_from_json
-from cai.planning.resolver import resolve
+from cai.planning.resolver import resolve_data
 from cai.run.checks import checked_specs
 from cai.settings import types_in
 from cai.stages import KINDS
@@ -84,7 +84,7 @@ def test_an_odd_value_is_told_or_planned(experiment: str, library: Library) -> N
     failed = []
     for path, number in chosen(cases, 500):
         try:
-            plan = resolve(parse(with_value(raw, path, VALUES[number])), library, looked=looked)
+            plan = resolve_data(with_value(raw, path, VALUES[number]), library, looked=looked)
             again = plan_from_json(plan.to_json())
             again.to_json().encode()
             checked_specs(again, KINDS)

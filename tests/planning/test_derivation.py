@@ -20,6 +20,7 @@ from cai.run.checks import checked_specs
 from cai.run.scripts import write_scripts
 from cai.stages import KINDS
 from cai.store.artifacts import Store
+from tests.support.model_files import gguf_file
 
 EXPERIMENTS = ("quickstart", "mistral_rl_cai", "dpo_cai")
 
@@ -194,7 +195,7 @@ def test_a_model_of_this_machine_is_the_planned_one_or_not_fetched(tmp_path, mon
     from cai.stages.fetch import FetchSpec, run
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "m.gguf").write_bytes(b"one")
+    gguf_file(tmp_path / "m.gguf")
     planned = compile_plan(
         ["experiment=quickstart", "models.base.source=gguf:m.gguf", "models.base.sha256=''"],
         Library((tmp_path, shipped_root())),
@@ -222,7 +223,7 @@ def test_a_model_of_this_machine_is_the_planned_one_or_not_fetched(tmp_path, mon
     with pytest.raises(SpecError, match="is not there"):
         run(fetch_spec, context())
     assert not fetched
-    (tmp_path / "m.gguf").write_bytes(b"one")
+    gguf_file(tmp_path / "m.gguf")
     run(fetch_spec, context())
     assert len(fetched) == 1
 

@@ -16,6 +16,7 @@ from cai.experiment.model import parse
 from cai.files.library import Library, shipped_root
 from cai.plan import Plan, plan_from_json
 from cai.planning.resolver import resolve
+from tests.support.model_files import model_folder
 from tests.support.small_experiment import raw_experiment
 
 TORCH = {"kind": "embedded", "generator": "transformers", "device": "cpu", "generation_precision": "float32"}
@@ -148,8 +149,7 @@ def test_a_fetched_model_is_there_in_the_format_of_each_engine(raw: dict[str, An
 
 
 def test_a_cluster_for_some_steps_only_is_refused(raw: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "weights"
-    folder.mkdir()
+    folder = model_folder(tmp_path / "weights")
     small = edited(raw, models__base={"source": f"hf:{folder}"})
     small["stages"] = {"respond": {**raw["stages"]["respond"], "engine": "nemo"}}
     small["engines"] = {"nemo": {"kind": "nemo_aligner", "launcher": {"kind": "slurm"}}}

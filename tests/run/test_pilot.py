@@ -183,8 +183,13 @@ def test_models_of_an_evaluation_are_measured_each_by_its_prices(
     assert set(data["totals"]) == {"EUR", "USD"}
 
 
-def test_a_labelled_set_is_extrapolated_by_its_own_size(project: Path, server: FakeServer, capsys: Any) -> None:
-    lines = ({"prompt": f"pair {i}", "chosen": "a kind word", "rejected": "a rude word"} for i in range(20))
+@pytest.mark.parametrize("words", [("kind", "rude"), ("rude", "kind")])
+def test_a_labelled_set_is_extrapolated_by_its_own_size(
+    project: Path, server: FakeServer, capsys: Any, words: tuple[str, str]
+) -> None:
+    """Whatever the few pairs of a pilot say of the judge: one of both orders of the words is against it."""
+    chosen, rejected = (f"a {word} word" for word in words)
+    lines = ({"prompt": f"pair {i}", "chosen": chosen, "rejected": rejected} for i in range(20))
     (project / "people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     raw = EXPERIMENT.replace("data:\n", "data:\n  people: {path: people.jsonl, makes: comparisons}\n")
     raw = raw.replace("candidates: sample,", "candidates: sample, labelled: people, labelled_limit: 10,")

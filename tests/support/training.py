@@ -90,6 +90,13 @@ def tiny_folder(folder: Path, family: str = "llama", seed: int = 0, **changes: A
     }
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**shape, **changes}), dtype=torch.float32)
+    with torch.no_grad():  # norms begin as ones and biases as zeros, which would hide that they are left out
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+        # The padding token begins as nothing, and it is the end of every answer here.
+        embeddings = model.get_input_embeddings().weight
+        embeddings[shape["pad_token_id"]] = torch.randn(embeddings.shape[1]) * 0.2
     model.save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cai.data.bounds import check_useful
 from cai.data.readers.plain import nemo_chat, nemo_rl_preference, openai_messages, simple
@@ -22,7 +22,20 @@ from cai.data.rows import Row
 from cai.data.seen import Seen
 
 Parse = Callable[[Mapping[str, Any], str, Mapping[str, Any]], Row]
-Records = Callable[[Path, "Counter[str]"], Iterator[dict[str, Any]]]
+
+
+class Records(Protocol):
+    """How the records of a file are had."""
+
+    def __call__(self, path: Path, tally: Counter[str], most: int | None = None) -> Iterator[dict[str, Any]]:
+        """The records, streamed; what is none is counted by reason.
+
+        Raises:
+            BeginningRead: after ``most`` bytes, where the file has more.
+        """
+        ...
+
+
 NUMBER: tuple[type, ...] = (int, float)
 
 _ANY = ("prompts", "conversations", "comparisons")

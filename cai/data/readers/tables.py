@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai.data.bounds import check_rows, check_unpacked, check_values
+from cai.data.bounds import BeginningRead, check_rows, check_unpacked, check_values
 from cai.errors import PrerequisiteError
 
 
-def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]:
+def parquet_records(path: Path, tally: Counter[str], most: int | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a parquet file as plain objects.
 
     Raises:
         PrerequisiteError: when the file is no whole parquet file, or becomes too much.
+        BeginningRead: after ``most`` bytes of values, where it has more.
     """
     import pyarrow  # late: it is a quarter of a second, and most data are JSON
     import pyarrow.parquet
@@ -27,6 +28,8 @@ def parquet_records(path: Path, tally: Counter[str]) -> Iterator[dict[str, Any]]
             size = 0
             # Few at a time: one value of a dictionary can be large and stand in every row.
             for batch in file.iter_batches(batch_size=64):
+                if most is not None and size > most:
+                    raise BeginningRead
                 size += batch.nbytes
                 check_unpacked(path, size)
                 yield from _plain(batch, tally)

@@ -20,11 +20,12 @@ from torch.nn import functional
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
 from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.divergence import TokenLosses
 from cai.engines.embedded.functions import token_logprobs, without_gradient
 from cai.engines.embedded.lower import LowerStates
-from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.models import load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
-from cai.engines.embedded.reward import quality
+from cai.engines.embedded.reward import pair_tokens, quality
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import dropout_generator, prepared
 from cai.engines.embedded.trunk import Trunk
@@ -62,7 +63,7 @@ class Answers:
 
 def pairs_of(tokenizer: Any, texts: Sequence[PairText], max_length: int, dropped: Counter[str]) -> list[PreferencePair]:
     """Tokenise; what is too long or has an empty part is left out and counted by reason."""
-    columns = [encode(tokenizer, [getattr(text, part) for text in texts]) for part in ("prompt", "chosen", "rejected")]
+    columns = pair_tokens(tokenizer, texts)
     pairs = []
     for text, prompt, chosen, rejected in zip(texts, *columns, strict=True):
         if not chosen or not rejected:
@@ -129,7 +130,7 @@ def train(data: DpoData, settings: DpoSettings, attempt: Attempt, hardware: Hard
     Loss is the mean over the batch's pairs.
 
     Raises:
-        StepFailed: when no pair is left, or the gradient stops being finite.
+        StepFailed: when no pair is left, or training diverges: what was good of the model is kept (``optim.fit``).
     """
     seed, device = attempt.seed, hardware.device
     trunk = prepared(data.model, settings, seed, hardware)
@@ -191,8 +192,25 @@ def train(data: DpoData, settings: DpoSettings, attempt: Attempt, hardware: Hard
             p_chosen += p_chosen_P.tolist()
         return {"val_loss": total / len(margins), **quality(margins, p_chosen)} if margins else {}
 
-    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype), str(data.reference or ""))
-    work = Work(len(batches), trunk.parameters(), trunk.refresh, learn, validate, belongs, "dpo")
+    losses = TokenLosses(len(trunk.head), len(batches))
+
+    def chosen_loss(step: int, reward_chosen: float) -> float:
+        """The policy's loss (nats a token) on the chosen answers of a batch, from the mean of their rewards."""
+        batch = batches[step]
+        logprobs = reward_chosen * len(batch) / settings.beta + float(reference[batch, 0].sum())
+        return -logprobs / sum(len(pairs[i].answers[0]) for i in batch)
+
+    work = Work(
+        steps=len(batches),
+        parameters=trunk.parameters(),
+        refresh=trunk.refresh,
+        learn=learn,
+        validate=validate,
+        belongs=fingerprint(settings, seed, data.train, str(trunk.dtype), str(data.reference or "")),
+        event="dpo",
+        save=trunk.save,
+        health=lambda step, numbers: losses.see(chosen_loss(step, numbers["reward_chosen"])),
+    )
     rows = fit(work, settings, attempt)
     trunk.save(attempt.dest)
     return Trained(_metrics(pairs, rows, trunk), dict(dropped))

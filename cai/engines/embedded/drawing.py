@@ -51,13 +51,19 @@ def draw(
         at_B1 = probs_BV.new_tensor(
             [[uniform(seeds[row], str(steps[row]), "token")] for row in rows], dtype=torch.double
         )
-        for row, token in zip(rows, _invert(probs_BV, at_B1, top_k, top_p), strict=True):
+        for row, token in zip(rows, inverted(probs_BV, at_B1, top_k, top_p)[0].tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
-def _invert(probs_BV: torch.Tensor, at_B1: torch.Tensor, top_k: int, top_p: float) -> list[int]:
-    """The token in which the cumulative distribution of the kept tokens passes ``at``."""
+def inverted(
+    probs_BV: torch.Tensor, at_B1: torch.Tensor, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens [B] in which the cumulative distributions of the kept tokens pass ``at``, and their log-probabilities.
+
+    Those [B] are what the draws really had, in nats: by what temperature made of the logits, and by the mass of the
+    tokens that top-k and top-p left.
+    """
     vocabulary = probs_BV.shape[-1]
     best_BK: torch.Tensor | None = None
     kept_BK = probs_BV
@@ -78,5 +84,6 @@ def _invert(probs_BV: torch.Tensor, at_B1: torch.Tensor, top_k: int, top_p: floa
     place_B1 = torch.searchsorted(total_BK, at_B1 * total_BK[:, -1:], right=True)
     last_B1 = (mass_BK > 0).long().mul(torch.arange(1, mass_BK.shape[-1] + 1, device=mass_BK.device)).amax(-1) - 1
     place_B1 = torch.minimum(place_B1, last_B1[:, None])
-    token_ids: list[int] = (place_B1 if best_BK is None else best_BK.gather(-1, place_B1)).squeeze(-1).tolist()
-    return token_ids
+    mass_B1 = mass_BK.gather(-1, place_B1)
+    token_B1 = place_B1 if best_BK is None else best_BK.gather(-1, place_B1)
+    return token_B1[:, 0], (mass_B1 / total_BK[:, -1:]).log()[:, 0].float()

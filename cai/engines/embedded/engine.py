@@ -23,6 +23,7 @@ from cai.engines.embedded.settings import (
 )
 from cai.engines.embedded.trainers import TRAINERS
 from cai.engines.methods.base import D, Method, S
+from cai.models.passport import passport_of
 from cai.plan import Step
 
 
@@ -48,7 +49,7 @@ class EmbeddedClient:
     def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
         self._model = model
         self._settings = settings
-        self._chosen: Chosen = choose(settings)
+        self._chosen: Chosen = choose(settings, passport_of(model))
         self._generators: dict[Generator, _Generates] = {}
         self._scorer: _Scores | None = None
         if self._chosen.generator is Generator.TRANSFORMERS:
@@ -81,7 +82,7 @@ class EmbeddedClient:
         yield from self._generators[kind].generate(requests)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
-        """Log-likelihoods of continuations in float32."""
+        """Log-likelihoods of continuations, in the precision that the settings say."""
         if not requests:
             return
         if self._scorer is None:

@@ -42,7 +42,8 @@ class _NormOptions:
 
 
 class _Norm(torch.autograd.Function):  # type: ignore[misc]
-    """Root-mean-square norm (arXiv 1910.07467) with a frozen weight."""
+    """Root-mean-square norm (arXiv 1910.07467). One formula, whether its weight is trained or not: a policy that trains
+    everything and its frozen reference agree to the bit."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, options: _NormOptions) -> Tensor:
@@ -59,13 +60,14 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc]
         scaled = dy * weight
         inner = torch.linalg.vecdot(scaled, x32).unsqueeze(-1)
         inner.mul_(inverse.square() / x.shape[-1])
-        return torch.addcmul(scaled, x32, inner, value=-1).mul_(inverse).to(x.dtype), None, None
+        dx = torch.addcmul(scaled, x32, inner, value=-1).mul_(inverse).to(x.dtype)
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
+        return dx, (dy.float() * x32).mul_(inverse).flatten(0, -2).sum(0), None
 
 
 def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / rms(x) * weight over the last axis, computed in float32, given in ``dtype``."""
-    if weight.requires_grad:
-        return functional.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(dtype)
     # The same formula with and without gradient: PPO's first ratios are exactly 1 because of it.
     return _Norm.apply(x, weight, _NormOptions(eps, dtype))
 
@@ -133,8 +135,9 @@ class _Readout:
 class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
     """log p(target) for each state, a block of rows at a time; logits are never kept.
 
-    With a frozen head the gradient for a state is g * (E[target] - p E) / T whatever the loss is, so the row vector
-    is made in the forward pass, while p is at hand, and the backward pass is one multiplication.
+    With a frozen head the gradient for a state is g * (onehot - p) E / T whatever the loss is, so the row vector is
+    made in the forward pass, while p is at hand, and the backward pass is one multiplication. ``onehot - p`` is taken
+    in float32: where p is near 1, the difference of two rounded vectors would be rounding alone.
     """
 
     @staticmethod
@@ -148,8 +151,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
             logs = _log_softmax(states[part], head, temperature)
             out[part] = logs.gather(1, targets[part, None])[:, 0]
             if rows is not None:
-                expected = logs.exp_().to(head.dtype) @ head
-                rows[part] = head.index_select(0, targets[part]).sub_(expected).div_(temperature)
+                rows[part] = _towards(logs, targets[part]).div_(temperature).to(head.dtype) @ head
         ctx.temperature = temperature
         ctx.head = head
         if master is None:
@@ -169,12 +171,20 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         dhead = torch.zeros(ctx.head.shape, dtype=torch.float32, device=states.device)
         for start in range(0, states.shape[0], _ROWS):
             part = slice(start, start + _ROWS)
-            dlogits = _log_softmax(states[part], ctx.head, ctx.temperature).exp_().neg_()
-            dlogits.scatter_add_(1, targets[part, None], torch.ones_like(dlogits[:, :1]))
+            dlogits = _towards(_log_softmax(states[part], ctx.head, ctx.temperature), targets[part])
             dlogits = dlogits.mul_(g[part, None] / ctx.temperature).to(states.dtype)
             dstates[part] = dlogits @ ctx.head
             dhead += dlogits.t() @ states[part]
         return dstates, dhead, None
+
+
+def _towards(logs: Tensor, targets: Tensor) -> Tensor:
+    """``onehot(targets) - exp(logs)`` in place: how log p(target) changes with each logit, times the temperature.
+
+    The target's own entry is -expm1(log p), which keeps its digits where p is near 1.
+    """
+    own = torch.expm1(logs.gather(1, targets[:, None])).neg_()
+    return logs.exp_().neg_().scatter_(1, targets[:, None], own)
 
 
 def _log_softmax(states: Tensor, head: Tensor, temperature: float) -> Tensor:

@@ -1,7 +1,7 @@
 """A Hugging Face folder to one GGUF file of float16 weights: the form that openvino-genai builds its own model from.
 
-Written straight from the safetensors, a tensor at a time, without torch. Llama checkpoints only (``model_type`` llama
-without biases or rope scaling); for anything else ``can_export`` says why not and generation stays with torch.
+Written straight from the safetensors, a tensor at a time, without torch. Llama checkpoints only; for anything else the
+model's passport says why not, and generation stays with torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cai.engines.embedded.models import folder_digest
 from cai.errors import PrerequisiteError
 from cai.files.home import cai_home
 from cai.identity import parse_json
+from cai.models.passport import passport_of
 
 # Bump when the same folder would now give another file.
 FORMAT = 1
@@ -37,26 +38,13 @@ _TOP = {
 }
 
 
-def can_export(folder: Path) -> str:
-    """Why the folder's model cannot become a GGUF for openvino-genai; empty when it can."""
-    config = _config(folder)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if config.get("model_type") != "llama":
-        return f"model_type is {config.get('model_type')!r}, not 'llama'"
-    if config.get("attention_bias") or config.get("mlp_bias"):
-        return "the projections have biases"
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        return f"rope_type is {rope.get('rope_type', rope.get('type'))!r}, not 'default'"
-    return ""
-
-
 def cached_gguf(folder: Path) -> Path:
     """The folder's model as ``$CAI_HOME/cache/gguf/<digest of weights and configuration>.gguf``, made once.
 
     Raises:
-        PrerequisiteError: the model is of a kind that ``can_export`` refuses.
+        PrerequisiteError: openvino-genai cannot read such a model.
     """
-    reason = can_export(folder)
+    reason = passport_of(folder).unknown_to_openvino()
     if reason:
         raise PrerequisiteError(f"{folder}: cannot be served by openvino-genai: {reason}; set generator=transformers")
     cache = cai_home() / "cache" / "gguf"

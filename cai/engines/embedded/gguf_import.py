@@ -6,70 +6,17 @@ transformers reads the tensors and the tokenizer; it does not read which pre-tok
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cai.engines.embedded.models import encode, quiet
 from cai.errors import PrerequisiteError
+from cai.models.gguf_file import gguf_metadata
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
 _PROBE = "<s> Hello,  world!\n\n12 eggs cost $3.50; naïve café\t\U0001f642 don't  stop\n 7\n"
-
-
-def gguf_metadata(path: Path) -> dict[str, Any]:
-    """The scalar metadata of a GGUF file; arrays (vocabulary, merges) are skipped, so this is quick.
-
-    Raises:
-        PrerequisiteError: when the file is no GGUF of version 2 or 3.
-    """
-    with path.open("rb") as file:
-        head = file.read(24)
-        if len(head) < 24 or head[:4] != b"GGUF" or struct.unpack("<I", head[4:8])[0] not in (2, 3):
-            raise PrerequisiteError(f"{path}: no GGUF file of version 2 or 3; its first bytes are {head[:8]!r}")
-        try:
-            return _fields(file, struct.unpack("<Q", head[16:24])[0])
-        except (struct.error, KeyError, UnicodeDecodeError) as error:
-            raise PrerequisiteError(f"{path}: damaged GGUF metadata ({error}); fetch the file again") from error
-
-
-def _fields(file: IO[bytes], count: int) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    for _ in range(count):
-        name = _string(file)
-        value = _value(file, _number(file, "<I"))
-        if value is not None:
-            metadata[name] = value
-    return metadata
-
-
-def _number(file: IO[bytes], form: str) -> Any:
-    return struct.unpack(form, file.read(struct.calcsize(form)))[0]
-
-
-def _string(file: IO[bytes]) -> str:
-    return file.read(_number(file, "<Q")).decode("utf-8")
-
-
-def _value(file: IO[bytes], kind: int) -> Any:
-    if kind == _STRING:
-        return _string(file)
-    if kind != _ARRAY:
-        return _number(file, _SCALARS[kind])
-    inner, count = _number(file, "<I"), _number(file, "<Q")
-    if inner in _SCALARS:
-        file.seek(count * struct.calcsize(_SCALARS[inner]), 1)
-    else:
-        for _ in range(count):
-            if inner == _STRING:
-                file.seek(_number(file, "<Q"), 1)
-            else:
-                _value(file, inner)
-    return None
 
 
 def gguf_to_folder(path: Path, dest: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Group:
         self.inputs = stacked.shape[1]
         self.wide = stacked.to(dtype).contiguous()
         self.bias = None if biases is None else torch.cat(biases).to(dtype)
+        self.bias_master: Tensor | None = None
         self.adapters: list[Adapter] = []
         self.scale = 1.0
         self.dropout = 0.0
@@ -73,15 +74,19 @@ class Group:
             self.wide = torch.cat((self.wide, self.wide.new_zeros((self.wide.shape[0], total))), dim=1)
         self.refresh()
 
-    def train_all(self, weights: list[Tensor]) -> None:
-        """Learn the whole matrix: ``weights`` are its float32 values."""
+    def train_all(self, weights: list[Tensor], biases: list[Tensor] | None) -> None:
+        """Learn the whole matrix, and what is added to its product where there is such: these are float32 values."""
         self.master = torch.cat(weights).to(self.wide.device, torch.float32).requires_grad_()
+        if biases is not None:
+            self.bias_master = torch.cat(biases).to(self.wide.device, torch.float32).requires_grad_()
 
     @without_gradient
     def refresh(self) -> None:
         """Bring the compute copies up to date with the trained values; after every optimizer step."""
         if self.master is not None:
             self.wide.copy_(self.master)
+        if self.bias is not None and self.bias_master is not None:
+            self.bias.copy_(self.bias_master)
         if self.adapters:
             self.down = torch.cat([x.a for x in self.adapters]).to(self.wide.dtype)
             column = self.inputs
@@ -93,27 +98,41 @@ class Group:
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
         if self.master is not None:
-            return {"|".join(self.names): self.master}
+            whole = {"|".join(self.names): self.master}
+            return whole if self.bias_master is None else {**whole, "|".join(self.names) + ".bias": self.bias_master}
         return {f"{x.name}.{part}": getattr(x, part) for x in self.adapters for part in ("a", "b")}
 
     def merged(self, name: str, base: Tensor) -> Tensor:
         """The float32 weight of one projection with what was learnt; ``base`` is the weight it started from."""
         if self.master is not None:
-            index = self.names.index(name)
-            start = sum(self.sizes[:index])
-            return self.master.detach()[start : start + self.sizes[index]].to(base.device)
+            return self.master.detach()[self._rows(name)].to(base.device)
         for adapter in self.adapters:
             if adapter.name == name:
                 delta = self.scale * (adapter.b.detach() @ adapter.a.detach())
                 return base.float() + delta.to(base.device)
         return base
 
+    def learnt_bias(self, name: str, base: Tensor) -> Tensor:
+        """The float32 bias of one projection; ``base``, from which it started, where it is not trained."""
+        return base if self.bias_master is None else self.bias_master.detach()[self._rows(name)].to(base.device)
+
+    def _rows(self, name: str) -> slice:
+        index = self.names.index(name)
+        start = sum(self.sizes[:index])
+        return slice(start, start + self.sizes[index])
+
     def __call__(self, x: Tensor, adapted: bool = True, generator: torch.Generator | None = None) -> Tensor:
         """[tokens, in] -> [tokens, out]; ``adapted`` False is the starting model, ``generator`` draws the dropout."""
         if self.master is not None:
-            return _FullLinear.apply(x, self.master, self) if torch.is_grad_enabled() else self._plain(x)
-        if not (adapted and self.adapters):
+            masters = [self.master] if self.bias_master is None else [self.master, self.bias_master]
+            return _FullLinear.apply(x, self, *masters) if torch.is_grad_enabled() else self._plain(x)
+        if not self.adapters:
             return self._plain(x)
+        if not adapted:
+            # The product is the adapted one's with nothing in the adapters' columns: before the first update, when B is
+            # zero, the policy and its reference agree to the bit.
+            nothing = x.new_zeros((x.shape[0], self.wide.shape[1] - self.inputs))
+            return functional.linear(torch.cat((x, nothing), dim=1), self.wide, self.bias)
         mask = None
         if self.dropout and generator is not None:
             keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
@@ -167,16 +186,18 @@ class _AdaptedLinear(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _FullLinear(torch.autograd.Function):  # type: ignore[misc]
-    """The whole matrix is trained: products in the compute type, the gradient of the master in float32."""
+    """The whole matrix is trained: products in the compute type, gradients of the masters in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, master: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: Group, *masters: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.group = group
+        ctx.biased = len(masters) > 1
         return functional.linear(x, group.wide, group.bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
         dx = dy @ ctx.group.wide if ctx.needs_input_grad[0] else None
-        return dx, (dy.t() @ x).float(), None
+        dweight = (dy.t() @ x).float()
+        return (dx, None, dweight, dy.float().sum(0)) if ctx.biased else (dx, None, dweight)

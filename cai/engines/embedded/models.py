@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cai.engines.model_config import check_model, check_tokenizer, check_weights, checked_config
 from cai.errors import PrerequisiteError
 from cai.identity import file_digest, parse_json
+from cai.models.config_file import check_model, check_tokenizer, check_weights, checked_config
 
 # What makes a folder a model: weights, configuration, tokenizer. Pickled weights (*.bin, *.pt) can run code: refused.
 MODEL_FILES = (
@@ -138,6 +138,41 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids
+
+
+def encode_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that follow others: as in the whole, where SentencePiece puts no space before them.
+
+    A tokenizer of that kind writes a space before a text that it is given by itself, so an answer that is tokenised
+    apart would not have the tokens that were trained in the midst of a conversation. Others are asked as ``encode``.
+    """
+    if not texts or not puts_a_space(tokenizer):
+        return encode(tokenizer, texts)
+    special = sorted(map(str, tokenizer.added_tokens_encoder), key=len, reverse=True)
+    leads = [next((word for word in special if word and text.endswith(word)), _LEAD) if text else "" for text in before]
+    heads = dict(zip(dict.fromkeys(leads), encode(tokenizer, list(dict.fromkeys(leads))), strict=True))
+    wholes = encode(tokenizer, [lead + text for lead, text in zip(leads, texts, strict=True)])
+    return [whole[len(heads[lead]) :] for lead, whole in zip(leads, wholes, strict=True)]
+
+
+def decode_after(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens that follow others, control tokens and the space before it included: ``encode_after``'s."""
+    if not puts_a_space(tokenizer):
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+    [head] = encode(tokenizer, [_LEAD])
+    whole: str = tokenizer.decode([*head, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return whole.removeprefix(tokenizer.decode(head, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+_LEAD = "\n"
+"""Stands for what a text follows; nothing is ever joined with a line's end in these vocabularies."""
+
+
+def puts_a_space(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a space before a text that is given by itself."""
+    lead, word, both = encode(tokenizer, [_LEAD, "x", f"{_LEAD}x"])
+    return both != [*lead, *word] and both[: len(lead)] == lead
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

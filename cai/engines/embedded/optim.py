@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from cai.engines.base import Attempt
 from cai.engines.embedded import checkpoints
+from cai.engines.embedded.divergence import Diverged, Health, diverged, keep_last_good, not_finite
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.methods.base import Schedule, SupervisedSettings
-from cai.errors import StepFailed
 
 
 def rate_factor(step: int, steps: int, schedule: Schedule, warmup_fraction: float) -> float:
@@ -51,13 +52,13 @@ class Optimizer:
         """Apply and clear the gradients; returns the first group's norm before clipping.
 
         Raises:
-            StepFailed: when a gradient is not finite.
+            Diverged: when a gradient is not finite; the parameters are as they were.
         """
         for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         norms = [float(torch.nn.utils.clip_grad_norm_(g["params"], self._clip)) for g in self._adamw.param_groups]
         if not all(map(math.isfinite, norms)):
-            raise StepFailed("training: the gradient is not finite; lower learning_rate or use precision=float32")
+            raise Diverged("training: the gradient is not finite; lower learning_rate or use precision=float32")
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         return norms[0]
@@ -77,11 +78,17 @@ class Optimizer:
         self._adamw.load_state_dict(state["adamw"])
 
 
+def _healthy(step: int, numbers: Mapping[str, float]) -> Health:
+    return Health()
+
+
 @dataclass(frozen=True)
 class Work:
     """What the loop is given: ``learn(step)`` leaves gradients and tells numbers (``tokens`` and ``rows`` among them).
 
-    ``refresh`` is called after every change of the parameters, ``validate`` for numbers on held-out examples.
+    ``refresh`` is called after every change of the parameters, ``validate`` for numbers on held-out examples, ``save``
+    with a folder for the model as it is. ``health(step, numbers)`` is what the numbers of each step (from 0), in
+    order, say of the model that it began with; ``finished(rows)`` is what is wrong with the model at the end, in words.
     """
 
     steps: int
@@ -91,46 +98,137 @@ class Work:
     validate: Callable[[], dict[str, float]]
     belongs: str
     event: str
+    save: Callable[[Path], object]
+    health: Callable[[int, Mapping[str, float]], Health] = _healthy
+    finished: Callable[[list[dict[str, Any]]], str] = lambda rows: ""
+
+
+@dataclass
+class _Fit:
+    """A training under way. ``rows`` are those of metrics.jsonl, of validation alone before the first step; ``due``
+    says that a checkpoint is, of the next model that is sound."""
+
+    work: Work
+    settings: SupervisedSettings
+    attempt: Attempt
+    optimizer: Optimizer
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    due: bool = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the last state that was sound."""
+        return self.attempt.work / "checkpoint.pt"
+
+    def resume(self) -> int:
+        """Take the last checkpoint up where there is one; returns how many steps are done."""
+        state = checkpoints.load(self.checkpoint, self.work.belongs)
+        if state is not None:
+            self.optimizer.restore(state["optimizer"])
+            self.rows = list(state["rows"])
+            for row in self.rows[1:]:
+                self.work.health(row["step"] - 1, row)
+        self.work.refresh()
+        return 0 if state is None else int(state["step"])
+
+    def keep(self, steps: int) -> None:
+        """Make the state after so many steps the one to go on from."""
+        state = {"optimizer": self.optimizer.state(), "step": steps, "rows": self.rows}
+        checkpoints.save(self.checkpoint, self.work.belongs, state)
+        checkpoints.write_metrics(self.attempt.dest, self.attempt.work, self.rows)
+        self.due = False
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Do a step (from 0), and validate where that is due; returns its row.
+
+        Raises:
+            Diverged: when the model is lost.
+        """
+        work, settings = self.work, self.settings
+        began = time.perf_counter()
+        numbers, health = self.gradients(step)
+        seconds = time.perf_counter() - began
+        if self.due and health.sound:
+            self.keep(step)
+        began = time.perf_counter()
+        factor = rate_factor(step, work.steps, settings.schedule, settings.warmup_fraction)
+        norm = self.apply(step, factor)
+        seconds += time.perf_counter() - began
+        rate = {"lr": settings.learning_rate * factor, "grad_norm": norm, "tokens_per_s": numbers["tokens"] / seconds}
+        row: dict[str, Any] = {"step": step + 1, **numbers, **rate, "seconds": seconds}
+        if step + 1 == work.steps or (settings.val_every and (step + 1) % settings.val_every == 0):
+            row |= work.validate()
+        self.rows.append(row)
+        self.due = self.due or (step + 1) % settings.checkpoint_every == 0
+        return row
+
+    def gradients(self, step: int) -> tuple[dict[str, float], Health]:
+        """Leave the gradients of a step; its numbers, and what they say of the model.
+
+        Raises:
+            Diverged: when the model is lost.
+        """
+        numbers = self.work.learn(step)
+        health = Health(fault) if (fault := not_finite(numbers)) else self.work.health(step, numbers)
+        if health.fault:
+            raise self.diverged(step + 1, health.fault)
+        return numbers, health
+
+    def apply(self, step: int, factor: float) -> float:
+        """Apply the gradients of a step; returns their norm before clipping.
+
+        Raises:
+            Diverged: when they are not finite.
+        """
+        try:
+            norm = self.optimizer.step(factor)
+        except Diverged as error:
+            raise self.diverged(step + 1, "the gradient is not finite") from error
+        self.work.refresh()
+        return norm
+
+    def diverged(self, step: int, fault: str) -> Diverged:
+        """The error of a training that is lost, after the last good model has been kept."""
+        state = checkpoints.load(self.checkpoint, self.work.belongs)
+        kept = None
+        if state is not None:
+            self.optimizer.restore(state["optimizer"])
+            self.work.refresh()
+            kept = int(state["step"]), keep_last_good(self.attempt.work, self.work.save)
+        advice = f"lower learning_rate (it is {self.settings.learning_rate:g}) or raise warmup_fraction"
+        return diverged(f"{self.work.event}, step {step} of {self.work.steps}", fault, kept, advice)
 
 
 def fit(work: Work, settings: SupervisedSettings, attempt: Attempt) -> list[dict[str, Any]]:
     """Train to the end, from the last checkpoint if there is one; returns the rows of metrics.jsonl.
 
-    A resumed run ends with the same parameters, bit for bit, as one that was never interrupted.
+    A resumed run ends with the same parameters, bit for bit, as one that was never interrupted. A checkpoint is written
+    when the next step has shown that its model is sound: the one on the disk is always a good model.
+
+    Raises:
+        Diverged: when a number is not finite, or ``work`` says that the model is lost; what was good of it is kept.
     """
     optimizer = Optimizer([(work.parameters, settings.learning_rate)], settings.weight_decay, settings.max_grad_norm)
-    dest, folder, progress = attempt.dest, attempt.work, attempt.progress
-    path = folder / "checkpoint.pt"
-    state = checkpoints.load(path, work.belongs)
-    rows: list[dict[str, Any]] = []
-    start = 0
-    if state is not None:
-        optimizer.restore(state["optimizer"])
-        start, rows = int(state["step"]), list(state["rows"])
+    fitting = _Fit(work, settings, attempt, optimizer)
+    progress = attempt.progress
+    start = fitting.resume()
+    if start:
         progress.note(f"{work.event}.resumed", step=start)
-    work.refresh()
-    if state is None:
-        rows.append({"step": 0, **work.validate()})
+    else:
+        fitting.rows.append({"step": 0, **work.validate()})
+    rows = fitting.rows
     progress.advance(rows=int(sum(r.get("rows", 0) for r in rows)), tokens=int(sum(r.get("tokens", 0) for r in rows)))
     for step in range(start, work.steps):
-        began = time.perf_counter()
-        factor = rate_factor(step, work.steps, settings.schedule, settings.warmup_fraction)
-        numbers = work.learn(step)
-        norm = optimizer.step(factor)
-        work.refresh()
-        seconds = time.perf_counter() - began
-        rate = {"lr": settings.learning_rate * factor, "grad_norm": norm, "tokens_per_s": numbers["tokens"] / seconds}
-        row: dict[str, Any] = {"step": step + 1, **numbers, **rate, "seconds": seconds}
-        last = step + 1 == work.steps
-        if last or (settings.val_every and (step + 1) % settings.val_every == 0):
-            row |= work.validate()
-        rows.append(row)
+        row = fitting.step(step)
         progress.note(f"{work.event}.step", steps=work.steps, **row)
-        progress.advance(rows=int(numbers["rows"]), tokens=int(numbers["tokens"]))
-        if last or (step + 1) % settings.checkpoint_every == 0:
-            checkpoints.save(path, work.belongs, {"optimizer": optimizer.state(), "step": step + 1, "rows": rows})
-            checkpoints.write_metrics(dest, folder, rows)
-    checkpoints.write_metrics(dest, folder, rows)
+        progress.advance(rows=int(row["rows"]), tokens=int(row["tokens"]))
+        if fault := not_finite(row):
+            raise fitting.diverged(step + 1, fault)
+    if fault := work.finished(rows):
+        raise fitting.diverged(work.steps, fault)
+    if start < work.steps:
+        fitting.keep(work.steps)
+    checkpoints.write_metrics(attempt.dest, attempt.work, rows)
     return rows
 
 

@@ -7,15 +7,17 @@ and rollouts come from the very layers that learn. One iteration: sample, score,
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cai.clients.base import Sampling
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded import checkpoints
 from cai.engines.embedded.advantages import (
@@ -27,11 +29,20 @@ from cai.engines.embedded.advantages import (
     whitened,
 )
 from cai.engines.embedded.batches import epoch_order
+from cai.engines.embedded.divergence import (
+    LEAST_DEVIATION,
+    Diverged,
+    diverged,
+    keep_last_good,
+    not_finite,
+    says_nothing,
+)
 from cai.engines.embedded.functions import without_gradient
-from cai.engines.embedded.models import encode, end_tokens, load_tokenizer
+from cai.engines.embedded.models import decode_after, encode, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Optimizer
-from cai.engines.embedded.ppo_update import Critic, cut_microbatches, evaluate_old_policy, learn
-from cai.engines.embedded.reward import EmbeddedRewardScorer, load_head
+from cai.engines.embedded.ppo_update import Critic, cut_microbatches, evaluate_old_policy, learn, sampler_gap
+from cai.engines.embedded.reward import EmbeddedRewardScorer
+from cai.engines.embedded.reward_head import load_head
 from cai.engines.embedded.rollouts import EndRules, RolloutPrompt, SampledAnswer, sample
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.trunk import Trunk
@@ -42,6 +53,9 @@ from cai.errors import Problem, SpecError, StepFailed
 from cai.identity import file_digest
 
 _SAMPLES_PER_ITERATION = 4
+ENTROPY_GONE = 0.01
+"""Nats a token, in the mean, below which a policy that had more says always the same."""
+SAME_REWARDS = 3
 
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
 
@@ -111,8 +125,9 @@ class _PpoRun:
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         self.scale: tuple[float, float] | None = None  # mean and spread of the start policy's rewards
-        self.last_good: dict[str, Tensor] = {}  # with a limit on the KL: the last weights that were within it
-        self.stopped = False  # by that limit
+        self.last_good: dict[str, Tensor] = {}  # the last weights whose answers were sound, and within the KL's limit
+        self.good_updates = 0  # iterations that had trained them
+        self.stopped = False  # by the limit on the KL
 
     def to_end(self, attempt: Attempt) -> Trained:
         """Run the iterations that are left, then write the result."""
@@ -128,7 +143,7 @@ class _PpoRun:
         for iteration in range(start, measured):
             if self.stopped:
                 break
-            self._iterate(iteration, training=iteration < settings.iterations)
+            self._iterate(iteration, work, training=iteration < settings.iterations)
             progress.note("rl.iteration", iterations=settings.iterations, **self.rows[-1])
             if iteration < settings.iterations:
                 progress.advance(rows=settings.rollouts, tokens=self.rows[-1]["tokens"])
@@ -138,6 +153,8 @@ class _PpoRun:
                 checkpoints.save(path, self.belongs, self._state(iteration + 1))
                 self._write_metrics(dest, work)
         self._write_metrics(dest, work)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.policy.parameters().values()):
+            raise self._diverged(settings.iterations, "its last update left weights that are not finite", work)
         self.policy.save(dest)
         self._put_snapshots(dest, work)
         return Trained(self._metrics(), dict(self.dropped))
@@ -150,6 +167,7 @@ class _PpoRun:
             self.samples = state["samples"]
             self.scale = state["scale"]
             self.last_good = state["safe"]
+            self.good_updates = state["good_updates"]
             self.stopped = state["stopped"]
         self._refresh()
         return 0 if state is None else int(state["iteration"])
@@ -162,6 +180,7 @@ class _PpoRun:
             "samples": self.samples,
             "scale": self.scale,
             "safe": self.last_good,
+            "good_updates": self.good_updates,
             "stopped": self.stopped,
         }
 
@@ -212,7 +231,7 @@ class _PpoRun:
             drawn.append((prompt, RolloutPrompt(f"{prompt.id} {cycle}", tokens)))
         return drawn
 
-    def _iterate(self, iteration: int, training: bool) -> None:
+    def _iterate(self, iteration: int, work: Path, *, training: bool) -> None:
         settings = self.settings
         began = time.perf_counter()
         drawn = self._draw_prompts(iteration)
@@ -221,19 +240,18 @@ class _PpoRun:
             self.policy,
             rollout_prompts,
             self.ends,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
+            Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.top_k),
             seed=self.seed,
             purpose=f"rollout {iteration}",
         )
         sampled = time.perf_counter()
-        texts = [self.tokenizer.decode(a.ids, skip_special_tokens=False) for a in answers]
+        texts = [decode_after(self.tokenizer, a.ids) for a in answers]
         scores = torch.tensor(self.score([(p.prompt, t) for (p, _), t in zip(drawn, texts, strict=True)]))
         scored = time.perf_counter()
         if self.scale is None:
             self._set_scale(scores)
         microbatches = cut_microbatches(
-            [p.ids for p in rollout_prompts], [a.ids for a in answers], settings.micro_batch_size, self.device
+            [p.ids for p in rollout_prompts], [a.ids for a in answers], settings, self.device
         )
         old_policy = evaluate_old_policy(
             self.policy, self.reference, self.critic, microbatches, temperature=settings.temperature
@@ -253,19 +271,29 @@ class _PpoRun:
             "ended": sum(a.ended for a in answers) / len(answers),
             "entropy": float(old_policy.entropies[valid].mean()),
             "distinct_2": distinct([a.ids for a in answers]),
+            **sampler_gap(answers, old_policy),
             "tokens": sum(len(a.ids) for a in answers),
         }
+        shown = list(zip(drawn, texts, scores.tolist(), answers, strict=True))[:_SAMPLES_PER_ITERATION]
         self.samples += [
-            {"iteration": iteration, "id": p.id, "prompt": p.prompt, "answer": t, "reward": s}
-            for (p, _), t, s in list(zip(drawn, texts, scores.tolist(), strict=True))[:_SAMPLES_PER_ITERATION]
+            {
+                "iteration": iteration,
+                "id": prompt.id,
+                "prompt": prompt.prompt,
+                "answer": text,
+                "reward": score,
+                "logprob": sum(answer.logprobs),
+            }
+            for (prompt, _), text, score, answer in shown
         ]
+        if fault := lost_policy([*self.rows, row], self.policy.head.shape[0]):
+            raise self._diverged(iteration, fault, work)
         if settings.kl_limit is not None and k3 > settings.kl_limit:
             self._go_back()
             row |= {"training": False, "discarded": True}
         elif training:
-            self.last_good = (
-                {n: t.detach().clone() for n, t in self.policy.parameters().items()} if settings.kl_limit else {}
-            )
+            self.last_good = {n: t.detach().clone() for n, t in self.policy.parameters().items()}
+            self.good_updates = iteration
             rewards = token_rewards(
                 objective.to(self.device),
                 old_policy.logprobs,
@@ -279,18 +307,21 @@ class _PpoRun:
             row["explained_variance"] = explained_variance(old_policy.values[valid], returns[valid])
             if settings.whiten_advantages:
                 advantages = whitened(advantages, valid)
-            row |= learn(
-                self.policy,
-                self.critic,
-                self.optimizer,
-                microbatches,
-                old_policy=old_policy,
-                advantages_BT=advantages,
-                returns_BT=returns,
-                settings=settings,
-                seed=self.seed,
-                iteration=iteration,
-            )
+            try:
+                row |= learn(
+                    self.policy,
+                    self.critic,
+                    self.optimizer,
+                    microbatches,
+                    old_policy=old_policy,
+                    advantages_BT=advantages,
+                    returns_BT=returns,
+                    settings=settings,
+                    seed=self.seed,
+                    iteration=iteration,
+                )
+            except Diverged as error:
+                raise self._diverged(iteration, "the gradient is not finite", work) from error
         ended = time.perf_counter()
         row["seconds"] = {"rollout": sampled - began, "scoring": scored - sampled, "update": ended - scored}
         self.rows.append(row)
@@ -313,11 +344,26 @@ class _PpoRun:
     @without_gradient
     def _go_back(self) -> None:
         """Put back the last iterate whose KL was within the limit, and train no more."""
+        self._restore_last_good()
+        self.stopped = True
+
+    @without_gradient
+    def _restore_last_good(self) -> None:
         for name, tensor in self.policy.parameters().items():
             if name in self.last_good:
                 tensor.copy_(self.last_good[name])
         self.policy.refresh()
-        self.stopped = True
+
+    def _diverged(self, iteration: int, fault: str, work: Path) -> Diverged:
+        """The error of a training that is lost, after the last good policy has been kept."""
+        kept = None
+        if self.last_good:
+            self._restore_last_good()
+            kept = self.good_updates, keep_last_good(work, self.policy.save)
+        settings = self.settings
+        where = f"rl, iteration {iteration} of {settings.iterations}"
+        advice = f"lower learning_rate (it is {settings.learning_rate:g}) or raise kl_coefficient"
+        return diverged(where, fault, kept, advice, unit="iteration")
 
     def _metrics(self) -> dict[str, Any]:
         accepted_rows = [r for r in self.rows if not r.get("discarded")]
@@ -336,6 +382,32 @@ class _PpoRun:
             "seconds": {k: round(v, 2) for k, v in seconds.items()},
             "precision": str(self.policy.dtype).removeprefix("torch."),
         }
+
+
+def lost_policy(rows: Sequence[Mapping[str, Any]], vocabulary: int) -> str:
+    """What the rows of metrics so far say of a policy that is lost, in words; empty where it is not.
+
+    A policy whose next token is sure always says the same; one to which every token is alike says nothing; and one
+    whose answers all have the same reward, for ``SAME_REWARDS`` iterations on end, has nothing to follow (a rare reward
+    may be missed by all once).
+    """
+    row, first = rows[-1], rows[0]
+    if fault := not_finite({name: row[name] for name in ("reward", "kl", "kl_k1", "entropy")}):
+        return fault
+    if row["entropy"] < ENTROPY_GONE <= first["entropy"]:
+        return (
+            f"the policy's entropy is gone: {row['entropy']:.4f} nats a token, and was {first['entropy']:.2f}; it says "
+            "the same whatever it is asked"
+        )
+    if says_nothing(row["entropy"], first["entropy"], vocabulary):
+        return (
+            f"the policy says nothing any more: its entropy is {row['entropy']:.2f} nats a token, and was "
+            f"{first['entropy']:.2f} (all {vocabulary:,} tokens alike would have {math.log(vocabulary):.2f})"
+        )
+    alike = [each["reward_std"] < LEAST_DEVIATION for each in rows[-SAME_REWARDS:]]
+    if len(alike) == SAME_REWARDS and all(alike):
+        return f"all answers of {SAME_REWARDS} iterations have the same reward, so there is nothing to follow"
+    return ""
 
 
 def _trainable(folder: Path, settings: RlSettings, seed: int, device: str) -> Trunk:

@@ -7,15 +7,17 @@ the reference and every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from cai.engines.embedded.batches import Branches, Packed, by_length, epoch_order, pack
+from cai.engines.embedded.batches import Branches, Packed, epoch_order, pack
 from cai.engines.embedded.functions import token_entropies, token_logprobs, token_statistics, without_gradient
 from cai.engines.embedded.optim import Optimizer
+from cai.engines.embedded.rollouts import SampledAnswer
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.ppo import RlSettings
 
@@ -69,12 +71,29 @@ class OldPolicyView:
     valid: Tensor
 
 
+def step_sizes(rollouts: int, batch_size: int, micro_batch_size: int) -> list[list[int]]:
+    """How many rollouts each micro-batch of each optimizer step holds; a step has ``batch_size``, the last the rest.
+
+    Micro-batches of a step are as large as they may be and, where that does not come out even, as alike as they can be:
+    10 rollouts in micro-batches of 4 are 4, 3 and 3.
+    """
+    steps = [min(batch_size, rollouts - start) for start in range(0, rollouts, batch_size)]
+    return [_shares(step, -(-step // micro_batch_size)) for step in steps]
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
 def cut_microbatches(
-    prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]], size: int, device: str
+    prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]], settings: RlSettings, device: str
 ) -> list[MicroBatch]:
-    """Cut the rollouts into micro-batches of similar length."""
+    """Cut the rollouts into micro-batches of similar length, of the sizes that the optimizer steps take."""
+    sizes = [n for step in step_sizes(len(prompts), settings.batch_size, settings.micro_batch_size) for n in step]
+    by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]) - len(answers[i]), i))
     microbatches = []
-    for rows in by_length(range(len(prompts)), size, lambda i: len(prompts[i]) + len(answers[i])):
+    for size, end in zip(sizes, accumulate(sizes), strict=True):
+        rows = by_length[end - size : end]
         # The last token of an answer is predicted, never read.
         batch = pack([Branches((), ((*prompts[i], *answers[i][:-1]),)) for i in rows], device)
         starts = batch.starts_B.tolist()
@@ -120,6 +139,27 @@ def evaluate_old_policy(
     return OldPolicyView(arrays[0], arrays[1], arrays[2], arrays[3], valid)
 
 
+def sampler_gap(answers: Sequence[SampledAnswer], old_policy: OldPolicyView) -> dict[str, float]:
+    """How far the log-probabilities that tokens were drawn with are from those that the trainer computes, in nats.
+
+    ``sampler_gap`` is the mean size of the difference over all tokens, ``sampler_gap_max`` the largest. Rounding alone
+    gives little; top-k and top-p, which the trainer does not know of, add what they leave out.
+    """
+    drawn = torch.tensor([logprob for answer in answers for logprob in answer.logprobs])
+    gap = (drawn - old_policy.logprobs[old_policy.valid].cpu()).abs()
+    return {"sampler_gap": float(gap.mean()), "sampler_gap_max": float(gap.max())}
+
+
+def optimizer_steps(shuffled: Sequence[MicroBatch], settings: RlSettings) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of each optimizer step, which together hold ``batch_size`` rollouts; the last what is left."""
+    by_size: dict[int, list[MicroBatch]] = {}
+    for microbatch in shuffled:
+        by_size.setdefault(len(microbatch.rows), []).append(microbatch)
+    rollouts = sum(len(microbatch.rows) for microbatch in shuffled)
+    for sizes in step_sizes(rollouts, settings.batch_size, settings.micro_batch_size):
+        yield [by_size[size].pop(0) for size in sizes]
+
+
 def clipped_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """Per token -min(r A, clip(r) A) with r = exp(new - old), and who was clipped (arXiv 1707.06347)."""
     ratio = (new - old).exp()
@@ -153,14 +193,13 @@ def learn(
     ``first_ratio`` is the largest |ratio - 1| before the first update: 0 by construction.
     """
     warming = iteration < settings.critic_warmup
-    per_batch = max(1, settings.batch_size // settings.micro_batch_size)
     names = ("policy_loss", "value_loss", "clip_fraction", "update_kl")
     totals = {name: torch.zeros((), device=policy.device) for name in names}
-    total_tokens, norms, first_ratio = 0, [], 0.0
+    norms: list[float] = []
+    total_tokens, first_ratio = 0, 0.0
     for epoch in range(settings.ppo_epochs):
         order = epoch_order([str(i) for i in range(len(microbatches))], seed, f"ppo {iteration}.{epoch}")
-        for start in range(0, len(order), per_batch):
-            chosen = [microbatches[i] for i in order[start : start + per_batch]]
+        for chosen in optimizer_steps([microbatches[i] for i in order], settings):
             tokens = sum(len(m.targets) for m in chosen)
             for m in chosen:
                 old, advantages, returns, old_values = (
@@ -181,7 +220,7 @@ def learn(
                         loss = loss - settings.entropy_bonus * entropies.sum() / tokens
                 loss.backward()
                 gap = (new - old).detach()
-                if total_tokens == 0 and start == 0 and epoch == 0:
+                if not norms:
                     first_ratio = max(first_ratio, float(torch.expm1(gap).abs().max()))
                 totals["policy_loss"] += policy_loss.detach().sum()
                 totals["value_loss"] += value_loss.detach().sum()

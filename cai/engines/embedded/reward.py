@@ -15,26 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, epoch_order, pack
 from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.divergence import LEAST_DEVIATION, Health, without_deviation
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.lower import LowerStates
-from cai.engines.embedded.models import encode, load_tokenizer
+from cai.engines.embedded.models import encode, encode_after, end_tokens, load_tokenizer
 from cai.engines.embedded.optim import Work, fit, rate_of
+from cai.engines.embedded.reward_head import RewardHead, free_padding, load_head
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import dropout_generator, prepared
 from cai.engines.embedded.trunk import Trunk
 from cai.engines.methods.base import PairText, Precision
 from cai.engines.methods.reward import RewardData, RewardSettings
-from cai.errors import PrerequisiteError, StepFailed
+from cai.errors import StepFailed
 from cai.identity import sampling_seed
 
-HEAD_FILE, ABOUT_FILE = "reward_head.safetensors", "reward.json"
+ABOUT_FILE = "reward.json"
 # Answers from which the reward's mean and deviation are told.
 _SCALE_PAIRS = 128
 _SCORE_TOKENS = 4096
@@ -49,9 +50,16 @@ class Pair:
     p_chosen: float
 
 
+def pair_tokens(tokenizer: Any, texts: Sequence[PairText]) -> list[list[list[int]]]:
+    """Token ids of the prompts, of the chosen and of the rejected answers, in the order of ``texts``."""
+    prompts = [text.prompt for text in texts]
+    answers = [[text.chosen for text in texts], [text.rejected for text in texts]]
+    return [encode(tokenizer, prompts), *(encode_after(tokenizer, prompts, column) for column in answers)]
+
+
 def pairs_of(tokenizer: Any, texts: Sequence[PairText], max_length: int, dropped: Counter[str]) -> list[Pair]:
     """Tokenise; pairs that are too long or have an empty answer are left out and counted by reason."""
-    columns = [encode(tokenizer, [getattr(t, part) for t in texts]) for part in ("prompt", "chosen", "rejected")]
+    columns = pair_tokens(tokenizer, texts)
     pairs = []
     for text, prompt, chosen, rejected in zip(texts, *columns, strict=True):
         branches = Branches(tuple(prompt), (tuple(chosen), tuple(rejected)))
@@ -103,7 +111,7 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     """Train a reward model; ``attempt.dest`` gets a Hugging Face folder, the head, reward.json, metrics.jsonl.
 
     Raises:
-        StepFailed: when no pair is left, or the gradient stops being finite.
+        StepFailed: when no pair is left, or training diverges: what was good of the model is kept (``optim.fit``).
     """
     seed, device, dest = attempt.seed, hardware.device, attempt.dest
     trunk = prepared(data.model, settings, seed, hardware, head=False)
@@ -132,8 +140,11 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     def labels(source: list[Pair], micro: list[int]) -> Tensor:
         return torch.tensor([source[i].p_chosen for i in micro], dtype=torch.float32, device=device)
 
+    spread = torch.ones((), device=device)  # the deviation of the last batch's rewards
+
     def learn(step: int) -> dict[str, float]:
         chosen, loss, right = batches[step], torch.zeros((), device=device), torch.zeros((), device=device)
+        batch_rewards = []
         for number, micro in enumerate(
             by_length(chosen, settings.micro_batch_size, lambda i: pairs[i].branches.tokens)
         ):
@@ -146,6 +157,8 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
             loss += part.detach()
             agreement = (scored[:, 0] - scored[:, 1]).detach() * (label - 0.5)
             right += (agreement > 0).sum()
+            batch_rewards.append(scored.detach().flatten())
+        spread.copy_(torch.cat(batch_rewards).std(correction=0))
         tokens = sum(pairs[i].branches.tokens for i in chosen)
         decided = sum(pairs[i].p_chosen != 0.5 for i in chosen)
         return {"loss": float(loss), "accuracy": float(right) / max(1, decided), "tokens": tokens, "rows": len(chosen)}
@@ -162,23 +175,44 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
             targets += label.tolist()
         return {"val_loss": total / len(margins), **quality(margins, targets)} if margins else {}
 
-    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
-    parameters = {**trunk.parameters(), "reward_head": head}
-    rows = fit(Work(steps, parameters, trunk.refresh, learn, validate, belongs, "reward"), settings, attempt)
     sample = epoch_order(ids, seed, "scale")[:_SCALE_PAIRS]
-    with torch.no_grad():
+
+    @without_gradient
+    def sampled_rewards() -> Tensor:
+        """Of both answers of the sample's pairs [2 P], float64."""
         micros = by_length(sample, 8, lambda i: pairs[i].branches.tokens)
-        scores = torch.cat([rewards(pairs, train_states, m).flatten() for m in micros]).double()
-    trunk.save(dest)
-    save_file({"weight": head.detach().cpu()}, str(dest / HEAD_FILE))
-    about = {
-        "pooling": "last",
-        "hidden": trunk.hidden,
-        "mean": float(scores.mean()),
-        "std": float(scores.std(correction=0)),
-        "answers": scores.numel(),
-    }
-    (dest / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return torch.cat([rewards(pairs, train_states, micro).flatten() for micro in micros]).double()
+
+    ends = {*end_tokens(data.model, tokenizer), *(end[-1] for pair in pairs for end in pair.branches.ends)}
+
+    def save(folder: Path, rewards_of_sample: Tensor) -> dict[str, Any]:
+        """Write the reward model; returns what its reward.json says."""
+        trunk.save(folder, RewardHead(head, free_padding(tokenizer, ends)))
+        about = _about(trunk, rewards_of_sample)
+        (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return about
+
+    final: list[Tensor] = []  # the sample's rewards at the end
+
+    def finished(rows: list[dict[str, Any]]) -> str:
+        final.append(sampled_rewards())
+        return without_deviation(final[-1].tolist())
+
+    work = Work(
+        steps=steps,
+        parameters={**trunk.parameters(), "reward_head": head},
+        refresh=trunk.refresh,
+        learn=learn,
+        validate=validate,
+        belongs=fingerprint(settings, seed, data.train, str(trunk.dtype)),
+        event="reward",
+        save=lambda folder: save(folder, sampled_rewards()),
+        # Of the batch just seen: whether all rewards are alike is decided on the whole sample, at the end.
+        health=lambda step, numbers: Health(sound=spread.item() >= LEAST_DEVIATION),
+        finished=finished,
+    )
+    rows = fit(work, settings, attempt)
+    about = save(dest, final[-1])
     metrics: dict[str, Any] = {
         "pairs": len(pairs),
         "ties": sum(abs(p.p_chosen - 0.5) < 1e-9 for p in pairs),
@@ -196,22 +230,22 @@ def train(data: RewardData, settings: RewardSettings, attempt: Attempt, hardware
     return Trained(metrics, dict(dropped))
 
 
+def _about(trunk: Trunk, rewards: Tensor) -> dict[str, Any]:
+    """What reward.json says: how the reward is read, and its mean and deviation over ``rewards``, float64."""
+    return {
+        "pooling": "last",
+        "hidden": trunk.hidden,
+        "mean": float(rewards.mean()),
+        "std": float(rewards.std(correction=0)),
+        "answers": rewards.numel(),
+    }
+
+
 def _new_head(hidden: int, seed: int, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(sampling_seed(seed, "reward_head", "init"))
     weight = torch.randn(hidden, generator=generator)
     # Small, and without a direction of its own: rewards start near zero whatever the states' mean is.
     return ((weight - weight.mean()) * (0.1 / hidden**0.5)).to(device).requires_grad_()
-
-
-def load_head(folder: Path, device: str) -> Tensor:
-    """The head [hidden] of a reward model's folder.
-
-    Raises:
-        PrerequisiteError: when the folder is no reward model.
-    """
-    if not (folder / HEAD_FILE).exists():
-        raise PrerequisiteError(f"{folder}: no {HEAD_FILE}; name the artifact of a reward stage")
-    return load_file(str(folder / HEAD_FILE))["weight"].float().to(device)
 
 
 class EmbeddedRewardScorer:
@@ -240,7 +274,7 @@ class EmbeddedRewardScorer:
         for row, (prompt, _) in enumerate(pairs):
             rows_by_prompt[prompts[prompt]].append(row)
         prompt_ids = encode(self._tokenizer, list(prompts))
-        answer_ids = encode(self._tokenizer, [a for _, a in pairs])
+        answer_ids = encode_after(self._tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
         trees = [
             Branches(tuple(ids), tuple(tuple(answer_ids[row]) for row in rows))
             for ids, rows in zip(prompt_ids, rows_by_prompt, strict=True)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cai.clients.base import Sampling
 from cai.engines.embedded.batches import Branches, pack
+from cai.engines.embedded.drawing import inverted
 from cai.engines.embedded.functions import without_gradient
 from cai.engines.embedded.models import encode
 from cai.engines.embedded.trunk import Trunk
@@ -35,10 +37,12 @@ class RolloutPrompt:
 
 @dataclass(frozen=True, slots=True)
 class SampledAnswer:
-    """Sampled tokens, the end of turn included when the answer came to it."""
+    """Sampled tokens, the end of turn included when the answer came to it, and the log-probability that each was drawn
+    with: after temperature, top-k and top-p."""
 
     ids: tuple[int, ...]
     ended: bool
+    logprobs: tuple[float, ...] = ()
 
 
 class EndRules:
@@ -46,9 +50,10 @@ class EndRules:
 
     def __init__(self, tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> None:
         pieces = dict(zip(stops, encode(tokenizer, stops), strict=True))
-        single = {ids[0] for ids in pieces.values() if len(ids) == 1}
-        self.tokens = frozenset(tokens) | single
-        self._strings = [s for s, ids in pieces.items() if len(ids) != 1 and s]
+        # With SentencePiece a stop by itself is a piece with a space before it, and another one within a text.
+        single = {s: ids[0] for s, ids in pieces.items() if [s] == tokenizer.convert_ids_to_tokens(ids)}
+        self.tokens = frozenset(tokens) | frozenset(single.values())
+        self._strings = [s for s in pieces if s and s not in single]
         # A token covers at least one byte, so a stop string's tail lies within as many tokens as it has bytes.
         self._tail = max((len(s.encode()) for s in self._strings), default=0) + 1
         self._tokenizer = tokenizer
@@ -86,14 +91,14 @@ def sample(
     trunk: Trunk,
     prompts: Sequence[RolloutPrompt],
     ends: EndRules,
+    sampling: Sampling,
     *,
-    max_tokens: int,
-    temperature: float,
     seed: int,
     purpose: str,
 ) -> list[SampledAnswer]:
-    """One answer to each prompt, in order; drawn from softmax(logits / temperature) by inverting its distribution."""
-    device = trunk.device
+    """One answer to each prompt, in order; drawn from softmax(logits / temperature), of which top-k and top-p may leave
+    a part, by inverting its distribution. Of ``sampling`` nothing else counts."""
+    device, max_tokens = trunk.device, sampling.max_tokens
     width = max(len(p.ids) for p in prompts) + max_tokens
     cache = _Cache(trunk, len(prompts), width)
     states = _prefill(trunk, cache, prompts)
@@ -102,14 +107,16 @@ def sample(
     rows = list(range(len(prompts)))
     alive = torch.ones(len(prompts), dtype=torch.bool)
     answers: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     for step in range(max_tokens):
-        tokens = _draw(functional.linear(states, trunk.head), temperature, draws[:, step])
-        for slot, token in enumerate(tokens.tolist()):
+        tokens, drawn_with = _draw(functional.linear(states, trunk.head), sampling, draws[:, step])
+        for slot, (token, logprob) in enumerate(zip(tokens.tolist(), drawn_with.tolist(), strict=True)):
             if not alive[slot]:
                 continue
             answer = answers[rows[slot]]
             answer.append(token)
+            logprobs[rows[slot]].append(logprob)
             if ends.over(answer):
                 ended[rows[slot]] = True
                 alive[slot] = False
@@ -125,7 +132,7 @@ def sample(
         longest = max(len(prompts[i].ids) for i in rows) + step + 1
         states = _step(trunk, cache, tokens, lengths, width=longest)
         lengths = lengths + 1
-    return [SampledAnswer(tuple(ids), end) for ids, end in zip(answers, ended, strict=True)]
+    return [SampledAnswer(tuple(ids), e, tuple(p)) for ids, e, p in zip(answers, ended, logprobs, strict=True)]
 
 
 def _uniforms(seed: int, key: str, purpose: str, count: int) -> Tensor:
@@ -133,11 +140,15 @@ def _uniforms(seed: int, key: str, purpose: str, count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _draw(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-    """Tokens [B]: the first whose cumulative probability exceeds the row's uniform number."""
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
+def _draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B]: the first whose cumulative probability exceeds the row's uniform number; log-probabilities [B]."""
+    probs = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_k or sampling.top_p < 1:
+        return inverted(probs, uniforms[:, None], sampling.top_k, sampling.top_p)
+    cumulative = probs.cumsum(-1)
     aims = (uniforms * cumulative[:, -1]).float()[:, None]
-    return torch.searchsorted(cumulative, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+    tokens = torch.searchsorted(cumulative, aims, right=True).clamp_(max=logits.shape[1] - 1)
+    return tokens[:, 0], probs.gather(1, tokens).clamp_min_(torch.finfo(probs.dtype).tiny).log()[:, 0]
 
 
 def _prefill(trunk: Trunk, cache: _Cache, prompts: Sequence[RolloutPrompt]) -> Tensor:
@@ -163,7 +174,7 @@ def _prefill_group(trunk: Trunk, cache: _Cache, prompts: Sequence[RolloutPrompt]
 
     def cache_and_attend(layer: int, qkv: Tensor) -> Tensor:
         cache.put(layer, qkv, rows=rows, positions=batch.positions_N, heads=trunk.heads)
-        return trunk.attend(qkv, batch)
+        return trunk.attend(qkv, batch, trunk.windows[layer])
 
     embedded = functional.embedding(batch.ids_N, trunk.embedding)
     states = trunk.through(embedded, trunk.rope(batch.positions_N), cache_and_attend)
@@ -175,15 +186,22 @@ def _step(trunk: Trunk, cache: _Cache, tokens: Tensor, lengths: Tensor, *, width
     count = tokens.shape[0]
     kv, per, dim = trunk.kv_heads, trunk.heads // trunk.kv_heads, trunk.head_dim
     rows = torch.arange(count, device=tokens.device)
-    unseen = torch.arange(width, device=tokens.device)[None] > lengths[:, None]
-    bias = torch.zeros((count, 1, 1, width), dtype=trunk.dtype, device=tokens.device)
-    bias.masked_fill_(unseen[:, None, None], -torch.inf)
+    places = torch.arange(width, device=tokens.device)[None]
+
+    def bias_of(window: int) -> Tensor:
+        unseen = places > lengths[:, None]
+        if window:
+            unseen |= places <= lengths[:, None] - window
+        bias = torch.zeros((count, 1, 1, width), dtype=trunk.dtype, device=tokens.device)
+        return bias.masked_fill_(unseen[:, None, None], -torch.inf)
+
+    biases = {window: bias_of(window) for window in dict.fromkeys(trunk.windows)}
 
     def cache_and_attend(layer: int, qkv: Tensor) -> Tensor:
         cache.put(layer, qkv, rows=rows, positions=lengths, heads=trunk.heads)
         keys, values = cache.keys[layer, :, :, :width], cache.values[layer, :, :, :width]
         queries = qkv[:, : trunk.heads].reshape(count, kv, per, dim) * dim**-0.5
-        weights = torch.softmax(torch.matmul(queries, keys.transpose(2, 3)) + bias, dim=-1)
+        weights = torch.softmax(torch.matmul(queries, keys.transpose(2, 3)) + biases[trunk.windows[layer]], dim=-1)
         return torch.matmul(weights, values).reshape(count, -1)
 
     return trunk.through(functional.embedding(tokens, trunk.embedding), trunk.rope(lengths), cache_and_attend)

@@ -1,11 +1,13 @@
-"""log p(continuation | prompt) by torch in float32: what judges read.
+"""log p(continuation | prompt) by torch, in float32 unless the engine's settings say otherwise: what judges read.
 
 Token boundary: prompt and continuation are tokenised apart and their ids joined, so that a continuation's tokens do
 not depend on the prompt, and "A" and "B" after the same prompt are compared on equal terms.
 
 The last token of a continuation is never an input, so one-token options of the same prompt (the judge's usual case)
 are one row of the batch. What all rows begin with is computed once. Logits exist only where a token is scored.
-Batches are formed from the list alone; against a batch of one, sums differ by rounding only (within 1e-3 nats).
+Batches are formed from the list alone; against a batch of one, sums differ by rounding only (within 1e-3 nats in
+float32). In bfloat16 the layers are computed with 8 significant bits; the logits are taken in float32 all the same,
+since of two options whose logits are 20 bfloat16 would tell only differences of 0.125.
 """
 
 # ruff: noqa: N806 - arrays carry their axes: B rows, T tokens, V vocabulary, D width, K kept, N reads
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from cai.clients.base import Score, ScoreRequest
-from cai.engines.embedded.models import context_length, encode, load_model, load_tokenizer, shared_prefix
+from cai.engines.embedded.models import context_length, encode, encode_after, load_model, load_tokenizer, shared_prefix
 from cai.engines.embedded.settings import EmbeddedSettings, choose
 from cai.engines.embedded.stopping import PROMPT_TOO_LONG, unreadable
 from cai.engines.embedded.torch_client import prefix_cache
@@ -40,7 +42,7 @@ class _Input:
 
 
 class TorchScorer:
-    """Scores continuations with a transformers model in float32 on the chosen device."""
+    """Scores continuations with a transformers model on the chosen device, in the precision that the settings say."""
 
     def __init__(self, model: Path, settings: EmbeddedSettings) -> None:
         if settings.threads:
@@ -48,15 +50,18 @@ class TorchScorer:
         self._budget = settings.scoring_batch_tokens
         self._tokenizer = load_tokenizer(model)
         self._context = context_length(model)
-        self._model: Any = load_model(model, "float32", choose(settings).device.value)
+        chosen = choose(settings)
+        self._model: Any = load_model(model, chosen.scoring.value, chosen.device.value)
+        _widen_head(self._model)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         """Score every request; an empty continuation has log-probability 0.
 
         A text that cannot be read (no prompt to follow, too long for the model) has none, and its score says why.
         """
-        prompts = encode(self._tokenizer, [request.prompt for request in requests])
-        tails = encode(self._tokenizer, [request.continuation for request in requests])
+        texts = [request.prompt for request in requests]
+        prompts = encode(self._tokenizer, texts)
+        tails = encode_after(self._tokenizer, texts, [request.continuation for request in requests])
         reasons = [unreadable(prompt, 0) for prompt in prompts]
         for i, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
             if self._context and len(prompt) + len(tail) > self._context:
@@ -76,6 +81,18 @@ class TorchScorer:
         """Release the model's memory."""
         self._model = None
         gc.collect()
+
+
+def _widen_head(model: Any) -> None:
+    """Let a model's last product be in float32. The matrix is a copy: the embedding may be the same one."""
+    head = model.get_output_embeddings()
+    if head.weight.dtype == torch.float32:
+        return
+    wide = torch.nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    wide.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
+    if head.bias is not None:
+        wide.bias = torch.nn.Parameter(head.bias.detach().float(), requires_grad=False)
+    model.set_output_embeddings(wide)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -129,7 +146,7 @@ def _score_batch(model: Any, rows: list[_Input], shared: int, sums: list[float])
     for start in range(0, len(reads), _POSITIONS):
         part = reads[start : start + _POSITIONS]
         hidden_ND = hidden_BTD[[i for _, i, _, _ in part], [position for _, _, position, _ in part]]
-        logits_NV = head(hidden_ND).float()
+        logits_NV = head(hidden_ND.to(head.weight.dtype)).float()
         tokens_N = torch.tensor([token for *_, token in part], device=logits_NV.device)
         found_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
         for (index, *_), value in zip(part, found_N.tolist(), strict=True):

@@ -16,7 +16,8 @@ from typing import Annotated
 from pydantic import Field
 
 from cai.errors import PrerequisiteError
-from cai.identity import RUNTIME
+from cai.identity import ADDED, RUNTIME
+from cai.models.passport import Passport
 from cai.settings import Settings
 
 PACKAGES = ("torch", "transformers", "safetensors", "gguf")
@@ -32,7 +33,8 @@ class Device(str, Enum):
 
 
 class Generator(str, Enum):
-    """Who generates text. ``auto``: openvino-genai on the CPU where it is installed, else our loop on transformers."""
+    """Who generates text. ``auto``: openvino-genai on the CPU where it is installed and can read the model, else our
+    loop on transformers."""
 
     AUTO = "auto"
     OPENVINO = "openvino"
@@ -47,6 +49,15 @@ class GenerationPrecision(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
+class ScoringPrecision(str, Enum):
+    """Arithmetic of the log-probabilities that judges read. ``auto``: as in generation. The last product, from which
+    the probabilities are taken, is in float32 whatever this says."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
+
 class EmbeddedSettings(Settings):
     """Torch and transformers on this machine.
 
@@ -57,6 +68,9 @@ class EmbeddedSettings(Settings):
     generator: Generator = Generator.AUTO
     generation_precision: GenerationPrecision = GenerationPrecision.AUTO
     generation_batch: Annotated[int, Field(ge=1, description="rows that generate side by side")] = 64
+    scoring_precision: Annotated[
+        ScoringPrecision, ADDED(ScoringPrecision.FLOAT32), Field(description="of what judges read of a model")
+    ] = ScoringPrecision.FLOAT32
     scoring_batch_tokens: Annotated[int, Field(ge=256, description="tokens, padding included, scored at once")] = 4096
     kv_cache_gb: Annotated[int, Field(ge=1, description="GiB of keys and values that openvino-genai may hold")] = 1
     threads: Annotated[int, Field(ge=0, description="processor threads; 0 uses all"), RUNTIME] = 0
@@ -69,6 +83,7 @@ class Chosen:
     device: Device
     generator: Generator
     precision: GenerationPrecision
+    scoring: ScoringPrecision
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +140,8 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in cpu_info or "amx_bf16" in cpu_info
 
 
-def choose(settings: EmbeddedSettings) -> Chosen:
-    """Decide every ``auto`` from what is installed.
+def choose(settings: EmbeddedSettings, model: Passport | None = None) -> Chosen:
+    """Decide every ``auto`` from what is installed, and for a ``model`` from what its generator can read.
 
     Raises:
         PrerequisiteError: when openvino is asked for by name but is not installed, or cannot serve the device.
@@ -146,13 +161,17 @@ def choose(settings: EmbeddedSettings) -> Chosen:
                 "pip install 'constitution-as-code[openvino]' or set generator=transformers"
             )
     if generator is Generator.AUTO:
-        here = device is Device.CPU and installed("openvino-genai")
+        readable = model is None or not model.unknown_to_openvino()
+        here = device is Device.CPU and readable and installed("openvino-genai")
         generator = Generator.OPENVINO if here else Generator.TRANSFORMERS
-    precision = settings.generation_precision
-    if precision is GenerationPrecision.AUTO:
+    precision, scoring = settings.generation_precision, settings.scoring_precision
+    if precision is GenerationPrecision.AUTO or scoring is ScoringPrecision.AUTO:
         quick = device is Device.CUDA or _cpu_has_bfloat16()
-        precision = GenerationPrecision.BFLOAT16 if quick else GenerationPrecision.FLOAT32
-    return Chosen(device, generator, precision)
+        if precision is GenerationPrecision.AUTO:
+            precision = GenerationPrecision.BFLOAT16 if quick else GenerationPrecision.FLOAT32
+        if scoring is ScoringPrecision.AUTO:
+            scoring = ScoringPrecision.BFLOAT16 if quick else ScoringPrecision.FLOAT32
+    return Chosen(device, generator, precision, scoring)
 
 
 def describe(settings: EmbeddedSettings) -> dict[str, str]:
@@ -167,6 +186,7 @@ def describe(settings: EmbeddedSettings) -> dict[str, str]:
         "generator": f"{package} {installed(package)}",
         "device": chosen.device.value,
         "precision": chosen.precision.value,
+        "scoring": chosen.scoring.value,
         "torch": installed("torch"),
         "transformers": installed("transformers"),
         "machine": platform.machine(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from cai.engines.base import Attempt, Trained
 from cai.engines.embedded.batches import Branches, Packed, batches_of, by_length, pack
 from cai.engines.embedded.checkpoints import fingerprint
+from cai.engines.embedded.divergence import TokenLosses, says_nothing, uniform_loss
 from cai.engines.embedded.functions import token_logprobs, without_gradient
 from cai.engines.embedded.lower import LowerStates
 from cai.engines.embedded.models import load_tokenizer
@@ -128,7 +129,8 @@ def dropout_generator(
     return torch.Generator(device).manual_seed(sampling_seed(seed, f"{step}.{micro}", "dropout"))
 
 
-def _packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
+def packed(examples: Sequence[Example], device: str) -> tuple[Packed, Tensor, Tensor]:
+    """A micro-batch, where in its line loss is taken [S], and the tokens that are looked for there [S]."""
     batch = pack([e.branches for e in examples], device)
     state_positions = [
         start + p for start, e in zip(batch.starts_B.tolist(), examples, strict=True) for p in e.state_positions
@@ -143,7 +145,7 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     Loss is the mean over the batch's loss tokens of their negative log-probability, in nats.
 
     Raises:
-        StepFailed: when no example is left, or the gradient stops being finite.
+        StepFailed: when no example is left, or training diverges: what was good of the model is kept (``optim.fit``).
     """
     seed, device = attempt.seed, hardware.device
     trunk = prepared(data.model, settings, seed, hardware)
@@ -171,7 +173,7 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
         loss, tokens = torch.zeros((), device=device), 0
         micros = by_length(batches[step], settings.micro_batch_size, lambda i: learn_from[i].branches.tokens)
         for number, micro in enumerate(micros):
-            batch, state_positions, targets = _packed([learn_from[i] for i in micro], device)
+            batch, state_positions, targets = packed([learn_from[i] for i in micro], device)
             generator = dropout_generator(settings, seed, step=step, micro=number, device=device)
             states = trunk.above(train_states(micro, batch), batch, generator=generator)
             logprobs = token_logprobs(
@@ -187,15 +189,33 @@ def train(data: SftData, settings: SftSettings, attempt: Attempt, hardware: Hard
     def validate() -> dict[str, float]:
         total, count = 0.0, 0
         for micro in by_length(range(len(held_out)), 8, lambda i: held_out[i].branches.tokens):
-            batch, state_positions, targets = _packed([held_out[i] for i in micro], device)
+            batch, state_positions, targets = packed([held_out[i] for i in micro], device)
             states = trunk.above(val_states(micro, batch), batch)
             total -= float(token_logprobs(states.index_select(0, state_positions), trunk.head, targets).sum())
             count += len(targets)
         return {"val_loss": total / count} if count else {}
 
-    belongs = fingerprint(settings, seed, data.train, str(trunk.dtype))
-    jobs = Work(steps, trunk.parameters(), trunk.refresh, learn, validate, belongs, "sft")
-    rows = fit(jobs, settings, attempt)
+    losses = TokenLosses(len(trunk.head), steps)
+
+    def finished(rows: list[dict[str, Any]]) -> str:
+        best, loss = rows[0].get("val_loss"), rows[-1].get("val_loss")
+        if best is None or loss is None or not says_nothing(loss, best, len(trunk.head)):
+            return ""
+        return f"on what was held out {uniform_loss(loss, best, len(trunk.head))}"
+
+    work = Work(
+        steps=steps,
+        parameters=trunk.parameters(),
+        refresh=trunk.refresh,
+        learn=learn,
+        validate=validate,
+        belongs=fingerprint(settings, seed, data.train, str(trunk.dtype)),
+        event="sft",
+        save=trunk.save,
+        health=lambda step, numbers: losses.see(numbers["loss"]),
+        finished=finished,
+    )
+    rows = fit(work, settings, attempt)
     trunk.save(attempt.dest)
     metrics: dict[str, Any] = {
         "examples": len(learn_from),

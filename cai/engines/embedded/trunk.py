@@ -25,12 +25,13 @@ from cai.engines.embedded.batches import Packed
 from cai.engines.embedded.functions import gated, normed, rotated, without_gradient
 from cai.engines.embedded.lora import Group
 from cai.engines.embedded.models import load_config
+from cai.engines.embedded.reward_head import SCORE, RewardHead
 from cai.engines.methods.base import Lora, Precision
-from cai.engines.model_config import check_weights
 from cai.errors import PrerequisiteError, Problem, SpecError
 from cai.identity import parse_json
+from cai.models.config_file import check_weights
+from cai.models.passport import passport_of
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _PARTS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
@@ -64,10 +65,25 @@ def _cpu_flags() -> frozenset[str]:
 
 
 @lru_cache(maxsize=16)
-def _causal_bias(width: int, per: int, dtype: torch.dtype) -> Tensor:
-    """What is added to scores [per * width, width]: nothing at or before a position, minus infinity after it."""
-    later = torch.ones((width, width), dtype=torch.bool).triu(1)
-    return torch.zeros((width, width), dtype=dtype).masked_fill_(later, -torch.inf).repeat(per, 1)
+def _unseen(width: int, window: int) -> Tensor:
+    """[width, width], True where a position (first axis) does not look: after itself, and ``window`` or more before."""
+    ones = torch.ones((width, width), dtype=torch.bool)
+    return ones.triu(1) | ones.tril(-window) if window else ones.triu(1)
+
+
+@lru_cache(maxsize=16)
+def _causal_bias(width: int, per: int, window: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores [per * width, width]: nothing where a position looks, minus infinity elsewhere."""
+    return torch.zeros((width, width), dtype=dtype).masked_fill_(_unseen(width, window), -torch.inf).repeat(per, 1)
+
+
+def layer_windows(config: Any) -> list[int]:
+    """For each layer how many positions it sees, its own included; 0: all before it."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * int(config.num_hidden_layers)
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]
 
 
 class Weights:
@@ -124,13 +140,9 @@ class Trunk:
         self.folder = folder
         self.device = device
         config: Any = load_config(folder)
-        if config.model_type not in FAMILIES:
-            raise SpecError(
-                Problem(str(folder), f"model type {config.model_type!r} cannot be trained here", f"use {FAMILIES}")
-            )
-        if config.hidden_act != "silu":
-            message = f"activation {config.hidden_act!r} cannot be trained here"
-            raise SpecError(Problem(str(folder), message, "take a model with silu"))
+        message, todo = passport_of(folder).untrainable()
+        if message:
+            raise SpecError(Problem(str(folder), message, todo))
         check_weights(folder)
         self.dtype = compute_dtype(precision, device)
         self.eps: float = config.rms_norm_eps
@@ -138,8 +150,8 @@ class Trunk:
         self.kv_heads = int(config.num_key_value_heads)
         self.hidden = int(config.hidden_size)
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden // self.heads)
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        self.longest = int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+        self.longest = int(config.max_position_embeddings)
+        self.windows = layer_windows(config)
         self._rotary = LlamaRotaryEmbedding(config).to(device)
         weights = Weights(folder)
         self.embedding = weights["model.embed_tokens.weight"].to(device)
@@ -175,7 +187,8 @@ class Trunk:
         self.all_trained = True
         for layer in self.layers:
             for group in layer.groups.values():
-                group.train_all([weights[f"{n}.weight"] for n in group.names])
+                biases = None if group.bias is None else [weights[f"{n}.bias"] for n in group.names]
+                group.train_all([weights[f"{n}.weight"] for n in group.names], biases)
             for norm in layer.norms.values():
                 norm.requires_grad_()
         self.norm.requires_grad_()
@@ -280,32 +293,42 @@ class Trunk:
         if start == stop:
             return states
         rope = self.rope(batch.positions_N)
-        for layer in self.layers[start:stop]:
+        for layer, window in zip(self.layers[start:stop], self.windows[start:stop], strict=True):
             qkv = self.qkv(layer, states, rope, adapted=adapted, generator=generator)
-            mixed = self.attend(qkv, batch)
+            mixed = self.attend(qkv, batch, window)
             states = self.after_attention(layer, states, mixed, adapted=adapted, generator=generator)
         return states
 
-    def attend(self, qkv: Tensor, batch: Packed) -> Tensor:
-        """Causal attention row by row: [N, heads + 2 kv_heads, head_dim] -> [N, heads * head_dim]."""
+    def attend(self, qkv: Tensor, batch: Packed, window: int = 0) -> Tensor:
+        """Causal attention row by row: [N, heads + 2 kv_heads, head_dim] -> [N, heads * head_dim].
+
+        With a ``window`` a position sees itself and ``window - 1`` before it.
+        """
         rows, width = batch.grid_BL.shape
+        window = window if window < width else 0
         kv, per = self.kv_heads, self.heads // self.kv_heads
         grid = qkv.flatten(1).index_select(0, batch.grid_BL.flatten())
         grid = grid.view(rows, width, -1, self.head_dim).transpose(1, 2)
         q, k, v = grid.split((self.heads, kv, kv), dim=1)
         if width <= _SHORT and not self.device.startswith("cuda"):
-            bias = _causal_bias(width, per, self.dtype)
+            bias = _causal_bias(width, per, window, self.dtype)
             q3 = q.reshape(rows * kv, per * width, self.head_dim)
             k3, v3 = (x.reshape(rows * kv, width, self.head_dim) for x in (k, v))
             scores = torch.baddbmm(bias, q3, k3.transpose(1, 2), alpha=self.head_dim**-0.5)
             mixed = torch.bmm(torch.softmax(scores, dim=-1), v3).view(rows, self.heads, width, self.head_dim)
         else:
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=per > 1)
+            mask = ~_unseen(width, window).to(q.device) if window else None
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=per > 1
+            )
         return mixed.transpose(1, 2).reshape(rows * width, -1).index_select(0, batch.read_N)
 
     @without_gradient
-    def save(self, dest: Path) -> None:
-        """Write the model with what it learnt to ``dest``: float32 weights, so that small changes survive."""
+    def save(self, dest: Path, head: RewardHead | None = None) -> None:
+        """Write the model with what it learnt to ``dest``: float32 weights, so that small changes survive.
+
+        With a reward ``head`` instead of its own the folder is one of transformers' sequence classification.
+        """
         dest.mkdir(parents=True, exist_ok=True)
         weights = Weights(self.folder)
         learnt = {n: g for layer in self.layers for g in layer.groups.values() for n in g.names}
@@ -313,12 +336,16 @@ class Trunk:
         tensors: dict[str, Tensor] = {}
         for name in weights.names():
             base = weights[name]
-            group = learnt.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-            if group is not None:
-                base = group.merged(name.removesuffix(".weight"), base)
+            projection, _, kind = name.rpartition(".")
+            group = learnt.get(projection)
+            if group is not None and kind in ("weight", "bias"):
+                base = group.merged(projection, base) if kind == "weight" else group.learnt_bias(projection, base)
             elif name in whole:
                 base = whole[name].detach()
             tensors[name] = base.cpu().contiguous()
+        if head is not None:
+            tensors.pop("lm_head.weight", None)
+            tensors[SCORE] = head.weight.detach().cpu()[None].contiguous()
         save_file(tensors, str(dest / "model.safetensors"), metadata={"format": "pt"})
         copied = ("config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab*")
         for pattern in (*copied, "tokenizer*", "added_tokens.json", "merges.txt"):
@@ -326,4 +353,7 @@ class Trunk:
                 shutil.copyfile(path, dest / path.name)
         config = parse_json((dest / "config.json").read_text())
         config.pop("torch_dtype", None)
-        (dest / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+        config |= {"dtype": "float32"} if head is None else {"dtype": "float32", **head.config(config["model_type"])}
+        (dest / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if head is not None:
+            head.mark_padding(dest)

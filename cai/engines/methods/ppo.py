@@ -38,9 +38,13 @@ class RlSettings(Settings):
     max_tokens: Annotated[int, Field(ge=1, description="tokens of an answer")] = 48
     max_prompt_tokens: Annotated[int, Field(ge=1, description="longer prompts are dropped and counted")] = 512
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, ADDED(0), Field(ge=0, description="sample from this many likeliest tokens; 0: from all")] = 0
+    top_p: Annotated[
+        float, ADDED(1.0), Field(gt=0, le=1, description="sample from the likeliest tokens that have this share")
+    ] = 1.0
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.02
     kl_limit: Annotated[
-        float | None, Field(description="stop when the mean KL of an answer exceeds this many nats")
+        float | None, Field(ge=0, description="stop when the mean KL of an answer exceeds this many nats")
     ] = None
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95

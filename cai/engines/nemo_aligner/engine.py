@@ -21,7 +21,6 @@ from cai.engines.methods.base import D, Method, S
 from cai.engines.methods.ppo import PPO, PpoData, RlSettings
 from cai.engines.methods.reward import REWARD, RewardData, RewardSettings
 from cai.engines.methods.sft import SFT, SftData, SftSettings
-from cai.engines.model_config import check_model
 from cai.engines.nemo_aligner.archive import ARCHIVE, MODEL, model_in, unpack
 from cai.engines.nemo_aligner.checkpoints import CriticRun, Logs
 from cai.engines.nemo_aligner.commands import Compiled, commands, result_file, serve_alone
@@ -33,6 +32,7 @@ from cai.files.home import cai_home
 from cai.files.paths import is_dir, user_path
 from cai.identity import file_digest
 from cai.launchers.base import Command, Runner, Server
+from cai.models.config_file import check_model
 from cai.plan import Plan, Step
 
 TRAINED = "trained"

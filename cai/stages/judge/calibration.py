@@ -1,7 +1,7 @@
 """A judge against human labels: how often it is right, and whether it is as sure as it should be.
 
-Beside the judge stand rules that know nothing of the constitution: always the longer answer, always the shorter, a
-coin. A judge that does no better than these has not shown that it read anything.
+Beside the judge stand rules that know nothing of the constitution: always the longer answer, always the shorter, always
+the same side, a coin. A judge that does no better than these has not shown that it read anything.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from cai.figures.intervals import Interval, PlainFigure, share
+from cai.figures.intervals import Interval, PlainFigure, kappa, share
 from cai.figures.judge_report import (
+    ALWAYS_FIRST,
     ALWAYS_LONGER,
     ALWAYS_SHORTER,
+    MAJORITY_SIDE,
     BaselineFigures,
+    BeyondChance,
     FittedTemperature,
     LabelFigures,
     LogLoss,
@@ -61,7 +64,11 @@ class Calibration:
         self._both = both
         self.counts: Counter[str] = Counter()
         self.right = Mean()
-        self.above = Mean()  # right more often than the rule that the longer answer is the better one
+        # Right more often than the rules that the longer, the shorter, the first, the second answer is the better one.
+        self.above = Mean()
+        self.above_shorter = Mean()
+        self.above_first = Mean()
+        self.above_second = Mean()
         self.brier = Mean()
         self.loss = Mean()
         self.longer_right = Mean()  # how often that rule is right
@@ -76,6 +83,11 @@ class Calibration:
         self.y_longer = 0.0
         self.yy_longer = 0.0
         self.equal_squares = 0.0
+        # For kappa and the constant rules: how often the judge, and people, named the first; sums of the labels.
+        self.judge_first = 0.0
+        self.people_first = 0.0
+        self.y = 0.0
+        self.yy = 0.0
 
     def see(self, facts: Mapping[str, Any], dropped: Mapping[str, int]) -> None:
         """One pair: its votes, the lengths of both answers, and ``human``, p that the first is the better one."""
@@ -98,7 +110,15 @@ class Calibration:
         right = 0.5 if p == 0.5 else float(signs(p) == signs(y))
         rule = 0.5 if longer == 0 else float((longer > 0) == (y > 0.5))
         self.right.add([right])
+        first = signs(y)
         self.above.add([right - rule])
+        self.above_shorter.add([right - (1 - rule)])
+        self.above_first.add([right - first])
+        self.above_second.add([right - (1 - first)])
+        self.judge_first += signs(p)
+        self.people_first += first
+        self.y += y
+        self.yy += y * y
         self.brier.add([(p - y) ** 2])
         self.loss.add([cross_entropy(p, y)])
         self.bins.add(max(p, 1 - p), right)
@@ -134,6 +154,27 @@ class Calibration:
             baselines=self._baselines(),
             longer_preferred=LongerPreferred(human=self.longer_right.share(), judge=self.judge_longer.share()),
             topics=self._topics(),
+            beyond_chance=self._beyond_chance(),
+        )
+
+    def _beyond_chance(self) -> BeyondChance:
+        """Against the one of the rules that these pairs suit best: that it is chosen on them is to the judge's loss."""
+        n = self.right.n
+        if not n:
+            return BeyondChance()
+        longer = self.longer_right.total + self.equal / 2
+        majority = self.above_first if self.people_first >= n / 2 else self.above_second
+        rules = (
+            (ALWAYS_LONGER, longer, self.above),
+            (ALWAYS_SHORTER, n - longer, self.above_shorter),
+            (ALWAYS_FIRST, self.people_first, self.above_first),
+            (MAJORITY_SIDE, max(self.people_first, n - self.people_first), majority),
+        )
+        best_rule, _, above = max(rules, key=lambda rule: rule[1])
+        return BeyondChance(
+            kappa=rounded_interval(kappa(self.right.total, n, self.judge_first, self.people_first)),
+            best_rule=best_rule,
+            above_best_rule=above.mean(-1, 1),
         )
 
     def _fitted(self, temperature: float | None) -> FittedTemperature:
@@ -171,9 +212,15 @@ class Calibration:
         brier = (self.yy_longer - 2 * q * self.y_longer + self.unequal * q * q + self.equal_squares) / n
         loss = (self.unequal * cross_entropy(q, q) + self.equal * math.log(2)) / n
         right = self.longer_right.total + self.equal / 2
+        first, most = self.people_first, max(self.people_first, n - self.people_first)
+        mean = self.y / n
+        constant_brier = rounded(self.yy / n - mean * mean)
+        constant_loss = rounded(cross_entropy(mean, mean))
         return {
             ALWAYS_LONGER: BaselineFigures(_share(right, n), rounded(brier), rounded(loss)),
             ALWAYS_SHORTER: BaselineFigures(_share(n - right, n), rounded(brier), rounded(loss)),
+            ALWAYS_FIRST: BaselineFigures(_share(first, n), constant_brier, constant_loss),
+            MAJORITY_SIDE: BaselineFigures(_share(most, n), constant_brier, constant_loss),
             "a coin": BaselineFigures(Interval(value=0.5, n=n), 0.25, rounded(math.log(2))),
         }
 

@@ -15,9 +15,12 @@ from typing import Any
 
 from cai.figures.intervals import Interval
 from cai.figures.judge_report import (
+    ALWAYS_FIRST,
     ALWAYS_LONGER,
     ALWAYS_SHORTER,
+    MAJORITY_SIDE,
     BaselineFigures,
+    BeyondChance,
     ConfidenceBin,
     ConfidenceFigures,
     JudgeReport,
@@ -31,6 +34,7 @@ from cai.figures.judge_report import (
     SwapFigures,
     VoteCounts,
 )
+from cai.figures.judge_standing import standing
 from cai.figures.running_sums import Alpha, Bins, Correlation, Mean, mean_of, rounded, signs
 from cai.judging.pairs import Pair, Question, Vote, agree, both_orders, by_pair, first_shown, of_pair, votes_of
 from cai.judging.sets import (
@@ -277,6 +281,8 @@ def headline(report: JudgeReport) -> dict[str, Any]:
     flat: dict[str, Any] = {name: figure.value for name, figure in figures.items() if figure.n}
     if report.labelled is not None:
         flat["labelled n"] = report.labelled.accuracy.n
+        if (beyond := report.labelled.beyond_chance) is not None and beyond.kappa.value is not None:
+            flat["labelled kappa"] = beyond.kappa.value
     return flat
 
 
@@ -328,6 +334,7 @@ def _label_rows(labels: LabelFigures, name: str) -> list[tuple[str, str, str]]:
             _share(labels.accuracy),
             f"always longer {longer}, shorter {shorter}, coin 50%",
         ),
+        *(_kappa_rows(labels, labels.beyond_chance, name) if labels.beyond_chance is not None else ()),
         (f"{name}: log loss", _three_digits(labels.log_loss.value), f"a coin has 0.693{best}"),
         (
             f"{name}: calibration error",
@@ -338,6 +345,20 @@ def _label_rows(labels: LabelFigures, name: str) -> list[tuple[str, str, str]]:
             f"{name}: longer preferred",
             _share(labels.longer_preferred.judge),
             f"by people {_share(people)}" if people.n else "",
+        ),
+    ]
+
+
+def _kappa_rows(labels: LabelFigures, beyond: BeyondChance, name: str) -> list[tuple[str, str, str]]:
+    same, majority = (
+        _percent(labels.baselines.get(rule, BaselineFigures()).accuracy.value) for rule in (ALWAYS_FIRST, MAJORITY_SIDE)
+    )
+    return [
+        (f"{name}: kappa", _signed(beyond.kappa), f"0 is chance, 1 all alike; {standing(labels).value}"),
+        (
+            f"{name}: above best rule",
+            _signed(beyond.above_best_rule),
+            f"'{beyond.best_rule}'; always the first {same}, the majority side {majority}",
         ),
     ]
 

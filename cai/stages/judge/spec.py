@@ -92,8 +92,10 @@ class JudgeSpec(EngineSpec):
     """Compare each row's candidates: what the judges of all scorings have in common.
 
     A judge's p within ``margin`` of 0.5 is a tie. ``clamp`` bounds p (arXiv 2212.08073 uses 0.4 to 0.6 after
-    ``reasoning``). ``labelled`` comparisons are judged beside the work, for the report alone. Which further fields
-    there are depends on ``scoring``: see the specs below. ``swap: true`` and ``swap: false`` are older names of
+    ``reasoning``). ``labelled`` comparisons are judged before the work, and nothing of them gets into its rows; where
+    they say that the judge is no better than chance, the step fails, unless it says ``uncalibrated``. That decides
+    whether labels may be used, and not what they are, so neither it nor ``min_kappa`` counts for the key. Which further
+    fields there are depends on ``scoring``: see the specs below. ``swap: true`` and ``swap: false`` are older names of
     ``order: both`` and ``order: given``.
     """
 
@@ -114,6 +116,12 @@ class JudgeSpec(EngineSpec):
         str | None, Wants("comparisons"), Field(description="comparisons by people, to hold the judge against")
     ] = None
     labelled_limit: Annotated[int | None, Field(ge=1, description="only the first n labelled comparisons")] = 200
+    min_kappa: Annotated[
+        float, RUNTIME, Field(ge=0, lt=1, description="the lower bound of kappa with the labels must be above this")
+    ] = 0.0
+    uncalibrated: Annotated[
+        bool, RUNTIME, Field(description="train on the labels even so; every summary then says it")
+    ] = False
     scoring: Scoring = Scoring.LOGPROB
     prompt: Annotated[str, TextFile(), Field(description="prompt template; empty takes the scoring's own")] = ""
     principles: Principles = Principles.ONE

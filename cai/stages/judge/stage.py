@@ -23,6 +23,7 @@ from cai.stages.flow.generation import source_of, through
 from cai.stages.flow.input_rows import RowSource
 from cai.stages.flow.prompting import asking, records
 from cai.stages.judge.calibration import Calibration
+from cai.stages.judge.gate import check_standing
 from cai.stages.judge.labels import as_candidates, entry, facts
 from cai.stages.judge.report import JudgeTally, headline
 from cai.stages.judge.spec import BestWorstJudge, ChoiceJudge, ContrastJudge, JudgeSpec, LogprobJudge
@@ -53,7 +54,12 @@ def judge_of(spec: JudgeSpec, ctx: Context) -> Judge:
 
 
 def run(spec: JudgeSpec, ctx: Context) -> Outcome:
-    """Judge every row; a row in is a pair looked at."""
+    """Judge every row; a row in is a pair looked at.
+
+    Raises:
+        StepFailed: when labelled pairs say that the judge is no better than chance, before any row is judged, unless
+            the spec says ``uncalibrated``.
+    """
     judge = judge_of(spec, ctx)
     score = SCORINGS[spec.scoring](judge)
     variables = judge.prompt.template.variables()
@@ -92,6 +98,8 @@ def run(spec: JudgeSpec, ctx: Context) -> Outcome:
     labelled = _LabelledSet()
     if spec.labelled:
         labelled = _judge_labelled(spec, ctx, source_of(ctx.input("labelled"), convert, spec.labelled_limit), beside)
+        if labelled.calibration is not None:
+            check_standing(spec, labelled.calibration.figures())
     tally = JudgeTally(spec.margin, spec.both_orders)
     source = source_of(ctx.input("candidates"), convert, spec.limit)
     expected = spec.estimate({"candidates": len(source)}).tokens

@@ -68,6 +68,8 @@ class MixSpec(StageSpec):
             raise ValueError("max_tokens counts the tokens of `model`: give both or neither (max_chars needs no model)")
         if self.sources[0].ratio is not None:
             raise ValueError("ratio is relative to the first source, so the first has none; give it rows, or neither")
+        if {source.source for source in self.sources} <= set(self.held_out):
+            raise ValueError("held_out names every source, so no row would be left to train on; hold out other data")
         return self
 
     def makes(self, inputs: Mapping[str, str]) -> str:

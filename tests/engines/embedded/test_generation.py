@@ -22,6 +22,7 @@ from cai.engines.embedded.settings import (
     installed,
 )
 from cai.errors import PrerequisiteError
+from tests.support.training import tiny_folder
 
 TORCH = EmbeddedSettings(device="cpu", generator="transformers", generation_precision="float32", generation_batch=3)
 ASKS = ["Hi", "What is the capital of France?", "How do I bake bread?", "Mix flour", "Is it safe?"]
@@ -382,3 +383,15 @@ def test_streamed_pieces_join_to_the_whole_answer(tiny_model):
             break
     assert "".join(pieces) == whole.text
     assert done == whole
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_a_family_that_openvino_cannot_read_is_answered_by_transformers(tmp_path, family):
+    folder = tiny_folder(tmp_path, family)
+    client = EmbeddedClient(folder, EmbeddedSettings(device="cpu"))
+    assert client.name.startswith("transformers ")
+    request = Request("r", "[user] hello [bot] ", Sampling(max_tokens=5, temperature=0.0), seed=1)
+    [answer] = client.generate([request])
+    assert 0 < answer.tokens <= 5
+    with pytest.raises(PrerequisiteError, match=f"has no '{family}'"):
+        list(EmbeddedClient(folder, EmbeddedSettings(device="cpu", generator="openvino")).generate([request]))

@@ -115,6 +115,24 @@ def test_loss_at_positions_equals_loss_from_all_logits() -> None:
     torch.testing.assert_close(states.grad, again.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_the_gradient_of_a_token_that_is_almost_sure_keeps_its_digits(trained_head: bool) -> None:
+    """With p near 1 the gradient is little of the embeddings: a difference of two rounded vectors would lose it."""
+    torch.manual_seed(0)
+    head = torch.randn(50, 16).bfloat16()
+    direction = head[7].float() / head[7].float().norm() ** 2
+    states = (direction[None] * 20.0).bfloat16().requires_grad_()
+    targets = torch.tensor([7])
+    master = head.float().requires_grad_() if trained_head else None
+    token_logprobs(states, head, targets, master=master).sum().backward()
+    exact = states.detach().double().requires_grad_()
+    logs = functional.log_softmax(exact @ head.double().t(), dim=-1)
+    assert float(logs.detach()[0, 7].exp()) > 0.999
+    logs[0, 7].backward()
+    error = (states.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert float(error) < 0.1, "what rounding the logits to bfloat16 does, and no more"
+
+
 def test_a_trained_head_gets_its_gradient() -> None:
     torch.manual_seed(0)
     states, targets = torch.randn(9, 8, requires_grad=True), torch.randint(0, 20, (9,))

@@ -82,7 +82,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     train(model, tmp_path / "cut", settings, watch)
     steps = [f["step"] for e, f in watch.notes if e == event]
     assert steps == list(range((after - 1) // 2 * 2 + 1, 10)), "goes on after the last checkpoint, one every 2 steps"
-    for name in ("model.safetensors", "reward_head.safetensors"):
+    for name in ("model.safetensors", "reward.json"):
         if (tmp_path / "whole/out" / name).exists():
             assert (tmp_path / "whole/out" / name).read_bytes() == (tmp_path / "cut/out" / name).read_bytes()
     assert len((tmp_path / "cut/out/metrics.jsonl").read_text().splitlines()) == 10
@@ -137,7 +137,7 @@ def test_reward_learns_the_preference_and_scores_like_training(model: Path, tmp_
         scorer.score(asked)
     about = json.loads((tmp_path / "out/reward.json").read_text())
     assert about["std"] > 0
-    with pytest.raises(PrerequisiteError, match="reward_head"):
+    with pytest.raises(PrerequisiteError, match=r"score\.weight"):
         EmbeddedRewardScorer(model)
 
 
@@ -166,4 +166,4 @@ def test_an_empty_answer_is_dropped_and_counted(model: Path, tmp_path: Path) -> 
     settings = REWARD.model_copy(update={"epochs": 1})
     trained = train_reward(RewardData(model, pairs, []), settings, attempt_at(tmp_path))
     assert trained.dropped == {"empty answer": 1}
-    assert load_file(tmp_path / "out/reward_head.safetensors")["weight"].shape == (32,)
+    assert load_file(tmp_path / "out/model.safetensors")["score.weight"].shape == (1, 32)

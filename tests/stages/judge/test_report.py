@@ -67,7 +67,7 @@ def report(
     inputs = {"model": artifact(folder / "m", "model"), "candidates": artifact(folder / "c", "candidates", found)}
     if labelled:
         inputs["labelled"] = artifact(folder / "l", "comparisons", labelled)
-        fields = {"labelled": "l", "labelled_limit": None, **fields}
+        fields = {"labelled": "l", "labelled_limit": None, "uncalibrated": True, **fields}
     spec = judge_spec(model="m", candidates="c", **{"max_drop_rate": 1.0, **fields})
     outcome = run(spec, context(folder, engine, inputs, {"prompt": LETTERS}))
     return json.loads((folder / "out/judge_report.json").read_text()), outcome
@@ -404,7 +404,8 @@ def test_the_report_is_the_same_bytes_wherever_the_work_was_stopped(fields: dict
             "candidates": artifact(folder / "c", "candidates", rows(7, answers=3)),
             "labelled": artifact(folder / "l", "comparisons", labelled(5)),
         }
-        spec = judge_spec(model="m", candidates="c", labelled="l", chunk=3, max_drop_rate=1.0, **fields)
+        odd = {"labelled": "l", "uncalibrated": True, "max_drop_rate": 1.0}
+        spec = judge_spec(model="m", candidates="c", chunk=3, **odd, **fields)
         outcome = run(spec, context(folder, engine, inputs, texts))
         assert outcome.calls > 0
         return (folder / "out/judge_report.json").read_bytes() + (folder / "out/rows.jsonl").read_bytes()
@@ -429,6 +430,8 @@ def test_the_summary_says_every_figure_with_its_interval(tmp_path: Path) -> None
         "position bias",
         "longer wins",
         "labelled: accuracy",
+        "labelled: kappa",
+        "labelled: above best rule",
         "labelled: log loss",
         "labelled: calibration error",
         "labelled: longer preferred",

@@ -29,7 +29,7 @@ def report(
     inputs = {"model": artifact(folder / "m", "model"), "candidates": artifact(folder / "c", "candidates", candidates)}
     if labelled:
         inputs["labelled"] = artifact(folder / "l", "comparisons", labelled)
-        fields = {"labelled": "l", **fields}
+        fields = {"labelled": "l", "uncalibrated": True, **fields}
     spec = judge_spec(model="m", candidates="c", scoring="best_worst", max_drop_rate=1.0, **fields)
     outcome = run(spec, context(folder, Naming(say), inputs, {"prompt": SET}))
     return json.loads((folder / "out/judge_report.json").read_text()), outcome

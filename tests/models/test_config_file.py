@@ -13,8 +13,8 @@ from cai.engines.base import ModelSource
 from cai.engines.embedded.model_sources import fetch
 from cai.engines.embedded.models import load_config, load_model, load_tokenizer
 from cai.engines.embedded.trunk import Trunk
-from cai.engines.model_config import checked_config
 from cai.errors import PrerequisiteError, SpecError
+from cai.models.config_file import checked_config
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_transformers_does_not_know_is_told(folder, loader, fields, told):
 def test_an_activation_that_is_not_the_trainers_own_is_not_trained(folder):
     edit(folder, hidden_act="gelu")
     load_model(folder)
-    with pytest.raises(SpecError, match="activation 'gelu' cannot be trained here"):
+    with pytest.raises(SpecError, match="activation 'gelu' cannot be trained by the embedded engine"):
         Trunk(folder, "float32", "cpu")
 
 
