@@ -11,6 +11,7 @@ import pytest
 from cai.cli import VERBS
 from cai.commands.planning import compile_plan
 from cai.files.library import Library, shipped_root
+from tests.support.model_files import model_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,9 +27,9 @@ def block(text, language, holds):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("experiments", "constitutions", "model"):
+    for name in ("experiments", "constitutions"):
         (tmp_path / name).mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    model_folder(tmp_path / "model")
     (tmp_path / "red_team.jsonl").write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(50)))
     (tmp_path / "helpful.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}) + "\n")
     experiment = block(README, "yaml", "experiment=mine").replace("hf:/models/my-base-model", "hf:./model")

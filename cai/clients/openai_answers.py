@@ -114,7 +114,10 @@ def _completion(
         message = {}  # nothing but how it ended, as some filters answer
     if not isinstance(message, Mapping):
         raise ValueError("no completion")
-    content = Content.of(message.get("content") if chat else choice.get("text"))
+    said = message.get("content") if chat else choice.get("text")
+    if isinstance(said, list) and not all(isinstance(part, Mapping) for part in said):
+        raise ValueError("no completion")
+    content = Content.of(said)
     thought = next(
         (message[name] for name in THINKING_KEYS if isinstance(message.get(name), str) and message[name]), ""
     )

@@ -61,6 +61,8 @@ class Passport:
         """Why the embedded engine cannot train the model, and what to do; empty where it can."""
         if any(why := self.unreadable()):
             return why
+        if not self.family:
+            return "its files do not say of which type it is (model_type)", "get the model's files again"
         family = FAMILIES.get(self.family)
         if family is None:
             known = ", ".join(FAMILIES)

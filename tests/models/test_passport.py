@@ -84,6 +84,7 @@ def test_packed_weights_are_known_by_what_the_files_say_or_hold(
         ({"model_type": "mistral"}, ""),
         ({"hidden_act": "swish"}, ""),
         ({"model_type": "gemma3"}, "model type 'gemma3'"),
+        ({"model_type": None}, "do not say of which type"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
