@@ -30,7 +30,8 @@ pytest: install
 unit: install
 	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
-# Every odd value in every field, before a release: half an hour. CAI_FUZZ_SEED draws other ones.
+# Before a release: CAI_TESTS=all make test tries every fault of NeMo's commands, not one of each kind; and make fuzz
+# every odd value in every field, half an hour. CAI_FUZZ_SEED draws other ones.
 fuzz: install
 	CAI_FUZZ=all $(BIN)/python -m pytest tests/fuzz -n 2
 

@@ -129,7 +129,7 @@ def test_a_file_of_a_run_is_read_or_told(here: Path, name: str) -> None:
         values = odd_values(json.loads(first), lambda data: json.dumps(data) + rest)
     else:
         values = odd_values(json.loads(raw), json.dumps)
-    cases = [*chosen(odd_files(raw), 4), *chosen(values, 8, 300)]  # a report takes a second
+    cases = [*chosen(odd_files(raw), 3), *chosen(values, 4, 300)]  # a report takes a second
     failed = tried(path, cases, READERS[name])
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
 
@@ -142,7 +142,7 @@ def test_a_record_of_the_store_is_read_or_told(here: Path, name: str) -> None:
     path = next(iter(sorted((here / "home" / "store").glob(name))))
     raw = path.read_bytes()
     values = odd_values(json.loads(raw), json.dumps)
-    failed = tried(path, [*odd_files(raw), *chosen(values, 60)], STORE_VERBS)
+    failed = tried(path, [*odd_files(raw), *chosen(values, 25)], STORE_VERBS)
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
 
 
@@ -151,7 +151,7 @@ def test_what_the_store_knows_of_a_run_is_read_or_told(here: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"path": str(here / RUN), "experiment": "small", "keys": ["a" * 64]}))
     values = odd_values(json.loads(path.read_bytes()), json.dumps)
-    failed = tried(path, [*odd_files(path.read_bytes()), *chosen(values, 100)], STORE_VERBS[:3])
+    failed = tried(path, [*odd_files(path.read_bytes()), *chosen(values, 40)], STORE_VERBS[:3])
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
 
 
@@ -179,7 +179,7 @@ def test_a_lock_is_read_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     values = odd_values(yaml.safe_load(raw), dumps)
     verbs = [["diff", str(path), "small"], ["validate", "--locked", "experiment=small"]]
-    failed = tried(path, [*odd_files(raw), *chosen(values, 12, 200)], verbs)
+    failed = tried(path, [*chosen(odd_files(raw), 5), *chosen(values, 5, 200)], verbs)  # each composes twice
     assert not failed, f"{len(failed)}: " + "\n".join(failed[:12])
 
 
