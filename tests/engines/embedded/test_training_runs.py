@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from cai.chat import Span
+from cai.engines.embedded.models import load_tokenizer
 from cai.engines.embedded.reward import EmbeddedRewardScorer, pair_loss, quality
 from cai.engines.embedded.reward import train as train_reward
+from cai.engines.embedded.reward_head import HEAD_FILE, load_head
 from cai.engines.embedded.settings import Hardware
 from cai.engines.embedded.sft import train as train_sft
 from cai.engines.methods.base import Lora, PairText, Precision, TrainText
@@ -167,3 +171,17 @@ def test_an_empty_answer_is_dropped_and_counted(model: Path, tmp_path: Path) -> 
     trained = train_reward(RewardData(model, pairs, []), settings, attempt_at(tmp_path))
     assert trained.dropped == {"empty answer": 1}
     assert load_file(tmp_path / "out/model.safetensors")["score.weight"].shape == (1, 32)
+
+
+def test_the_head_of_a_reward_model_of_before_is_still_read(model: Path, tmp_path: Path) -> None:
+    """It stood in a file of its own beside a model of transformers' causal kind."""
+    shutil.copytree(model, tmp_path / "old")
+    head = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": head}, str(tmp_path / "old" / HEAD_FILE))
+    assert torch.equal(load_head(tmp_path / "old", "cpu"), head)
+    scorer = EmbeddedRewardScorer(tmp_path / "old", precision=Precision.FLOAT32)
+    [reward] = scorer.score([("[user] hello [bot] ", "yes </s>")])
+    ids = load_tokenizer(model)("[user] hello [bot] yes </s>", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        states = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).model(torch.tensor([ids]))
+    assert reward == pytest.approx(float(states.last_hidden_state[0, -1] @ head), abs=1e-5)
