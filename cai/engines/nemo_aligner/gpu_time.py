@@ -335,7 +335,7 @@ def _factor(compiled: Compiled) -> int:
 
 
 _BY_KIND: Mapping[str, Callable[[PlanSurvey, Rates, Step], tuple[dict[str, float], str]]] = {
-    **dict.fromkeys(("respond", "revise", "sample", "judge", "evaluate"), _generating),
+    **dict.fromkeys(("respond", "revise", "sample", "judge", "grade", "evaluate"), _generating),
     SFT_TRAINER.method.stage: _supervised,
     REWARD_TRAINER.method.stage: _supervised,
     PPO_TRAINER.method.stage: _ppo,
