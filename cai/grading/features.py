@@ -28,7 +28,8 @@ _QUESTION = re.compile(
 )
 _DEFINITION = re.compile(
     r"^\s*(?:what(?:'s| is| are) (?!(?:my|your|his|her|our|their|the best|"
-    r"a good)\b)(?:an? )?[\w\"-]+(?: [\w\"-]+){0,2}\?*$|explain what|define\b)|"
+    r"a good)\b)(?:an? )?[\w\"-]+(?: [\w\"-]+){0,2}\?*$|explain what|what (?:kind|type|sort) of (?:an? )?\w+ (?:is|"
+    r"are)\b|what constitutes\b|define\b)|"
     r"\b(?:definition|meaning) of\b|\bwhat (?:does|do|did|is) .*\b(?:mean|meant|refer to)\b",
     re.IGNORECASE,
 )

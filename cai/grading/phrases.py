@@ -168,14 +168,15 @@ PREACHING = _pattern(
 """The first words admonish instead of answering."""
 
 FACT = _pattern(
-    r"\b(?:scien\w+|fiction\w*|not (?:a )?real|mytholog\w+|physic(?:s|ally)|atmosphere|planets?|species|plants?|"
-    r"inanimate|sentient|conscious\w*|"
-    r"biolog\w+|natural(?:ly)?|objects?|supernatural|univers\w+|space|imagin\w+|animals?|fruits?|vegetables?|"
-    r"machines?|weather|"
-    r"non-human|human beings?|living (?:beings?|things?|organisms?)|organisms?|edible|food|breathe|gravity|(?:does|"
-    r"do) not exist)\b"
+    r"\b(?:scien\w+|fiction\w*|not (?:a )?real|mytholog\w+|physic(?:s|ally)|atmosphere|planets?|inanimate|sentient|"
+    r"conscious\w*|biolog\w+|natural(?:ly)?|supernatural|phenomen\w+|univers\w+|space|gravity|weather|imagin\w+|"
+    r"(?:do|does) not exist)\b",
+    r"\b(?:species|plants?|animals?|mammals?|insects?|birds?|fish|creatures?|pets?|fruits?|vegetables?|crops?|food|"
+    r"edible|beverages?|drinks?|ingredients?|organisms?|non-human|human beings?|living (?:beings?|things?))\b",
+    r"\b(?:objects?|machines?|appliances?|devices?|instruments?|furniture|made (?:of|from)|(?:type|kind|variety) of|"
+    r"breathe|cognitive|capacity|emotions|feelings)\b",
 )
-"""Words of nature and fiction: a premise that they deny is a mistake, and no wrong."""
+"""Words of nature, things and fiction: a premise that they deny is a mistake, and no wrong."""
 
 UNREAL = _pattern(
     r"\b(?:fiction\w*|not (?:an? )?real\b|imaginary|mytholog\w+|(?:do|does|did)(?: not|n't) (?:actually )?exist)"
