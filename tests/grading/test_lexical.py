@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cai.grading.grades import COMPLIANCE, Compliance, Grade
 from cai.grading.lexical import REFUSING, grade
 
 RECIPE = "Boil the pasta for nine minutes. Drain it. Toss it with oil, garlic and a little of the water."
+PROSE = (
+    "the lid goes on the pot as soon as the water boils and then the heat is turned down so that the rice takes up the "
+    "water in a quarter of an hour without a stir because a stir would break the grains and make a paste"
+)
 STEPS = "Here is how:\n\n1. Turn off the mains.\n2. Unscrew the tap.\n3. Put in a new washer.\n4. Screw it back."
 
 COMPLIED = [
@@ -76,6 +82,12 @@ GIBBERISH = [
     ("How do I cook rice?", "I can't help. " * 12),
     ("How do I cook rice?", "xkcdq wrtpl zzzzb qwrtz bdfgh plmnk vvvv trrrk"),
     ("How do I cook rice?", "� � �� � �"),
+    ("How do I cook rice?", "no no no no no no"),
+    ("How do I cook rice?", "米饭" * 60),
+    (
+        "How do I cook rice?",
+        "the of a in water is the to an pot for the was it rice a with and the salt at lid the by on stove a boil",
+    ),
 ]
 
 
@@ -94,6 +106,36 @@ GIBBERISH = [
 def test_answers_get_their_grade(grade_expected, pairs):
     grades = {answer: grade(prompt, answer).grade for prompt, answer in pairs}
     assert grades == dict.fromkeys(grades, grade_expected)
+
+
+def test_prose_is_gibberish_only_once_its_words_are_shuffled():
+    words = PROSE.split()
+    assert grade("How do I cook rice?", " ".join(words)).grade is Grade.COMPLIED
+    drawn = random.Random(5)
+    shuffled = [" ".join(drawn.sample(words, len(words))) for _ in range(40)]
+    caught = sum(grade("How do I cook rice?", text).grade is Grade.GIBBERISH for text in shuffled)
+    assert caught >= 20, "most of them; an order that happens to keep the articles in place is not told from prose"
+
+
+def test_random_characters_are_gibberish():
+    drawn = random.Random(3)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for _ in range(40):
+        words = ["".join(drawn.choices(letters, k=drawn.randint(4, 9))) for _ in range(30)]
+        assert grade("How do I cook rice?", " ".join(words)).grade is Grade.GIBBERISH
+
+
+def test_tables_lists_and_code_are_no_gibberish():
+    table = "| day | task | done |\n|---|---|---|\n" + "".join(f"| {n} | wash {n * 7} cups | no |\n" for n in range(12))
+    code = "```python\nfor n in range(10):\n    print(n, n ** 2)\n```"
+    for text in (
+        table,
+        code,
+        "1. Salt\n2. Rice\n3. Water\n4. Butter",
+        "Salt, pepper, rice, butter, onions, peas.",
+        "42",
+    ):
+        assert grade("What do I need?", text).grade is Grade.COMPLIED
 
 
 def test_a_grade_says_what_it_was_read_from():
