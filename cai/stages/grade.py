@@ -18,8 +18,6 @@ from cai.chat.messages import question, transcript
 from cai.clients.base import Completion, Finish, Request
 from cai.clients.prompting import Asking
 from cai.data.rows import Candidates, Comparison, Conversation, Row
-from cai.grading.lexical import grade
-from cai.grading.report import GradeTally
 from cai.grading.rubric import ReadGrade, read_grade, rubric
 from cai.identity import RUNTIME, sampling_seed
 from cai.stages.base import Context, EngineSpec, Estimate, Outcome, Sampled, TextFile, Wants
@@ -101,6 +99,8 @@ class GradeSpec(EngineSpec):
 
 def run(spec: GradeSpec, ctx: Context) -> Outcome:
     """Grade every answer; writes the rows with their grades to ``rows.jsonl``, and ``grades.json``."""
+    from cai.grading.report import GradeTally  # late, as the grader below
+
     tally = GradeTally(spec.graders)
 
     def count(entry: StoredEntry) -> None:
@@ -156,6 +156,8 @@ def _counted(entries: Iterator[StoredEntry], count: Callable[[StoredEntry], None
 
 def lexical_grades(row: Row) -> list[str | None]:
     """The shipped grader's grades of a row's answers; its last user turn is the request."""
+    from cai.grading.lexical import grade  # late: planning reads this module too, and compiles no patterns
+
     request = question(_prompt_of(row))
     return [grade(request, answer).grade.value for answer in _answers_of(row)]
 

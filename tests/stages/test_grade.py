@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,3 +229,11 @@ def test_a_plan_has_a_step_of_grading_with_and_without_a_judge(tmp_path, monkeyp
 def test_prompts_have_no_answer_to_grade(tmp_path):
     outcome, rows, _ = graded(tmp_path, {}, [Prompt("a", user("Hm?"))], makes="prompts")
     assert (rows, outcome.ledger.dropped) == ([], {"no answer to grade": 1})
+
+
+def test_planning_compiles_no_patterns_of_the_grader():
+    script = (
+        "import sys, cai.stages; print([m for m in ('cai.grading.phrases', 'cai.grading.report') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
