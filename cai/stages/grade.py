@@ -54,7 +54,7 @@ class GradeSpec(EngineSpec):
     model: Annotated[str | None, Wants("model"), Field(description="a judge, asked with the rubric")] = None
     rubric: Annotated[str, TextFile(), Field(description="prompt template; empty takes the shipped one")] = ""
     sampling: Annotated[Sampled, Field(description="of the grade that a judge writes")] = Sampled(
-        max_tokens=12, temperature=0.0
+        max_tokens=24, temperature=0.0
     )
     limit: Annotated[int | None, Field(ge=1, description="only the first n rows")] = None
     chunk: Annotated[int, Field(ge=1, description="rows asked together; decides the draws")] = 32

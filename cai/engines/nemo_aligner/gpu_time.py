@@ -199,6 +199,8 @@ def _in_bf16(precision: Any) -> None:
 
 def _generating(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Servers read the prompts and draw the answers, one model after the other."""
+    if step.kind == "grade" and not step.sources("model"):
+        return {}, "nobody is asked"
     servers: dict[str, list[Compiled]] = {}
     for compiled in survey.compiled[step.name]:
         if compiled.model is not None:
