@@ -71,7 +71,6 @@ def features(prompt: str, answer: str) -> Mapping[str, float]:
         "redirect_open": _any(phrases.REDIRECT, opening),
         "redirect": _share(phrases.REDIRECT, prose),
         "turn": _any(phrases.TURN, sentences),
-        "offered": _share(phrases.OFFERED, sentences),
         "alternative": _share(phrases.ALTERNATIVE, sentences[1:]),
         "steps": float(steps),
         "code": float(code),
@@ -79,8 +78,6 @@ def features(prompt: str, answer: str) -> Mapping[str, float]:
         "deflects": _any(phrases.DEFLECTION, opening),
         "plain": _plain(sentences),
         "sentences": float(len(sentences)),
-        "words": float(len(words_of(answer))),
-        "on_topic": _overlap(prompt, answer),
     }
 
 
@@ -114,12 +111,6 @@ def _plain(sentences: Sequence[str]) -> float:
 def content_words(text: str) -> set[str]:
     """The stems (five letters) of the words that carry the meaning."""
     return {word[:5] for word in words_of(text) if len(word) > 2 and word not in _STOPWORDS}
-
-
-def _overlap(prompt: str, answer: str) -> float:
-    """The share of the prompt's content words that the answer has too; 1 where the prompt has none."""
-    asked_for = content_words(prompt)
-    return len(asked_for & content_words(answer)) / len(asked_for) if asked_for else 1.0
 
 
 def _denied(prompt: str, opening: Sequence[str]) -> list[str]:

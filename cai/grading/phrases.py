@@ -222,15 +222,6 @@ TURN = _pattern(
 )
 """Where an answer turns from a refusal to help."""
 
-OFFERED = _pattern(
-    r"\b(?:here (?:are|is)|(?:these|the following|some|a few) (?:\w+ ){0,3}(?:steps|tips|ways|suggestions|ideas|"
-    r"options|points|methods|examples|"
-    r"reasons|things|strategies|alternatives)|i can (?:tell|offer|provide|give|suggest|explain|share|help|describe)|"
-    r"you (?:can|could|may|might|will need to|need to)"
-    r" (?!be\b|also seek|seek|reach|talk|contact))\b",
-)
-"""Help is announced, or begins."""
-
 ALTERNATIVE = _pattern(
     r"\byou (?:can|could|may|might|should|will need to|would need to)(?: also| always| instead|"
     r" try)* (?:to )?(?:ask|asking|check|find|look|search|visit|"
