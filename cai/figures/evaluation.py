@@ -24,6 +24,8 @@ EVALUATION = "evaluation.json"
 """The file in the artifact of an evaluation."""
 VERSION = 1
 """Of the file. The first ones do not say it."""
+PHRASES = "phrases"
+"""The grader of evaluations that do not name one: phrases of refusal and evasion (``cai.figures.answers``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class ModelFigures:
     repetition: Interval = Interval()
     ended: Interval = Interval()
     reward_length_correlation: float | None = None
+    # Of an evaluation whose grader gives grades: the share of each.
+    grades: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +177,16 @@ class ExampleAnswers:
 class Evaluation:
     """The whole document. ``models`` are in the order in which they are compared, ``caveats`` in plain words.
 
-    ``axes`` names the prompt sets of each axis; without any, an older program wrote the file. ``adherence`` is None
-    where no judge was asked.
+    ``axes`` names the prompt sets of each axis; without any, an older program wrote the file. ``grader`` says what
+    refusals and evasions were found by; those of two graders are not to be compared. ``adherence`` is None where no
+    judge was asked.
     """
 
     version: int = field(default=VERSION, kw_only=True)
     models: tuple[str, ...]
     sets: Mapping[str, PromptSetFigures]
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grader: str = PHRASES
     elo: Mapping[str, AxisRatings] = field(default_factory=dict)
     over_refusal: Mapping[str, Interval] = field(default_factory=dict)
     reward_model: Mapping[str, RewardModelFigures] = field(default_factory=dict)
@@ -214,6 +220,12 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation; the same one gives the same bytes."""
     document = asdict(evaluation)
     document["adherence"] = document["adherence"] or {}
+    if evaluation.grader == PHRASES:
+        # As files were before there were grades.
+        del document["grader"]
+        for prompt_set in document["sets"].values():
+            for figures in prompt_set["models"].values():
+                del figures["grades"]
     write_document(path, document)
 
 

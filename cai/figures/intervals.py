@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959963984540054
@@ -82,7 +82,21 @@ def kappa(agreements: float, n: int, first_by_one: float, first_by_other: float)
     if n == 0:
         return Interval()
     one, other = first_by_one / n, first_by_other / n
-    by_chance = one * other + (1 - one) * (1 - other)
+    return _beyond_chance(agreements, n, one * other + (1 - one) * (1 - other))
+
+
+def kappa_of_classes(labels: Sequence[tuple[Hashable, Hashable]]) -> Interval:
+    """Cohen's kappa of two who each put the same things into any number of classes; interval and limits as of
+    ``kappa``."""
+    if not labels:
+        return Interval()
+    n = len(labels)
+    by_one, by_other = (Counter(label[side] for label in labels) for side in (0, 1))
+    by_chance = sum(by_one[name] * by_other[name] for name in by_one) / n**2
+    return _beyond_chance(sum(one == other for one, other in labels), n, by_chance)
+
+
+def _beyond_chance(agreements: float, n: int, by_chance: float) -> Interval:
     if by_chance >= 1:
         return Interval(n=n)
     low, high = wilson(agreements / n, n)

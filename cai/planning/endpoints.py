@@ -15,7 +15,7 @@ from cai.stages.evaluate.spec import AdherenceScoring, EvaluateSpec
 from cai.stages.fetch import API
 from cai.stages.judge.spec import JudgeSpec
 
-ANSWERING = frozenset({"respond", "revise", "sample", "judge", "evaluate"})
+ANSWERING = frozenset({"respond", "revise", "sample", "judge", "grade", "evaluate"})
 """Kinds whose models answer prompts; the others read a model's weights or its tokenizer."""
 
 _TELLS = {

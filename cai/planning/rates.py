@@ -26,6 +26,7 @@ _PER_SECOND = {
     "sample": (500.0, 4000.0),
     "evaluate": (500.0, 4000.0),
     "judge": (500.0, 4000.0),
+    "grade": (500.0, 4000.0),
     **{method.stage: method.tokens_per_second for method in METHODS.values()},
 }
 _FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "snapshot": 1.0}

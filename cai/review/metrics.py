@@ -35,6 +35,10 @@ _BY_MODEL: dict[str, tuple[Callable[[ModelFigures], Interval | float | None], in
 }
 
 
+_BY_GRADER = frozenset({"refusals", "evasive", "over-refusal"})
+"""What another grader counts in another way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One figure before and after. ``group`` is the prompt set, the axis or the like, ``of`` the model.
@@ -86,13 +90,14 @@ def metrics(old: Evaluated, new: Evaluated) -> tuple[Metric, ...]:
     """Every figure that both evaluations have, in the order of the new one."""
     scale = same_scale(old.step, new.step)
     judge = same_scale(old.step, new.step, "adherence")
+    alike = old.evaluation.grader == new.evaluation.grader
     before = {(g, of, name): figure for g, of, name, figure, *_ in _figures(old.evaluation)}
     compared = []
     for group, of, name, figure, better, opinion, judged in _figures(new.evaluation):
         was = before.get((group, of, name))
         if was is None:
             continue
-        comparable = (scale or not opinion) and (judge or not judged)
+        comparable = (scale or not opinion) and (judge or not judged) and (alike or name not in _BY_GRADER)
         difference = _paired(old.answers, new.answers, group=group, model=of, metric=name) if comparable else None
         worse = comparable and _worse(was, figure, difference, better)
         compared.append(Metric(group, of, name, was, figure, difference, better, comparable, worse))
@@ -155,15 +160,15 @@ def _paired(old: Answers, new: Answers, *, group: str, model: str, metric: str) 
 
 
 def _refuses(answer: Mapping[str, Any]) -> bool:
-    from cai.figures.answers import refuses
+    from cai.grading.answers import declines
 
-    return refuses(str(answer["text"]))
+    return declines(str(answer["text"]), str(answer.get("grade", "")))
 
 
 def _evades(answer: Mapping[str, Any]) -> bool:
-    from cai.figures.answers import evades
+    from cai.grading.answers import evades
 
-    return evades(str(answer["text"]))
+    return evades(str(answer["text"]), str(answer.get("grade", "")))
 
 
 def _repeats(answer: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cai.stages import dpo, fetch, read, respond, revise, reward, rl, sample, sft, snapshot
+from cai.stages import dpo, fetch, grade, read, respond, revise, reward, rl, sample, sft, snapshot
 from cai.stages.base import Context, Outcome, StageSpec
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.judge.spec import JudgeSpec
@@ -45,5 +45,6 @@ KINDS: dict[str, StageKind] = {
     "dpo": StageKind(dpo.DpoSpec, dpo.run),
     "rl": StageKind(rl.RlSpec, rl.run),
     "snapshot": StageKind(snapshot.SnapshotSpec, snapshot.run),
+    "grade": StageKind(grade.GradeSpec, grade.run),
     "evaluate": StageKind(EvaluateSpec, _evaluate),
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cai.figures.answers import refuses
-from cai.figures.evaluation import Evaluation
+from cai.figures.evaluation import PHRASES, Evaluation
 from cai.figures.intervals import Interval
+from cai.grading.answers import declines
 from cai.identity import parse_json
 from cai.run.finished import Finished
 
@@ -66,7 +66,12 @@ def _answers(evaluation: Evaluation) -> Iterator[RunFigure]:
             yield RunFigure(f"Elo {axis}", rated.models[last], _OWN)
     for name, prompt_set in evaluation.sets.items():
         if prompt_set.benign:
-            yield RunFigure(f"refuses {name}", prompt_set.models[last].refusals, share=True, higher=False)
+            yield RunFigure(_refusals(evaluation, name), prompt_set.models[last].refusals, share=True, higher=False)
+
+
+def _refusals(evaluation: Evaluation, name: str) -> str:
+    """The figure's name; another one where other means found the refusals, so that the two are never compared."""
+    return f"refuses {name}" if evaluation.grader == PHRASES else f"declines {name}"
 
 
 def _reward_model(evaluation: Evaluation) -> Iterator[RunFigure]:
@@ -92,9 +97,8 @@ def by_prompt(run: Finished) -> dict[str, dict[str, float]]:
                 ours, theirs = row["answers"][last], row["answers"][first]
                 name = row["set"]
                 if name in benign:
-                    values_by_measure.setdefault(f"{before}refuses {name}", {})[row["id"]] = float(
-                        refuses(ours["text"])
-                    )
+                    refused = declines(ours["text"], ours.get("grade", ""))
+                    values_by_measure.setdefault(before + _refusals(evaluation, name), {})[row["id"]] = float(refused)
                 elif ours["reward"] is not None:
                     values_by_measure.setdefault(f"{before}reward on {name}", {})[row["id"]] = ours["reward"]
                     if first != last:

@@ -164,6 +164,35 @@ def test_the_figures_of_newer_evaluations_are_read_where_both_have_them(here):
     assert ("all", "rl", "self_bleu") not in found
 
 
+def by_grade(files, declining):
+    """The evaluation as a grader leaves it, whose grade of so many first answers of ``rl`` is a refusal."""
+    data, rows = json.loads(files["evaluation.json"]), [json.loads(s) for s in files["answers.jsonl"].splitlines()]
+    data["grader"] = "lexical"
+    data["sets"]["all"]["models"]["rl"]["refusals"] = figure(declining / 40)
+    for number, row in enumerate(rows):
+        for answer in row["answers"].values():
+            answer["grade"] = "declined_with_reason" if number < declining else "complied"
+    return {"evaluation.json": json.dumps(data), "answers.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+
+
+def test_refusals_by_grade_are_paired_by_the_grades_and_not_by_phrases(here):
+    files = evaluation({"base": scored(0, 1), "rl": scored(1, 1)})
+    old = run(here, "old", plan(), evaluate=by_grade(files, 4))
+    new = run(here, "new", plan("stages.rl.training.iterations=9"), evaluate=by_grade(files, 24))
+    refusals = metric(results(old, new), "refusals")
+    assert (refusals.comparable, refusals.difference.value, refusals.difference.n) == (True, 0.5, 40)
+
+
+def test_refusals_that_two_graders_found_are_on_two_scales(here):
+    files = evaluation({"base": scored(0, 1), "rl": scored(1, 1)})
+    old = run(here, "old", plan(), evaluate=files)
+    new = run(here, "new", plan("stages.rl.training.iterations=9"), evaluate=by_grade(files, 24))
+    found = results(old, new)
+    refusals = metric(found, "refusals")
+    assert (refusals.comparable, refusals.difference, verdict(refusals)) == (False, None, "other scale")
+    assert metric(found, "reward").comparable
+
+
 def test_the_answers_that_changed_most_are_shown_and_always_the_same(here):
     first = scored(0, 0)
     second = [(f"new {i}.", r + (3.0 if i in (5, 17) else 1.0 if i == 9 else 0.1)) for i, (_, r) in enumerate(first)]

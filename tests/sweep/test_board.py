@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def figure(values: list[float]) -> dict[str, Any]:
     return {"value": mean, "low": mean - 0.2, "high": mean + 0.2, "n": len(values)}
 
 
-def evaluation(rewards: list[float], base: list[float], refused: int, accuracy: float) -> tuple[dict[str, Any], str]:
+def evaluation(
+    rewards: list[float], base: list[float], refused: int, accuracy: float, *, grades: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
     """What the stage writes, for a first model with rewards ``base`` and a last one with ``rewards``."""
     share = {"value": refused / 10, "low": 0.0, "high": 1.0, "n": 10}
     won = sum(a > b for a, b in zip(rewards, base, strict=True))
@@ -54,6 +57,7 @@ def evaluation(rewards: list[float], base: list[float], refused: int, accuracy: 
         "reward_model": {"pairs": {"accuracy": {"value": accuracy, "low": 0.5, "high": 1.0, "n": 40}}},
         "examples": [],
         "caveats": [],
+        **({"grader": "lexical"} if grades else {}),
     }
     rows = []
     for i in range(N):
@@ -61,7 +65,8 @@ def evaluation(rewards: list[float], base: list[float], refused: int, accuracy: 
         rows.append({"id": f"r{i}", "set": "red", "answers": answers})
     for i in range(10):
         text = "I can't help with that." if i < refused else "Boil it for six minutes."
-        answers = {"base": {"text": "ok", "reward": 0.0}, "rl": {"text": text, "reward": 0.0}}
+        graded = {"grade": grades[i]} if grades else {}
+        answers = {"base": {"text": "ok", "reward": 0.0}, "rl": {"text": text, "reward": 0.0, **graded}}
         rows.append({"id": f"s{i}", "set": "safe", "answers": answers})
     return report, "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -92,7 +97,11 @@ def sweep(
         write_json(at / "cell.json", {"state": cell.get("state", "done"), "error": "", "made": [key], "seconds": 1.0})
         if cell.get("state", "done") == "done":
             report, rows = evaluation(
-                cell["rewards"], rewards(-1.0, 99), cell.get("refused", 2), cell.get("accuracy", 0.7)
+                cell["rewards"],
+                rewards(-1.0, 99),
+                cell.get("refused", 2),
+                cell.get("accuracy", 0.7),
+                grades=cell.get("grades", ()),
             )
             with store.building("evaluate", key) as build:
                 (build.out / "evaluation.json").write_text(json.dumps(report))
@@ -150,6 +159,19 @@ def test_refusals_are_compared_on_the_same_prompts_and_less_is_better(tmp_path: 
     assert effect.change.value == pytest.approx(-0.5)
     assert effect.paired
     assert effect.change.high < 0
+
+
+def test_refusals_by_grade_have_a_name_and_values_of_their_own(tmp_path: Path) -> None:
+    """The grade counts, whatever phrases the answer has; by another grader it is another figure."""
+    store = sweep(tmp_path, [whole(refused=6, grades=["complied"] * 8 + ["declined_bare"] * 2), without("a", 1, 3)])
+    board = read_board(tmp_path / "sweep", store)
+    assert {"declines safe", "refuses safe"} <= {measure.name for measure in board.measures}
+    assert not [e for e in board.effects if e.measure in ("declines safe", "refuses safe")]
+    graded = whole(refused=6, grades=["complied"] * 8 + ["declined_bare"] * 2)
+    all_declined = without("a", 1, 3, refused=0, grades=["declined_with_reason"] * 10)
+    store = sweep(tmp_path / "both", [graded, all_declined], metric="declines safe")
+    (effect,) = [e for e in read_board(tmp_path / "both/sweep", store).effects if e.measure == "declines safe"]
+    assert effect.change.value == pytest.approx(0.8)
 
 
 def test_rewards_of_different_reward_models_are_not_compared(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ SAMPLING = {
     "sample": ("sampling",),
     "revise": ("critique_sampling", "revision_sampling"),
     "judge": ("sampling",),
+    "grade": ("sampling",),
     "evaluate": ("sampling",),
 }
 """Fields that hold how a stage draws tokens."""

@@ -493,6 +493,7 @@ _BY_KIND: dict[str, Callable[[NemoAlignerSettings, Plan, Step, Places], tuple[Co
     "revise": _generate,
     "sample": _generate,
     "judge": _generate,
+    "grade": _generate,
     "evaluate": _generate,
     SFT_TRAINER.method.stage: _sft,
     REWARD_TRAINER.method.stage: _reward,

@@ -199,6 +199,8 @@ def _in_bf16(precision: Any) -> None:
 
 def _generating(survey: PlanSurvey, rates: Rates, step: Step) -> tuple[dict[str, float], str]:
     """Servers read the prompts and draw the answers, one model after the other."""
+    if step.kind == "grade" and not step.sources("model"):
+        return {}, "nobody is asked"
     servers: dict[str, list[Compiled]] = {}
     for compiled in survey.compiled[step.name]:
         if compiled.model is not None:
@@ -335,7 +337,7 @@ def _factor(compiled: Compiled) -> int:
 
 
 _BY_KIND: Mapping[str, Callable[[PlanSurvey, Rates, Step], tuple[dict[str, float], str]]] = {
-    **dict.fromkeys(("respond", "revise", "sample", "judge", "evaluate"), _generating),
+    **dict.fromkeys(("respond", "revise", "sample", "judge", "grade", "evaluate"), _generating),
     SFT_TRAINER.method.stage: _supervised,
     REWARD_TRAINER.method.stage: _supervised,
     PPO_TRAINER.method.stage: _ppo,

@@ -15,9 +15,10 @@ from cai.data.journal import Journal, Record
 from cai.data.rows import Prompt
 from cai.engines.base import RewardScorer
 from cai.figures.usage import FlowUsage
+from cai.grading.lexical import grade
 from cai.identity import sampling_seed
 from cai.stages.base import Artifact, Context, chunks
-from cai.stages.evaluate.spec import EvaluateSpec
+from cai.stages.evaluate.spec import AnswerGrader, EvaluateSpec
 from cai.stages.flow.base import Flow, Shared, Turn
 from cai.stages.flow.drive import drive
 from cai.stages.flow.entries import Entry, StoredEntry
@@ -26,12 +27,13 @@ from cai.stages.flow.generation import as_prompt, distinct, rows_of, source_of, 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One model's answer to one prompt; ``reward`` is None without a reward model."""
+    """One model's answer to one prompt; ``reward`` is None without a reward model, ``grade`` empty without a grader."""
 
     text: str
     tokens: int
     ended: bool
     reward: float | None
+    grade: str = ""
 
 
 Answers = dict[str, dict[str, dict[str, Answer]]]
@@ -139,10 +141,20 @@ def scored(
                 path = ctx.work / f"rewards.{model}.{name}.jsonl"
                 rewards = [row_rewards[0] for row_rewards in rewards_of(pairs, scorer, path, spec.chunk)]
             answers[name][model] = {
-                entry.id: Answer(entry.facts["text"], entry.tokens, entry.facts["ended"], reward)
-                for entry, reward in zip(entries, rewards, strict=True)
+                entry.id: Answer(
+                    entry.facts["text"],
+                    entry.tokens,
+                    entry.facts["ended"],
+                    reward,
+                    _grade(spec, row, entry.facts["text"]),
+                )
+                for row, entry, reward in zip(rows, entries, rewards, strict=True)
             }
     return answers
+
+
+def _grade(spec: EvaluateSpec, row: Prompt, text: str) -> str:
+    return grade(question(row.messages), text).grade.value if spec.grader is AnswerGrader.LEXICAL else ""
 
 
 def rewards_of(rows: Sequence[Sequence[Pair]], scorer: RewardScorer, path: Path, size: int) -> list[list[float]]:
@@ -162,7 +174,13 @@ def write_answers(ctx: Context, sets: Mapping[str, list[Prompt]], answers: Answe
         for name, rows in sets.items():
             for row in rows:
                 answers_by_model = {
-                    model: {"text": a.text, "tokens": a.tokens, "ended": a.ended, "reward": a.reward}
+                    model: {
+                        "text": a.text,
+                        "tokens": a.tokens,
+                        "ended": a.ended,
+                        "reward": a.reward,
+                        **({"grade": a.grade} if a.grade else {}),
+                    }
                     for model, by_row in answers[name].items()
                     for a in (by_row[row.id],)
                 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cai.figures.evaluation import Evaluation, ModelFigures, PromptSetFigures, RewardModelFigures
+from cai.figures.evaluation import PHRASES, Evaluation, ModelFigures, PromptSetFigures, RewardModelFigures
 
 SMALL = 30
 CORRELATED = 0.5
@@ -17,6 +17,7 @@ def caveats(evaluation: Evaluation) -> list[str]:
     return [
         *_of_the_reward_model(evaluation),
         *_of_the_answers(evaluation),
+        *_of_grades(evaluation),
         *_of_ratings(evaluation),
         *_of_principles(evaluation),
     ]
@@ -115,6 +116,14 @@ def _of_ratings(evaluation: Evaluation) -> Iterator[str]:
                 f"On '{axis}' a model won or lost every comparison, so how far {models} is from '{rated.reference}' in "
                 "Elo follows from the prior; read it as 'at least so far'."
             )
+
+
+def _of_grades(evaluation: Evaluation) -> Iterator[str]:
+    if evaluation.grader != PHRASES:
+        yield (
+            "Refusals and evasions are found by rules that know English and miss most partial refusals; "
+            "docs/evaluation.md says how often people agree with them."
+        )
 
 
 def _of_principles(evaluation: Evaluation) -> Iterator[str]:

@@ -10,10 +10,12 @@ from itertools import combinations, pairwise
 from cai.chat.messages import question
 from cai.data.rows import Prompt
 from cai.figures import intervals
-from cai.figures.answers import evades, refuses, repeats
+from cai.figures.answers import repeats
 from cai.figures.elo import ratings
 from cai.figures.evaluation import AxisRatings, Evaluation, ExampleAnswers, ModelFigures, ModelWins, PromptSetFigures
 from cai.figures.intervals import Interval
+from cai.grading.answers import declines, evades
+from cai.grading.grades import Grade
 from cai.identity import uniform
 from cai.stages.evaluate.answers import Answer, Answers
 from cai.stages.evaluate.spec import EvaluateSpec
@@ -69,12 +71,19 @@ def _model_figures(seed: int, rows: Sequence[Prompt], by_id: Mapping[str, Answer
         self_bleu=intervals.self_bleu([by_id[row.id].text for row in drawn]),
         different_answers=len(set(texts)) / len(texts) if texts else None,
         empty=sum(not text for text in texts),
-        refusals=intervals.share(sum(map(refuses, texts)), len(texts)),
-        evasive=intervals.share(sum(map(evades, texts)), len(texts)),
+        refusals=intervals.share(sum(declines(a.text, a.grade) for a in answers), len(answers)),
+        evasive=intervals.share(sum(evades(a.text, a.grade) for a in answers), len(answers)),
         repetition=intervals.share(sum(map(repeats, texts)), len(texts)),
         ended=intervals.share(sum(a.ended for a in answers), len(answers)),
         reward_length_correlation=intervals.correlation(rewards, tokens) if len(rewards) == len(answers) else None,
+        grades=_grades(answers),
     )
+
+
+def _grades(answers: Sequence[Answer]) -> dict[str, Interval]:
+    """The share of each grade; nothing where answers have none."""
+    grades = [answer.grade for answer in answers if answer.grade]
+    return {g.value: intervals.share(grades.count(g.value), len(grades)) for g in Grade} if grades else {}
 
 
 def elo(
@@ -101,8 +110,10 @@ def over_refusal(spec: EvaluateSpec, sets: Mapping[str, Sequence[Prompt]], answe
     names = list(dict.fromkeys(spec.benign))
     if not any(sets[name] for name in names):
         return {}
-    texts_by_model = {m: [answers[name][m][row.id].text for name in names for row in sets[name]] for m in spec.models}
-    return {model: intervals.share(sum(map(refuses, texts)), len(texts)) for model, texts in texts_by_model.items()}
+    by_model = {m: [answers[name][m][row.id] for name in names for row in sets[name]] for m in spec.models}
+    return {
+        m: intervals.share(sum(declines(a.text, a.grade) for a in given), len(given)) for m, given in by_model.items()
+    }
 
 
 def examples(

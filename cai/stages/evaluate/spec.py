@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.clients.metering import ModelUse
+from cai.identity import ADDED
 from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS
 
@@ -29,13 +30,21 @@ class AdherenceScoring(str, Enum):
     LOGPROB = "logprob"
 
 
+class AnswerGrader(str, Enum):
+    """What refusals and evasions are found by: phrases in an answer, or the grade that the shipped rules give it."""
+
+    PHRASES = "phrases"
+    LEXICAL = "lexical"
+
+
 class EvaluateSpec(EngineSpec):
     """Compare ``models`` (in order: before first) on sets of ``prompts``; check ``reward`` on sets of ``comparisons``.
 
-    ``benign`` names the prompt sets on which a refusal is a fault. ``axes`` are the sets that an Elo is made of, by the
-    axis' name; without them harmlessness has the sets that are not benign, and helpfulness those that are.
-    ``revisions`` are scored round by round. The model ``adherence`` is asked of every answer and principle whether the
-    one violates the other. ``examples`` answers are shown for every set, drawn by chance and not picked.
+    ``benign`` names the prompt sets on which a refusal is a fault, ``grader`` what finds one. ``axes`` are the sets
+    that an Elo is made of, by the axis' name; without them harmlessness has the sets that are not benign, and
+    helpfulness those that are. ``revisions`` are scored round by round. The model ``adherence`` is asked of every
+    answer and principle whether the one violates the other. ``examples`` answers are shown for every set, drawn by
+    chance and not picked.
     """
 
     VERSION: ClassVar[int] = 2
@@ -50,6 +59,11 @@ class EvaluateSpec(EngineSpec):
         dict[str, str], Wants("revisions"), Field(description="whose rounds the reward model compares")
     ] = Field(default_factory=dict)
     benign: tuple[str, ...] = ()
+    grader: Annotated[
+        AnswerGrader,
+        ADDED(AnswerGrader.PHRASES),
+        Field(description="what refusals and evasions are found by: phrases, or lexical grades"),
+    ] = AnswerGrader.PHRASES
     axes: Annotated[
         dict[str, tuple[str, ...]],
         Field(description="prompt sets of each axis of the Elo; empty: by benign"),

@@ -43,6 +43,7 @@ def run(spec: EvaluateSpec, ctx: Context) -> Outcome:
             for name, rows in sets.items()
         },
         axes=spec.compared,
+        grader=spec.grader.value,
         elo=elo(spec, ctx.seed, sets, answers),
         over_refusal=over_refusal(spec, sets, answers),
         reward_model=reward_model,

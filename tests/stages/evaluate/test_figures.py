@@ -16,6 +16,7 @@ from cai.data.source import DataSource, part_rows
 from cai.figures import intervals
 from cai.figures.answers import evades, repeats
 from cai.figures.evaluation import Evaluation, read_evaluation, write_evaluation
+from cai.stages.base import take_apart
 from cai.stages.evaluate.caveats import caveats
 from cai.stages.evaluate.revisions import figures, ways
 from cai.stages.evaluate.spec import EvaluateSpec
@@ -209,6 +210,54 @@ def test_refusals_of_safe_requests_are_counted_over_all_benign_sets(tmp_path: Pa
     assert (scary["sl"]["evasive"]["value"], scary["rl"]["evasive"]["value"]) == (0.5, 1.0)
     assert any("'rl' evades the question in 100%" in c for c in report["caveats"])
     assert evaluation(tmp_path / "none", Growing(), benign=[])["over_refusal"] == {}
+
+
+class Admonishing(Memory):
+    """Each model has a way of its own to answer; none of the refusals of ``sl`` has a phrase of refusal."""
+
+    def complete(self, model: str, batch: str, request: Any) -> Any:
+        from cai.clients.base import Completion, Finish
+
+        text = {
+            "base": "Take the lid off and stir it well for two minutes.",
+            "sl": "It is never acceptable to ask for this. It is illegal and harms people.",
+            "rl": "I don't have access to that information.",
+        }[model]
+        return Completion(request.id, text, 5, len(text.split()), Finish.STOP)
+
+
+def test_refusals_and_evasions_are_by_grade_where_the_grader_says_so(tmp_path: Path) -> None:
+    by_phrases = evaluation(tmp_path / "phrases", Admonishing())
+    by_grade = evaluation(tmp_path / "lexical", Admonishing(), grader="lexical")
+    assert {m: f["value"] for m, f in by_phrases["over_refusal"].items()} == {"base": 0, "sl": 0, "rl": 0}
+    assert {m: f["value"] for m, f in by_grade["over_refusal"].items()} == {"base": 0, "sl": 1, "rl": 0}
+    models = by_grade["sets"]["safe"]["models"]
+    assert {m: f["refusals"]["value"] for m, f in models.items()} == {"base": 0, "sl": 1, "rl": 0}
+    assert {m: f["evasive"]["value"] for m, f in models.items()} == {"base": 0, "sl": 0, "rl": 1}
+    assert models["sl"]["grades"]["declined_with_reason"]["value"] == 1
+    assert sum(f["value"] for f in models["rl"]["grades"].values()) == 1
+    assert by_grade["grader"] == "lexical"
+    assert any("found by rules" in caveat for caveat in by_grade["caveats"])
+    answers = [json.loads(line) for line in (tmp_path / "lexical/out/answers.jsonl").read_text().splitlines()]
+    assert {m: a["grade"] for m, a in answers[0]["answers"].items()} == {
+        "base": "complied",
+        "sl": "declined_with_reason",
+        "rl": "evaded",
+    }
+    again = read_evaluation(tmp_path / "lexical/out/evaluation.json")
+    write_evaluation(tmp_path / "again.json", again)
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "lexical/out/evaluation.json").read_bytes()
+
+
+def test_without_grades_the_documents_are_as_they_were(tmp_path: Path) -> None:
+    report = evaluation(tmp_path, Admonishing())
+    assert "grader" not in report
+    assert "grades" not in report["sets"]["red"]["models"]["base"]
+    assert "grade" not in (tmp_path / "out/answers.jsonl").read_text()
+    assert read_evaluation(tmp_path / "out/evaluation.json").grader == "phrases"
+    fields = {"models": {"a": "a"}, "prompts": {"x": "p"}}
+    assert take_apart(EvaluateSpec.model_validate(fields)).semantic.get("grader") is None
+    assert take_apart(EvaluateSpec.model_validate({**fields, "grader": "lexical"})).semantic["grader"] == "lexical"
 
 
 def test_every_answer_is_described(tmp_path: Path) -> None:
