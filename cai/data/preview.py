@@ -17,7 +17,7 @@ from typing import Any
 
 from cai.data.bounds import BeginningRead
 from cai.data.columns import columns_of, reading_hint
-from cai.data.locate import HUB
+from cai.data.locate import is_remote
 from cai.data.readers import READERS
 from cai.data.readers.shape import FILTERED, Odd
 from cai.data.rows import Row
@@ -108,7 +108,7 @@ def look_at(source: DataSource, roots: Sequence[Path] = ()) -> SourceLook:
     with _readable():
         digest = cache(file_digest)  # each file is digested once in a look
         identity = source_identity(source, roots, digest)
-        if any(path.startswith(HUB) for path in source.paths):
+        if any(is_remote(path) for path in source.paths):
             return SourceLook(identity, expected_counts(source, source.expect))
         return _look(source, identity, local_source_files(source, roots, digest))
 
