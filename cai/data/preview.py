@@ -124,6 +124,27 @@ def first_rows(source: DataSource, roots: Sequence[Path] = ()) -> Mapping[str, t
         return {} if files is None else _look(source, {}, files).examples
 
 
+def rows_seen(source: DataSource, part: str, roots: Sequence[Path] = ()) -> list[Row]:
+    """The rows of a part among those that ``look_at`` sees of a source.
+
+    None of hub files, nor where the rows that are not seen decide which part a row is in.
+
+    Raises:
+        SpecError: as ``look_at``.
+    """
+    if any(is_remote(path) for path in source.paths):
+        return []
+    with _readable():
+        files = local_source_files(source, roots, str)
+        if len(files) > 1:  # the digests decide which is read first
+            files = local_source_files(source, roots)
+        rows, looks = _read(source, files)
+    decided_by_all = source.limit is not None or (source.split_by == "topic" and len(source.splits) > 1)
+    if decided_by_all and not all(look.whole for look in looks):
+        return []
+    return list(rows_of_part(source, lambda: iter(rows), part))
+
+
 @contextmanager
 def _readable() -> Iterator[None]:
     """Files that cannot be read are the user's input being wrong."""

@@ -312,7 +312,7 @@ def test_rows_are_held_against_the_published_number(
 
 def test_a_github_path_is_pinned_and_stays_in_its_repository() -> None:
     of = source("public:strongreject", revision=OTHER)
-    assert of.path == f"gh:alexandrasouly/strongreject:strongreject_dataset/strongreject_dataset.csv"
+    assert of.path == "gh:alexandrasouly/strongreject:strongreject_dataset/strongreject_dataset.csv"
     assert source_identity(of)["hub"][0]["name"] == "gh:alexandrasouly/strongreject"
     with pytest.raises(ValidationError, match=r"commit's 40 digits \[type"):
         source("public:strongreject", moving=True)
