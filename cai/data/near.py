@@ -133,8 +133,8 @@ class _RunTable:
         shared = ends > begins
         if not shared.any():
             return None
-        at = np.concatenate([np.arange(b, e) for b, e in zip(begins[shared], ends[shared], strict=True)])
-        owners, words = _covered(self._owners_R[at], self._places_R[at])
+        hits = np.concatenate([np.arange(b, e) for b, e in zip(begins[shared], ends[shared], strict=True)])
+        owners, words = _covered(self._owners_R[hits], self._places_R[hits])
         shares = {owner: n / self._words[owner] for owner, n in zip(owners.tolist(), words.tolist(), strict=True)}
         best = max(shares, key=lambda owner: (shares[owner], -owner))
         return best if shares[best] > SHARE else None
@@ -205,6 +205,6 @@ def _digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def shown(text: str) -> str:
+def beginning_of(text: str) -> str:
     """The beginning of a training prompt, on one line."""
     return one_line(text, _SHOWN)

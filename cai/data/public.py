@@ -220,11 +220,11 @@ def _options(sets_by_path: Mapping[str, tuple[PublicSet, Files]]) -> Mapping[str
     """
     options_by_name = {name: public.options for name, (public, _) in sets_by_path.items()}
     (first, options), *others = options_by_name.items()
-    for name, other in others:
-        if other != options:
+    for name, different in others:
+        if different != options:
             raise ValueError(
                 f"one source has one set of options, but {first} is read with {dict(options)} and {name} with "
-                f"{dict(other)}; make them two sources"
+                f"{dict(different)}; make them two sources"
             )
     return options
 

@@ -22,7 +22,7 @@ class RowOrigin:
     of the steps ``held_out``.
     """
 
-    read: str
+    read_step: str
     apart: frozenset[str] = _NOTHING
     held_out: frozenset[str] = _NOTHING
 
@@ -35,7 +35,7 @@ class EvaluatedPart:
     """
 
     place: str
-    read: str
+    read_step: str
     limit: int | None
 
 
@@ -72,8 +72,8 @@ def evaluated_parts(steps: Mapping[str, Step]) -> list[EvaluatedPart]:
             if entry.role not in ("prompts", "comparisons") or entry.label in step.spec.get("seen", ()):
                 continue
             limit = step.spec.get("limit") if entry.role == "prompts" and steps[entry.step].kind == "read" else None
-            for read in sorted(_unmixed(entry.step, steps)):
-                parts[EvaluatedPart(f"{step.name}.{entry.role}.{entry.label}", read, limit)] = None
+            for read_step in sorted(_unmixed(entry.step, steps)):
+                parts[EvaluatedPart(f"{step.name}.{entry.role}.{entry.label}", read_step, limit)] = None
     return list(parts)
 
 
@@ -86,7 +86,7 @@ def _row_inputs(step: Step, steps: Mapping[str, Step]) -> Iterator[Input]:
 
 
 def _reads(step: Step, role: str, steps: Mapping[str, Step]) -> frozenset[str]:
-    return frozenset(origin.read for name in step.sources(role) for origin in origins(name, steps))
+    return frozenset(origin.read_step for name in step.sources(role) for origin in origins(name, steps))
 
 
 def _unmixed(name: str, steps: Mapping[str, Step]) -> set[str]:
@@ -95,4 +95,4 @@ def _unmixed(name: str, steps: Mapping[str, Step]) -> set[str]:
         return set()
     if step.kind == "read":
         return {name}
-    return {read for entry in _row_inputs(step, steps) for read in _unmixed(entry.step, steps)}
+    return {name for entry in _row_inputs(step, steps) for name in _unmixed(entry.step, steps)}

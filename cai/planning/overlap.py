@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from cai.data.near import NearPrompts, prompt_text, shown
+from cai.data.near import NearPrompts, beginning_of, prompt_text
 from cai.data.preview import rows_seen
 from cai.data.public import PUBLIC, evaluation_only
 from cai.data.rows import Row
@@ -66,26 +66,26 @@ def hint(name: str, near: Sequence[NearRows]) -> str:
 
 
 def near_rows(
-    asked: Iterable[Asked], prompts: NearPrompts, exempt: Collection[tuple[str, str]] = frozenset()
+    questions: Iterable[Asked], prompts: NearPrompts, exempt: Collection[tuple[str, str]] = frozenset()
 ) -> list[NearRows]:
     """The rows that are like evaluation prompts, by set; ``exempt`` are first questions that are held out of a set."""
     counts: dict[str, int] = {}
     examples: dict[str, list[tuple[str, str]]] = {}
-    for row in asked:
+    for row in questions:
         match = prompts.like(row.text)
         if match is None or (match.source, row.first) in exempt:
             continue
         counts[match.source] = counts.get(match.source, 0) + 1
         if len(pairs := examples.setdefault(match.source, [])) < _EXAMPLES:
-            pairs.append((shown(row.text), match.beginning))
+            pairs.append((beginning_of(row.text), match.beginning))
     return [NearRows(place, count, tuple(examples[place])) for place, count in counts.items()]
 
 
-def hold(parts: Iterable[EvaluatedPart], asked: Callable[[EvaluatedPart], Iterable[Asked]]) -> NearPrompts:
+def hold(parts: Iterable[EvaluatedPart], questions: Callable[[EvaluatedPart], Iterable[Asked]]) -> NearPrompts:
     """The prompts of what is evaluated on, each under the place of its set."""
     prompts = NearPrompts()
     for part in parts:
-        for row in islice(asked(part), part.limit):
+        for row in islice(questions(part), part.limit):
             prompts.add(row.text, part.place)
     return prompts
 
@@ -105,67 +105,68 @@ def placed_source(step: Step, library: Library) -> tuple[DataSource, str]:
 def _evaluation_only(work: Compilation, steps: Mapping[str, Step]) -> Iterator[Problem]:
     for step in steps.values():
         for entry in trained_inputs(step, steps):
-            for read in sorted({origin.read for origin in origins(entry.step, steps)}):
-                for name in evaluation_only(ReadSpec.model_validate(steps[read].spec).source.paths):
-                    way = f" (by '{entry.step}')" if entry.step != read else ""
-                    reason = f"trains on '{read}'{way}, which is {PUBLIC}{name}: a set for evaluation only"
-                    action = f"take '{read}' out of what is trained on; evaluate may read it, and `held_out` of a mix"
+            for data in sorted({origin.read_step for origin in origins(entry.step, steps)}):
+                for name in evaluation_only(ReadSpec.model_validate(steps[data].spec).source.paths):
+                    way = f" (by '{entry.step}')" if entry.step != data else ""
+                    reason = f"trains on '{data}'{way}, which is {PUBLIC}{name}: a set for evaluation only"
+                    action = f"take '{data}' out of what is trained on; evaluate may read it, and `held_out` of a mix"
                     yield Problem(work.where(f"stages.{step.name}.{entry.role}"), reason, action)
 
 
 def _near_duplicates(work: Compilation, steps: Mapping[str, Step]) -> Iterator[Problem]:
-    parts, told = evaluated_parts(steps), set[tuple[str, str]]()
+    parts, reported = evaluated_parts(steps), set[tuple[str, str]]()
     for step in steps.values() if parts else ():
         for entry in trained_inputs(step, steps):
-            for origin in sorted(origins(entry.step, steps), key=lambda each: each.read):
-                near = [n for n in _look(work, origin, parts) if (origin.read, n.place) not in told]
-                told |= {(origin.read, each.place) for each in near}
+            for origin in sorted(origins(entry.step, steps), key=lambda each: each.read_step):
+                near = [n for n in _look(work, origin, parts) if (origin.read_step, n.place) not in reported]
+                reported |= {(origin.read_step, each.place) for each in near}
                 if near:
-                    way = f" (by '{entry.step}')" if entry.step != origin.read else ""
+                    way = f" (by '{entry.step}')" if entry.step != origin.read_step else ""
                     words = "; ".join(each.words() for each in near)
-                    reason = f"trains on '{origin.read}'{way}, of which {words}"
-                    yield Problem(work.where(f"stages.{step.name}.{entry.role}"), reason, hint(origin.read, near))
+                    reason = f"trains on '{origin.read_step}'{way}, of which {words}"
+                    yield Problem(work.where(f"stages.{step.name}.{entry.role}"), reason, hint(origin.read_step, near))
 
 
 def _look(work: Compilation, origin: RowOrigin, parts: Sequence[EvaluatedPart]) -> tuple[NearRows, ...]:
-    apart = tuple(part for part in parts if part.read not in origin.apart)
-    reads = {name: _Read(work.steps[name], work.library) for name in (origin.read, *(part.read for part in apart))}
-    evaluated = tuple((part, reads[part.read]) for part in apart)
-    held_out = tuple((part, read) for part, read in evaluated if part.read in origin.held_out)
-    return _near(reads[origin.read], evaluated, held_out)
+    apart = tuple(part for part in parts if part.read_step not in origin.apart)
+    names = (origin.read_step, *(part.read_step for part in apart))
+    data = {name: _PartRead(work.steps[name], work.library) for name in names}
+    evaluated = tuple((part, data[part.read_step]) for part in apart)
+    held_out = tuple((part, source) for part, source in evaluated if part.read_step in origin.held_out)
+    return _near(data[origin.read_step], evaluated, held_out)
 
 
-class _Read:
+class _PartRead:
     """A step that reads data; its key says which rows, so that cells of a sweep look at them once."""
 
     def __init__(self, step: Step, library: Library) -> None:
         self.step = step
         self.library = library
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Read) and other.step.key == self.step.key
+    def __eq__(self, another: object) -> bool:
+        return isinstance(another, _PartRead) and another.step.key == self.step.key
 
     def __hash__(self) -> int:
         return hash(self.step.key)
 
 
-_Evaluated = tuple[tuple[EvaluatedPart, _Read], ...]
+_Evaluated = tuple[tuple[EvaluatedPart, _PartRead], ...]
 
 
 @lru_cache(maxsize=64)
-def _near(trained: _Read, evaluated: _Evaluated, held_out: _Evaluated) -> tuple[NearRows, ...]:
-    prompts = _held(evaluated)
-    exempt = {(part.place, row.first) for part, read in held_out for row in _asked(read)}
-    return tuple(near_rows(_asked(trained), prompts, exempt)) if len(prompts) else ()
+def _near(trained: _PartRead, evaluated: _Evaluated, held_out: _Evaluated) -> tuple[NearRows, ...]:
+    prompts = _evaluation_prompts(evaluated)
+    exempt = {(part.place, row.first) for part, source in held_out for row in _questions(source)}
+    return tuple(near_rows(_questions(trained), prompts, exempt)) if len(prompts) else ()
 
 
 @lru_cache(maxsize=4)
-def _held(evaluated: _Evaluated) -> NearPrompts:
-    reads = dict(evaluated)
-    return hold(reads, lambda part: _asked(reads[part]))
+def _evaluation_prompts(evaluated: _Evaluated) -> NearPrompts:
+    sources = dict(evaluated)
+    return hold(sources, lambda part: _questions(sources[part]))
 
 
 @lru_cache(maxsize=16)
-def _asked(read: _Read) -> tuple[Asked, ...]:
-    source, part = placed_source(read.step, read.library)
-    return tuple(asked_by(rows_seen(source, part, read.library.data_roots())))
+def _questions(data: _PartRead) -> tuple[Asked, ...]:
+    source, part = placed_source(data.step, data.library)
+    return tuple(asked_by(rows_seen(source, part, data.library.data_roots())))

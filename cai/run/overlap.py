@@ -29,7 +29,7 @@ def check_overlap(plan: Plan, step: Step, artifacts: Mapping[str, Artifact], sto
     parts = evaluated_parts(steps) if inputs else []
     if not parts:
         return
-    prompts = hold(parts, lambda each: asked_by(_rows_read(steps[each.read], store)))
+    prompts = hold(parts, lambda each: asked_by(_rows_read(steps[each.read_step], store)))
     problems: list[Problem] = []
     for entry in inputs:
         if near := near_rows(asked_by(_rows_of(artifacts[entry.step])), prompts):

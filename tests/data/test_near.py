@@ -93,7 +93,7 @@ def test_a_form_that_many_prompts_share_does_not_count(monkeypatch: pytest.Monke
     assert prompts.like(f"{form}: {' '.join(f'snow{i}' for i in range(9))}") is None
     match = prompts.like(f"{form}: so, {' '.join(f'moon{i}' for i in range(9))}")
     assert match is not None
-    assert match.beginning == near.shown(questions[1])
+    assert match.beginning == near.beginning_of(questions[1])
     assert is_like("again " * 90, "again " * 100)
     assert held(questions[0]).like(f"{form}: {' '.join(f'snow{i}' for i in range(9))}") is not None
 
