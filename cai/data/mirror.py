@@ -53,18 +53,20 @@ def mirrored(remote: HubFile) -> Path | None:
     folder = user_path(root)
     if not folder.is_dir():
         raise PrerequisiteError(f"{MIRROR}={root}: no such folder; it must hold data sets as the hub has them")
-    for base in _bases(folder, remote.name):
+    for base in _bases(folder, remote):
         if (base / remote.file).is_file():
             _check(base, remote)
             return _checked(base / remote.file, remote)
     return None
 
 
-def _bases(folder: Path, name: str) -> Iterator[Path]:
+def _bases(folder: Path, remote: HubFile) -> Iterator[Path]:
+    name = remote.name
     yield folder / name
     yield folder / name.rpartition("/")[2]
-    # The files of the sets in the table cannot be mistaken for one another's, those of any other set could.
-    if any(name == public.hub for public in SETS.values()):
+    # The files of the sets in the table cannot be mistaken for one another's, those of any other set could; and so
+    # could what lies in a folder `data`, which many sets have.
+    if any(name == public.hub for public in SETS.values()) and not remote.file.startswith("data/"):
         yield folder
 
 

@@ -144,8 +144,9 @@ def public_sets() -> Iterator[tuple[str, str]]:
     """Every name as it is written in ``path``, and what it is, for lists."""
     for name, public_set in SETS.items():
         parts = " or ".join(f"/{part}" for part in public_set.files)
+        licence = f"; {public_set.licence}" if public_set.licence else ""
         only = "; for evaluation only" * public_set.evaluation_only
-        yield PUBLIC + name, f"{public_set.about} ({public_set.hub}; {parts}{only})"
+        yield PUBLIC + name, f"{public_set.about} ({public_set.hub}; {parts}{licence}{only})"
 
 
 def evaluation_only(paths: Sequence[str]) -> list[str]:

@@ -59,6 +59,26 @@ def origins(name: str, steps: Mapping[str, Step]) -> set[RowOrigin]:
     }
 
 
+def bound_for_training(step: Step, steps: Mapping[str, Step]) -> list[tuple[Input, RowOrigin]]:
+    """The inputs that a step reads from data, where some training learns of what it makes of them: each with all that
+    is left out on one way or another."""
+    ways = [
+        origin
+        for training in steps.values()
+        for entry in trained_inputs(training, steps)
+        if _reaches(step.name, entry.step, steps)
+        for origin in origins(entry.step, steps)
+    ]
+    bound: list[tuple[Input, RowOrigin]] = []
+    for entry in _row_inputs(step, steps):
+        own = [origin for origin in ways if origin.read_step == entry.step]
+        if own and steps[entry.step].kind == "read":
+            apart = frozenset(name for origin in own for name in origin.apart)
+            held_out = frozenset(name for origin in own for name in origin.held_out)
+            bound.append((entry, RowOrigin(entry.step, apart, held_out)))
+    return bound
+
+
 def evaluated_parts(steps: Mapping[str, Step]) -> list[EvaluatedPart]:
     """What all evaluations of a plan ask and compare, but for sets that are ``seen`` by intent, and mixes.
 
@@ -83,6 +103,11 @@ def _row_inputs(step: Step, steps: Mapping[str, Step]) -> Iterator[Input]:
         makes = steps[entry.step].makes
         if makes in IS_A and makes not in _NO_ROWS and entry.role not in compared:
             yield entry
+
+
+def _reaches(name: str, later: str, steps: Mapping[str, Step]) -> bool:
+    """Whether rows of a step are among those of a later one."""
+    return name == later or any(_reaches(name, entry.step, steps) for entry in _row_inputs(steps[later], steps))
 
 
 def _reads(step: Step, role: str, steps: Mapping[str, Step]) -> frozenset[str]:

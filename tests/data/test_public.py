@@ -21,6 +21,8 @@ import pytest
 from pydantic import ValidationError
 
 from cai.data import github
+from cai.data import mirror as mirrors
+from cai.data.locate import HubFile
 from cai.data.preview import look_at
 from cai.data.public import SETS, Files, evaluation_only, public_sets
 from cai.data.rows import Comparison, Row
@@ -84,7 +86,12 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = put(tmp_path / "mirror", FILES)
-    put(folder, {"sft_datablend_v1.jsonl": json.dumps(CHAT).encode(), **SAFETY_FILES})
+    put(folder, {"sft_datablend_v1.jsonl": json.dumps(CHAT).encode()})
+    for public in SETS.values():
+        if public.evaluation_only:
+            names = {name for files in public.files.values() for name in files.paths}
+            in_root = not any(name.startswith("data/") for name in names)
+            put(folder / ("" if in_root else public.hub), {name: SAFETY_FILES[name] for name in names})
     monkeypatch.setenv("CAI_DATA", str(folder))
     return folder
 
@@ -264,6 +271,15 @@ def test_safety_sets_say_what_they_are() -> None:
         assert evaluation_only(source(f"public:{name}", revision=OTHER).paths) == [name]
     assert evaluation_only(source("public:hh-rlhf/helpful").paths) == []
     assert evaluation_only(["mine/xstest_prompts.csv"]) == []
+
+
+def test_a_file_in_data_is_not_taken_from_the_mirrors_root(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "fetched", lambda remote: Path("fetched"))
+    of = HubFile("allenai/reward-bench-2", OTHER, "data/test-00000-of-00001.parquet")
+    here = mirror / of.name / of.file
+    assert mirrors.hub_path(of) == here
+    here.rename(put(mirror, {"data/x": b""}) / of.file)
+    assert mirrors.hub_path(of) == Path("fetched")
 
 
 def test_the_options_of_a_name_are_its_readers(mirror: Path) -> None:

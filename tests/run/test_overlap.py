@@ -14,6 +14,7 @@ from cai.run.executor import run
 from cai.run.results import RunResult
 from cai.stages import KINDS
 from cai.stages.base import Context, Ledger, Outcome, StageSpec
+from cai.stages.flow.generation import part
 from cai.store.artifacts import Store
 from cai.store.events import new_run_folder
 from tests.support.executor_kinds import Kind, no_engine
@@ -45,13 +46,16 @@ class Site:
 
     def mix(self, spec: AnySpec, ctx: Context) -> Outcome:
         """The first row to train on, the others to validate."""
-        lines = (ctx.input("data").path / "rows.jsonl").read_text().splitlines(keepends=True)
+        path = part(ctx.input("data"), "train")
+        assert path is not None
+        lines = path.read_text().splitlines(keepends=True)
         (ctx.out / "train.jsonl").write_text(lines[0])
         (ctx.out / "val.jsonl").write_text("".join(lines[1:]))
         return Outcome(Ledger())
 
     def run(self, *steps: Step) -> RunResult:
         kinds: dict[str, Any] = {name: Kind(AnySpec, self.work) for name in ("dpo", "rl", "evaluate")}
+        kinds |= {name: Kind(AnySpec, self.mix) for name in ("sample", "decontaminate")}
         kinds |= {"read": KINDS["read"], "mix": Kind(AnySpec, self.mix)}
         where = new_run_folder(self.runs, "apart")
         plan = Plan("apart", 0, {"kind": "none"}, steps)
@@ -118,6 +122,33 @@ def test_rows_that_are_only_measured_are_not_learnt(site: Site) -> None:
     asked = read("asked", "Why?", ASKED)
     mix = stage("mix", "mix", "prompts", {"data": "asked"})
     site.run(asked, mix, read("test", ASKED), *trained(mix))
+    assert site.done == ["rl", "evaluate"]
+
+
+def test_no_model_is_asked_about_rows_that_no_training_may_have(site: Site) -> None:
+    asked, test = read("asked", ASKED), read("test", ASKED)
+    sample = stage("sample", "sample", "candidates", {"data": "asked"})
+    judged = stage("mix", "mix", "comparisons", {"data": "sample"})
+    with pytest.raises(SpecError) as error:
+        site.run(asked, test, sample, judged, *trained(judged))
+    assert [problem.where for problem in error.value.problems] == ["sample.data"]
+    assert site.store.find("sample", sample.key) is None
+
+
+def test_rows_that_are_left_out_later_may_be_sampled(site: Site) -> None:
+    asked, test = read("asked", ASKED, "Why?"), read("test", ASKED)
+    sample = stage("sample", "sample", "prompts", {"data": "asked"})
+    clean = stage("clean", "decontaminate", "prompts", {"data": "sample", "against": ["test"]})
+    with pytest.raises(SpecError, match=r"rl\.prompts: of 'clean' 1 row asks"):
+        # What is called so here leaves nothing out, and the training sees that.
+        site.run(asked, test, sample, clean, *trained(clean))
+    assert site.store.find("sample", sample.key) is not None
+
+
+def test_of_what_is_only_evaluated_anything_may_be_made(site: Site) -> None:
+    sample = stage("sample", "sample", "prompts", {"data": "test"})
+    apart = read("apart", "How?")
+    site.run(read("test", ASKED), sample, apart, *trained(apart))
     assert site.done == ["rl", "evaluate"]
 
 
