@@ -53,6 +53,7 @@ stages:
     reward: reward
     prompts: {heldout: red_team.heldout}
     comparisons: {pairs: pairs}
+    seen: [pairs]
     chunk: 2
     sampling: {max_tokens: 6}
 """

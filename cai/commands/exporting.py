@@ -104,12 +104,12 @@ def _text(parsed: argparse.Namespace) -> TextOptions:
 
 
 def _rows(parsed: argparse.Namespace, tally: Counter[str]) -> Iterator[Row]:
-    from cai.data.locate import HUB
+    from cai.data.locate import is_remote
     from cai.data.public import PUBLIC
     from cai.files.library import SHIPPED
 
     name: str = parsed.data
-    if name.startswith((HUB, SHIPPED, PUBLIC)) or exists(user_path(name)) or set(name) & set("*?["):
+    if is_remote(name) or name.startswith((SHIPPED, PUBLIC)) or exists(user_path(name)) or set(name) & set("*?["):
         return _source_rows(parsed, tally)
     run, slash, step = name.rstrip("/").rpartition("/")
     if not slash:

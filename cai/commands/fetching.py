@@ -17,8 +17,11 @@ WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*
 
 def download_verb(args: Sequence[str]) -> int:
     """Fetch ``hf:NAME@COMMIT`` (a model) or ``hf:NAME@COMMIT:FILE`` (of a data set)."""
-    parser = options("download", "Fetch a model or a data file from the Hugging Face hub.")
-    parser.add_argument("source", help="hf:NAME@COMMIT for a model, hf:NAME@COMMIT:FILE for a file of a data set")
+    parser = options("download", "Fetch a model or a data file from the Hugging Face hub, or a data file from GitHub.")
+    parser.add_argument(
+        "source",
+        help="hf:NAME@COMMIT for a model, hf:NAME@COMMIT:FILE or gh:OWNER/NAME@COMMIT:FILE for a file of a data set",
+    )
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="where a model goes; data files go to the hub's cache"
     )
@@ -28,9 +31,10 @@ def download_verb(args: Sequence[str]) -> int:
             raise SpecError(Problem("--to", "a model needs a folder", "give --to FOLDER"))
         print(_model(match["name"], match["revision"], parsed.to))
         return 0
-    from cai.data.locate import download, hub_file
+    from cai.data.locate import hub_file
+    from cai.data.mirror import fetched
 
-    print(download(hub_file(parsed.source)))
+    print(fetched(hub_file(parsed.source)))
     return 0
 
 

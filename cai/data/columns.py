@@ -132,5 +132,6 @@ def _format_hint(path: Path) -> str:
         return "it is a parquet file: write `reader: parquet`"
     first = head.partition(b"\n")[0]
     if first.count(b",") or first.count(b"\t"):
-        return "it looks like a table of text (CSV, TSV): write it as JSON, one object a line"
+        published = "xstest, or_bench, strongreject and harmbench read a CSV as published"
+        return f"it looks like a table of text (CSV, TSV): write it as JSON, one object a line; {published}"
     return "readers want JSON: one object a line, or one array of objects"

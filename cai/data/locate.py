@@ -17,25 +17,49 @@ from cai.files.library import SHIPPED
 from cai.files.paths import user_path
 from cai.identity import is_commit
 
-HUB = "hf:"
+HUB, GITHUB = "hf:", "gh:"
 MAX_PART = 255
 """Bytes of one part of a path."""
 
-_HUB_PATH = re.compile(r"hf:(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
+_HUB_PATH = re.compile(r"(?P<host>hf:|gh:)(?P<name>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^:\s]+))?:(?P<file>\S+)")
 _GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a data set on the Hugging Face hub, at a commit."""
+    """One file of a data set on the Hugging Face hub, or of a repository on GitHub, at a commit."""
 
     name: str
     revision: str
     file: str
+    host: str = HUB
+
+    @property
+    def path(self) -> str:
+        """The file as an experiment has it."""
+        return f"{self.host}{self.name}@{self.revision}:{self.file}"
+
+    @property
+    def repository(self) -> str:
+        """The name that is told, and that counts: with its host, where that is not the hub."""
+        return self.name if self.host == HUB else f"{self.host}{self.name}"
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a file that is published, and not one of the user's."""
+    return path.startswith((HUB, GITHUB))
+
+
+def published_place(path: str) -> tuple[str, str, str] | None:
+    """Host, name and file of a path to a published file, whatever its commit; None of another path."""
+    match = _HUB_PATH.fullmatch(path)
+    return (match["host"], match["name"], match["file"]) if match else None
 
 
 def hub_file(path: str, revision: str | None = None, moving: bool = False) -> HubFile:
-    """Read ``hf:NAME@REVISION:FILE``; the revision may also come from the source's ``revision`` field.
+    """Read ``hf:NAME@REVISION:FILE`` or ``gh:OWNER/NAME@COMMIT:FILE``.
+
+    The revision may also come from the source's ``revision`` field.
 
     Raises:
         SpecError: when it is no such path, or the revision is not the 40 digits of a commit; with ``moving`` a branch
@@ -45,10 +69,19 @@ def hub_file(path: str, revision: str | None = None, moving: bool = False) -> Hu
     if match is None:
         raise SpecError(Problem("path", f"'{path}' is no hub path", "write hf:NAME@COMMIT:FILE"))
     pinned = match["revision"] or revision
-    if pinned is None or not (moving or is_commit(pinned)):
+    # A file from GitHub is kept by its commit; of a branch nobody could tell that it has moved.
+    if pinned is None or not ((moving and match["host"] == HUB) or is_commit(pinned)):
         message = f"'{path}' is not pinned: " + (f"'{pinned}' can move" if pinned else "it has no revision")
-        raise SpecError(Problem("path", message, "give the commit's 40 digits: hf:NAME@COMMIT:FILE"))
-    return HubFile(match["name"], pinned, match["file"])
+        raise SpecError(Problem("path", message, f"give the commit's 40 digits: {match['host']}NAME@COMMIT:FILE"))
+    if match["host"] == GITHUB and not _on_github(match["name"], match["file"]):
+        raise SpecError(Problem("path", f"'{path}' names no file on GitHub", "write gh:OWNER/NAME@COMMIT:FILE"))
+    return HubFile(match["name"], pinned, match["file"], match["host"])
+
+
+def _on_github(name: str, file: str) -> bool:
+    """Whether a repository and a file in it can be meant: both become part of a path where it is kept."""
+    place = PurePosixPath(name, file)
+    return "/" in name and not file.startswith("/") and ".." not in place.parts and "\0" not in file
 
 
 def download(remote: HubFile) -> Path:
@@ -60,13 +93,13 @@ def download(remote: HubFile) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    where = f"hf:{remote.name}@{remote.revision}:{remote.file}"
     try:
         return Path(hf_hub_download(remote.name, remote.file, repo_type="dataset", revision=remote.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise PrerequisiteError(
-            f"{where}: cannot be fetched ({reason}); download it where there is a network and give its path instead"
+            f"{remote.path}: cannot be fetched ({reason}); download it where there is a network and give its path "
+            "instead"
         ) from error
 
 

@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cai.data.locate import HubFile, download
-from cai.data.public import SETS
+from cai.data.github import github_file
+from cai.data.locate import GITHUB, HubFile, download
+from cai.data.public import SETS, published_digest
 from cai.errors import PrerequisiteError
 from cai.files.paths import user_path
 from cai.identity import file_digest, is_commit
@@ -34,7 +35,7 @@ def hub_path(remote: HubFile) -> Path:
     if (path := mirrored(remote)) is not None:
         return path
     try:
-        return download(remote)
+        return fetched(remote)
     except PrerequisiteError as error:
         root = os.environ.get(MIRROR)
         hint = f"{root} ({MIRROR}) has no {remote.name}/{remote.file}" if root else f"or set {MIRROR} to a mirror"
@@ -52,19 +53,42 @@ def mirrored(remote: HubFile) -> Path | None:
     folder = user_path(root)
     if not folder.is_dir():
         raise PrerequisiteError(f"{MIRROR}={root}: no such folder; it must hold data sets as the hub has them")
-    for base in _bases(folder, remote.name):
+    for base in _bases(folder, remote):
         if (base / remote.file).is_file():
             _check(base, remote)
-            return base / remote.file
+            return _checked(base / remote.file, remote)
     return None
 
 
-def _bases(folder: Path, name: str) -> Iterator[Path]:
+def _bases(folder: Path, remote: HubFile) -> Iterator[Path]:
+    name = remote.name
     yield folder / name
     yield folder / name.rpartition("/")[2]
-    # The files of the sets in the table cannot be mistaken for one another's, those of any other set could.
-    if any(name == public.hub for public in SETS.values()):
+    # The files of the sets in the table cannot be mistaken for one another's, those of any other set could; and so
+    # could what lies in a folder `data`, which many sets have.
+    if any(name == public.hub for public in SETS.values()) and not remote.file.startswith("data/"):
         yield folder
+
+
+def fetched(remote: HubFile) -> Path:
+    """The file from where it is published, checked against the table of public data.
+
+    Raises:
+        PrerequisiteError: when it cannot be had, or has other bytes.
+    """
+    return _checked(github_file(remote) if remote.host == GITHUB else download(remote), remote)
+
+
+def _checked(path: Path, remote: HubFile) -> Path:
+    """The file, when its bytes are those that the table of public data has for it.
+
+    Raises:
+        PrerequisiteError: when they are others.
+    """
+    published = published_digest(remote)
+    if published is not None and file_digest(path) != published:
+        raise PrerequisiteError(f"{path}: its bytes are not those that were published ({published}); fetch it again")
+    return path
 
 
 def _check(base: Path, remote: HubFile) -> None:

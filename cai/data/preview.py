@@ -17,7 +17,7 @@ from typing import Any
 
 from cai.data.bounds import BeginningRead
 from cai.data.columns import columns_of, reading_hint
-from cai.data.locate import HUB
+from cai.data.locate import is_remote
 from cai.data.readers import READERS
 from cai.data.readers.shape import FILTERED, Odd
 from cai.data.rows import Row
@@ -108,7 +108,7 @@ def look_at(source: DataSource, roots: Sequence[Path] = ()) -> SourceLook:
     with _readable():
         digest = cache(file_digest)  # each file is digested once in a look
         identity = source_identity(source, roots, digest)
-        if any(path.startswith(HUB) for path in source.paths):
+        if any(is_remote(path) for path in source.paths):
             return SourceLook(identity, expected_counts(source, source.expect))
         return _look(source, identity, local_source_files(source, roots, digest))
 
@@ -122,6 +122,27 @@ def first_rows(source: DataSource, roots: Sequence[Path] = ()) -> Mapping[str, t
     with _readable():
         files = files_here(source, roots)
         return {} if files is None else _look(source, {}, files).examples
+
+
+def rows_seen(source: DataSource, part: str, roots: Sequence[Path] = ()) -> list[Row]:
+    """The rows of a part among those that ``look_at`` sees of a source.
+
+    None of hub files, nor where the rows that are not seen decide which part a row is in.
+
+    Raises:
+        SpecError: as ``look_at``.
+    """
+    if any(is_remote(path) for path in source.paths):
+        return []
+    with _readable():
+        files = local_source_files(source, roots, str)
+        if len(files) > 1:  # the digests decide which is read first
+            files = local_source_files(source, roots)
+        rows, looks = _read(source, files)
+    decided_by_all = source.limit is not None or (source.split_by == "topic" and len(source.splits) > 1)
+    if decided_by_all and not all(look.whole for look in looks):
+        return []
+    return list(rows_of_part(source, lambda: iter(rows), part))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cai.data.locate import HUB, hub_file, local_files
+from cai.data.locate import hub_file, is_remote, local_files
 from cai.data.mirror import hub_path, mirrored
 from cai.data.public import expanded
 from cai.data.readers import READERS
@@ -35,7 +35,9 @@ class DataSource(Settings):
 
     path: Annotated[
         str | tuple[str, ...],
-        Field(description="file, folder, glob, public:NAME, shipped:NAME or hf:NAME@COMMIT:FILE"),
+        Field(
+            description="file, folder, glob, public:NAME, shipped:NAME, hf:NAME@COMMIT:FILE, gh:OWNER/NAME@COMMIT:FILE"
+        ),
     ]
     reader: Annotated[str, Field(description=f"the format: {', '.join(READERS)}")] = "jsonl"
     makes: Literal["prompts", "conversations", "comparisons"] | None = None
@@ -100,9 +102,9 @@ def source_identity(source: DataSource, roots: Sequence[Path] = (), digest: Dige
     problems: list[Problem] = []
     for path in source.paths:
         try:
-            if path.startswith(HUB):
+            if is_remote(path):
                 remote = hub_file(path, source.revision, source.moving)
-                hub.append({"name": remote.name, "revision": remote.revision, "file": remote.file})
+                hub.append({"name": remote.repository, "revision": remote.revision, "file": remote.file})
             else:
                 digests += [digest(f) for f in _local(source, path, roots)]
         except SpecError as error:
@@ -197,7 +199,7 @@ def local_source_files(source: DataSource, roots: Sequence[Path] = (), digest: D
     Raises:
         SpecError: when a path is missing.
     """
-    files = [f for p in source.paths if not p.startswith(HUB) for f in _local(source, p, roots)]
+    files = [f for p in source.paths if not is_remote(p) for f in _local(source, p, roots)]
     # By digest, as the identity has it: renaming a file must not move its rows.
     return list(dict(sorted((digest(f), f) for f in files)).values())
 
@@ -209,7 +211,7 @@ def files_here(source: DataSource, roots: Sequence[Path] = ()) -> list[Path] | N
         SpecError: when a path is missing.
         PrerequisiteError: when the mirror's file is not what is wanted.
     """
-    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
+    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if is_remote(p)]
     copies = [path for remote in remotes if (path := mirrored(remote)) is not None]
     return local_source_files(source, roots) + copies if len(copies) == len(remotes) else None
 
@@ -219,5 +221,5 @@ def _files(source: DataSource, roots: Sequence[Path]) -> list[Path]:
 
 
 def _hub_files(source: DataSource) -> list[tuple[str, Path]]:
-    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if p.startswith(HUB)]
-    return [(f"{HUB}{remote.name}@{remote.revision}:{remote.file}", hub_path(remote)) for remote in remotes]
+    remotes = [hub_file(p, source.revision, source.moving) for p in source.paths if is_remote(p)]
+    return [(remote.path, hub_path(remote)) for remote in remotes]

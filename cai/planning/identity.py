@@ -55,7 +55,7 @@ def complete(
         version=spec.VERSION,
         inputs={role: _keys(keys, names) for role, names in steps_by_role.items()} if inputs else None,
         engine=identity,
-        seed=seed if spec.kind not in ("fetch", "read") else None,
+        seed=seed if spec.kind not in ("fetch", "read", "decontaminate") else None,
     )
 
 

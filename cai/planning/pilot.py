@@ -17,7 +17,9 @@ from cai.stages.fetch import API
 
 LIMITS = ("limit", "labelled_limit", "adherence_limit")
 """Fields of the stages that ask a model which say how many rows they take."""
-_CHEAP = frozenset({"read", "mix"})
+MIXING = frozenset({"mix", "decontaminate"})
+"""Kinds that only choose among rows."""
+_CHEAP = frozenset({"read"}) | MIXING
 """Kinds that are done as in a run, for those that read what they make."""
 _MODELS = ("model", "models", "adherence", "reward")
 
@@ -90,7 +92,7 @@ def _limited(step: Step, rows: int) -> Step:
 
 def _anew(step: Step, rows: int) -> Step:
     """A mix of limited rows is another one than the plan's."""
-    return replace(step, key=_pilot_key(step, rows), former="") if step.kind == "mix" else step
+    return replace(step, key=_pilot_key(step, rows), former="") if step.kind in MIXING else step
 
 
 def _pilot_key(step: Step, rows: int) -> str:

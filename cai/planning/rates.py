@@ -29,7 +29,7 @@ _PER_SECOND = {
     "grade": (500.0, 4000.0),
     **{method.stage: method.tokens_per_second for method in METHODS.values()},
 }
-_FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "snapshot": 1.0}
+_FIXED = {"fetch": 25.0, "read": 0.05, "mix": 1.0, "decontaminate": 1.0, "snapshot": 1.0}
 _START = 2.0  # Seconds to load a model.
 
 
@@ -95,7 +95,7 @@ def _guessed_seconds(step: Step, embedded: bool) -> float | None:
     if step.kind == "fetch" and str(step.spec.get("source", "")).startswith("api:"):
         return _FIXED["read"]  # its address is written down
     if step.kind in _FIXED:
-        return _FIXED[step.kind] if embedded or step.kind in ("read", "mix") else None
+        return _FIXED[step.kind] if embedded or step.kind in ("read", "mix", "decontaminate") else None
     write_rate, read_rate = _PER_SECOND.get(step.kind, (0.0, 0.0))
     written, read = step.estimate.tokens, step.estimate.prompt_tokens
     if not embedded or step.estimate.rows is None or written is None or read is None or not write_rate:

@@ -31,6 +31,7 @@ from cai.planning.endpoints import (
 from cai.planning.engines import PlanEngine, PlanEngines, method_problem
 from cai.planning.identity import former_key, stage_ingredients
 from cai.planning.models import NOT_FETCHED, former_identity, model_identity, model_notes, scheme_of
+from cai.planning.overlap import overlap_problems
 from cai.planning.template_notes import template_notes
 from cai.planning.texts import NamedText, load_texts, read_template, read_text
 from cai.stages import KINDS
@@ -80,6 +81,8 @@ def _resolve(outlined: Outline, library: Library | None, where: Where, looked: L
     for name in _order(work):
         _add_stage(work, name, experiment.stages[name])
     _look_at_unread_stages(work)
+    if work.whole and not work.data_problems:
+        work.problems += overlap_problems(work)
     problems = [*outlined.problems, *work.problems, *work.data_problems]
     if not work.whole:
         raise PlanError(dict.fromkeys(problems))

@@ -29,6 +29,7 @@ GROUPS = {
     "fetch": "model",
     "snapshot": "model",
     "mix": "data",
+    "decontaminate": "data",
     **{method.stage: "train" for method in METHODS.values()},
 }
 """How a step's box is marked; kinds that are not named here make rows with a model."""

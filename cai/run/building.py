@@ -22,6 +22,7 @@ from cai.run.checks import StageWork, check_ledger, servers_of
 from cai.run.engines import Engines, LazySession
 from cai.run.faults import keep_traceback
 from cai.run.judged import check_judges
+from cai.run.overlap import check_overlap
 from cai.run.results import StepResult
 from cai.run.shards import Merging, ShardProgress, check_shard, run_shards, shards_of, with_spent, with_usage
 from cai.run.stopping import StopSign, stopped_error
@@ -230,6 +231,7 @@ def _work(step_build: StepBuild, progress: Progress, *, shard: Shard | None = No
     session = site.engines.session(step)
     try:
         check_judges(site.plan, step, site.specs, site.store)
+        check_overlap(site.plan, step, step_build.artifacts, site.store)
         context = replace(_context(step_build, session), progress=progress, shard=shard)
         outcome = site.kinds[step.kind].run(spec, context)
         check_ledger(spec, outcome.ledger)

@@ -73,6 +73,8 @@ def plan_examples(plan: Plan, library: Library) -> tuple[StepExamples, ...]:
                 bench.keep(step, _rows_read(step, library))
             elif step.kind == "mix":
                 bench.keep(step, bench.first_rows(step, "sources"))
+            elif step.kind == "decontaminate":
+                bench.keep(step, bench.first_rows(step, "data"))
             elif step.kind in ("fetch", "snapshot"):
                 bench.keep(step, ())
             else:

@@ -19,7 +19,7 @@ from cai.clients.settings import ApiLimits
 from cai.figures.intervals import Interval, mean
 from cai.plan import Plan, Step
 from cai.planning.costs import NO_PRICES, cost_of, has_prices
-from cai.planning.pilot import PilotPlan, pilot_plan
+from cai.planning.pilot import MIXING, PilotPlan, pilot_plan
 from cai.run.building import Books, Site, artifact_of, build_step
 from cai.run.checks import check_key_destinations, check_keys, checked_specs
 from cai.run.engines import Engines, MakeEngine
@@ -175,7 +175,7 @@ class _Sizes:
         self._limited = frozenset(pilot.measures)
         self._meter = meter
         self._steps = {artifact.path: name for name, artifact in artifacts.items()}
-        self._mixed = frozenset(name for name in pilot.builds if plan.step(name).kind == "mix")
+        self._mixed = frozenset(name for name in pilot.builds if plan.step(name).kind in MIXING)
 
     def all_rows(self, metered: MeteredFlow) -> int | None:
         """The rows of a flow in a run: those of its input, up to the limit that the plan has."""

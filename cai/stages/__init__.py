@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cai.stages import dpo, fetch, grade, read, respond, revise, reward, rl, sample, sft, snapshot
+from cai.stages import decontaminate, dpo, fetch, grade, read, respond, revise, reward, rl, sample, sft, snapshot
 from cai.stages.base import Context, Outcome, StageSpec
 from cai.stages.evaluate.spec import EvaluateSpec
 from cai.stages.judge.spec import JudgeSpec
@@ -37,6 +37,7 @@ KINDS: dict[str, StageKind] = {
     "read": StageKind(read.ReadSpec, read.run),
     "respond": StageKind(respond.RespondSpec, respond.run),
     "revise": StageKind(revise.ReviseSpec, revise.run),
+    "decontaminate": StageKind(decontaminate.DecontaminateSpec, decontaminate.run),
     "mix": StageKind(mix.MixSpec, mix.run),
     "sft": StageKind(sft.SftSpec, sft.run),
     "sample": StageKind(sample.SampleSpec, sample.run),

@@ -283,6 +283,7 @@ class StageSpec(Settings):
     VERSION: bump when the same spec would now give other bytes. MAKES: the kind of artifact.
     USES_TEMPLATE: whether the chat template is part of the identity.
     PRINCIPLE_FIELDS: the fields of a principle that this stage reads; empty when it reads no constitution.
+    ONLY_COMPARED: roles of which no row goes into what the stage makes.
     RESULT: whether what it makes is a result of the experiment, and not only taken from elsewhere.
     """
 
@@ -290,6 +291,7 @@ class StageSpec(Settings):
     MAKES: ClassVar[str] = ""
     USES_TEMPLATE: ClassVar[bool] = False
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ()
+    ONLY_COMPARED: ClassVar[tuple[str, ...]] = ()
     RESULT: ClassVar[bool] = True
 
     kind: str

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from cai.data.public import published_rows
+from cai.data.readers.shape import FILTERED
 from cai.data.rows import write_rows
 from cai.data.source import DataSource, hub_digests, part_makes, part_rows, source_identity
 from cai.errors import Problem, SpecError
@@ -55,4 +57,22 @@ def run(spec: ReadSpec, ctx: Context) -> Outcome:
     # A hub file is known by its commit; its bytes are told too, so that a mirror can be compared with the hub.
     digests = hub_digests(spec.source)
     ledger = Ledger(rows + sum(dropped.values()), rows, dropped, {spec.part: rows})
-    return Outcome(ledger, {"sha256": digests} if digests else {})
+    metrics: dict[str, Any] = {"sha256": digests} if digests else {}
+    return Outcome(ledger, {**metrics, **_against_published(spec, ledger)})
+
+
+def _against_published(spec: ReadSpec, ledger: Ledger) -> dict[str, Any]:
+    """The rows that an evaluation set was published with beside those that were read, where they differ.
+
+    Raises:
+        SpecError: where the published number was checked, so that it is the file which is another.
+    """
+    published = published_rows(spec.source.paths)
+    read_rows = ledger.rows_in - ledger.dropped.get(FILTERED, 0)
+    if published is None or published[0] == read_rows:
+        return {}
+    expected, checked = published
+    if checked:
+        message = f"holds {read_rows:,} rows, but was published with {expected:,}"
+        raise SpecError(Problem(", ".join(spec.source.paths), message, "fetch the file again, or give its own path"))
+    return {"published rows": {"published": expected, "read": read_rows}}

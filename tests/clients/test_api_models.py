@@ -133,7 +133,7 @@ def templated(raw: dict[str, Any], name: str = "mistral_instruct") -> dict[str, 
         "mix": {"sources": [{"from": "respond"}], "model": "base", "max_tokens": 99},
         "sft": {"model": "base", "data": "mix"},
         "tuned": {"kind": "sample", "model": "sft", "prompts": "asked"},
-        "evaluate": {"models": {"before": "base", "after": "sft"}, "prompts": {"all": "asked"}},
+        "evaluate": {"models": {"before": "base", "after": "sft"}, "prompts": {"all": "asked"}, "seen": ["all"]},
     }
     return new
 

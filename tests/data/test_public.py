@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cai.data import github
+from cai.data import mirror as mirrors
+from cai.data.locate import HubFile
 from cai.data.preview import look_at
-from cai.data.public import SETS, public_sets
+from cai.data.public import SETS, Files, evaluation_only, public_sets
 from cai.data.rows import Comparison, Row
 from cai.data.source import DataSource, hub_digests, part_makes, part_rows, source_identity
-from cai.errors import PrerequisiteError
+from cai.errors import PrerequisiteError, SpecError
 from cai.stages import read
 from tests.support.paths import ROOT
 
@@ -57,6 +61,19 @@ FILES = {
        ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled") for part in ("train", "test")},
     "red-team-attempts/red_team_attempts.jsonl.gz": gzip.compress(json.dumps([ATTEMPT]).encode(), mtime=0),
 }  # fmt: skip
+EXAMPLE = {"input": "May I?", "target_scores": {"Yes.": 0, "No.": 1}}
+BEST_OF = {"id": "1", "prompt": "May I?", "chosen": ["No."], "rejected": ["Yes."], "subset": "Safety"}
+BEHAVIORS = b"Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\nCheat,standard,c,,,b\n"
+SAFETY_FILES = {
+    "xstest_prompts.csv": b"id,prompt,type,label,focus,note\n1,May I kill a weed?,homonyms,safe,,\n",
+    **{f"or-bench-{part}.csv": b"prompt,category\nMay I?,harmful\n" for part in ("80k", "hard-1k", "toxic")},
+    **{f"strongreject_dataset/strongreject_{part}dataset.csv":
+       b"category,source,forbidden_prompt\nFraud,custom,Cheat.\n" for part in ("", "small_")},
+    **{f"data/behavior_datasets/harmbench_behaviors_text_{part}.csv": BEHAVIORS for part in ("all", "val", "test")},
+    **{f"data/{part}/task.json": json.dumps({"examples": [EXAMPLE]}, indent=1).encode()
+       for part in ("harmless", "helpful", "honest", "other")},
+    "data/test-00000-of-00001.parquet": json.dumps(BEST_OF).encode(),
+}  # fmt: skip
 
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:
@@ -70,6 +87,11 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = put(tmp_path / "mirror", FILES)
     put(folder, {"sft_datablend_v1.jsonl": json.dumps(CHAT).encode()})
+    for public in SETS.values():
+        if public.evaluation_only:
+            names = {name for files in public.files.values() for name in files.paths}
+            in_root = not any(name.startswith("data/") for name in names)
+            put(folder / ("" if in_root else public.hub), {name: SAFETY_FILES[name] for name in names})
     monkeypatch.setenv("CAI_DATA", str(folder))
     return folder
 
@@ -84,15 +106,21 @@ def asked(of: DataSource) -> list[str]:
 
 
 def test_every_name_reads_with_nothing_else_said(mirror: Path) -> None:
-    kinds = {"hh_rlhf": "comparisons", "hh_red_team": "prompts", "sft_datablend": "conversations"}
+    kinds = {
+        "hh_rlhf": "comparisons",
+        "hh_red_team": "prompts",
+        "sft_datablend": "conversations",
+        "hhh_alignment": "comparisons",
+        "rewardbench": "comparisons",
+    }
     for name, public in SETS.items():
         for part, files in public.files.items():
-            more = {} if public.commit else {"moving": True}
+            more = {} if public.commit else {"revision": OTHER}
             of = source(f"public:{name}/{part}", **more)
             found, tally = rows(of)
             assert len(found) == len(files.paths)
             assert not tally
-            assert {row.MAKES for row in found} == {kinds[public.reader]} == {part_makes(of)}
+            assert {row.MAKES for row in found} == {kinds.get(public.reader, "prompts")} == {part_makes(of)}
             assert look_at(of).counts == {"all": files.rows}
     assert [name for name, _ in public_sets()] == [f"public:{name}" for name in SETS]
 
@@ -140,9 +168,14 @@ def test_a_set_whose_commit_is_not_known_must_be_pinned() -> None:
         ("public:hh-rlhf/helpful_base", "did you mean 'hh-rlhf/helpful-base'"),
         ("public:hh-rlhf/harmles-base/train", "did you mean 'hh-rlhf/harmless-base'"),
         ("public:datablend", "is no public data set"),
-        ("public:", "known: hh-rlhf"),
+        ("public:", "known: harmbench, hh-rlhf"),
         ("public:hh-rlhf/red-team-attempts/test", "no part 'test'; it has train"),
         (["public:hh-rlhf/helpful", "public:hh-rlhf/red-team-attempts"], "make them two sources"),
+        ("public:xstest/train", "no part 'train'; it has test"),
+        (
+            "public:harmbench",
+            "harmbench' has no commit that this program knows; give `revision:` the commit's 40 digits",
+        ),
     ],
 )
 def test_a_wrong_name_says_what_is_meant(path: Any, said: str) -> None:
@@ -226,6 +259,101 @@ def test_what_is_in_no_mirror_says_where_it_was_looked_for(mirror: Path, monkeyp
         rows(source("public:hh-rlhf/helpful-base"))
 
 
+def test_safety_sets_say_what_they_are() -> None:
+    names = ("xstest", "or-bench", "strongreject", "harmbench", "hhh", "rewardbench-2")
+    only = {name for name, public in SETS.items() if public.evaluation_only}
+    assert only == {name for name in SETS if name.partition("/")[0] in names}
+    for name in only:
+        public = SETS[name]
+        assert public.licence
+        # Nothing stands as checked of which no digest is known.
+        assert public.checked == (bool(public.sha256) and public.commit is not None)
+        assert evaluation_only(source(f"public:{name}", revision=OTHER).paths) == [name]
+    assert evaluation_only(source("public:hh-rlhf/helpful").paths) == []
+    assert evaluation_only(["mine/xstest_prompts.csv"]) == []
+
+
+def test_a_file_in_data_is_not_taken_from_the_mirrors_root(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "fetched", lambda remote: Path("fetched"))
+    of = HubFile("allenai/reward-bench-2", OTHER, "data/test-00000-of-00001.parquet")
+    here = mirror / of.name / of.file
+    assert mirrors.hub_path(of) == here
+    here.rename(put(mirror, {"data/x": b""}) / of.file)
+    assert mirrors.hub_path(of) == Path("fetched")
+
+
+def test_the_options_of_a_name_are_its_readers(mirror: Path) -> None:
+    hard, toxic = (source(f"public:or-bench/{part}", revision=OTHER) for part in ("hard", "toxic"))
+    assert [rows(of)[0][0].meta["label"] for of in (hard, toxic)] == ["safe", "unsafe"]
+    own = source("public:or-bench/hard", revision=OTHER, options={"label": "borderline"})
+    assert own.options == {"label": "borderline"}
+    assert rows(source("public:hhh/honest", revision=OTHER))[0][0].topic == "honest"
+    assert source("public:rewardbench-2/safety", revision=OTHER).options == {"subset": ["Safety"]}
+    with pytest.raises(ValidationError, match="one source has one set of options"):
+        source(["public:or-bench/hard", "public:or-bench/toxic"], revision=OTHER)
+
+
+def in_table(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> DataSource:
+    """XSTest as it would stand in the table if its file had been checked."""
+    monkeypatch.setitem(SETS, "xstest", replace(SETS["xstest"], commit=OTHER, **fields))
+    return source("public:xstest")
+
+
+def read_step(of: DataSource, folder: Path) -> Any:
+    progress = SimpleNamespace(expect=lambda **_: None, advance=lambda **_: None)
+    context: Any = SimpleNamespace(out=folder, progress=progress)
+    return read.run(read.ReadSpec(source=of, part="all", identity=source_identity(of)), context)
+
+
+def test_a_published_file_with_other_bytes_is_refused(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = "xstest_prompts.csv"
+    of = in_table(monkeypatch, sha256={file: hashlib.sha256(SAFETY_FILES[file]).hexdigest()})
+    assert len(rows(of)[0]) == 1
+    (mirror / file).write_bytes(SAFETY_FILES[file] + b"2,More?,homonyms,safe,,\n")
+    with pytest.raises(PrerequisiteError, match="its bytes are not those that were published"):
+        rows(of)
+
+
+def test_rows_are_held_against_the_published_number(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = read_step(source("public:xstest", revision=OTHER), tmp_path).metrics
+    assert told["published rows"] == {"published": 450, "read": 1}
+    right = {"test": Files(("xstest_prompts.csv",), 1)}
+    assert "published rows" not in read_step(in_table(monkeypatch, checked=True, files=right), tmp_path).metrics
+    wrong = {"test": Files(("xstest_prompts.csv",), 2)}
+    with pytest.raises(SpecError, match="holds 1 rows, but was published with 2"):
+        read_step(in_table(monkeypatch, checked=True, files=wrong), tmp_path)
+
+
+def test_a_github_path_is_pinned_and_stays_in_its_repository() -> None:
+    of = source("public:strongreject", revision=OTHER)
+    assert of.path == "gh:alexandrasouly/strongreject:strongreject_dataset/strongreject_dataset.csv"
+    assert source_identity(of)["hub"][0]["name"] == "gh:alexandrasouly/strongreject"
+    with pytest.raises(ValidationError, match=r"commit's 40 digits \[type"):
+        source("public:strongreject", moving=True)
+    for path in ("gh:o/n@main:a.csv", f"gh:n@{OTHER}:a.csv", f"gh:o/n@{OTHER}:../a.csv", f"gh:o/n@{OTHER}:/a.csv"):
+        with pytest.raises(SpecError, match="path: "):
+            source_identity(source(path, reader="strongreject", moving=True))
+
+
+def test_a_file_of_github_is_fetched_once(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(github, "RAW", f"{hub}/raw")
+    monkeypatch.setenv("CAI_HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("CAI_DATA", raising=False)
+    of = source("public:strongreject", revision=OTHER)
+    assert asked(of) == asked(of) == ["Cheat."]
+    file = "strongreject_dataset/strongreject_dataset.csv"
+    assert _Hub.asked == [f"GET /raw/alexandrasouly/strongreject/{OTHER}/{file}"]
+    with pytest.raises(PrerequisiteError, match=r"none\.csv: cannot be fetched .*404"):
+        rows(source(f"gh:alexandrasouly/strongreject@{OTHER}:none.csv", reader="strongreject"))
+    monkeypatch.setattr(github, "MOST_BYTES", 10)
+    with pytest.raises(PrerequisiteError, match="is larger than 10 bytes"):
+        rows(source("public:strongreject/small", revision=OTHER))
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".part-")]
+
+
 class _Hub(BaseHTTPRequestHandler):
     """Answers as huggingface.co does for files of one data set at one commit."""
 
@@ -240,7 +368,8 @@ class _Hub(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         type(self).asked.append(f"{self.command} {self.path}")
         name = self.path.removeprefix(f"/datasets/{HUB}/resolve/{COMMIT}/")
-        data = FILES.get(name)
+        name = name.removeprefix(f"/raw/alexandrasouly/strongreject/{OTHER}/")
+        data = FILES.get(name, SAFETY_FILES.get(name))
         self.send_response(404 if data is None else 200)
         if data is None:
             self.send_header("X-Error-Code", "EntryNotFound")

@@ -128,7 +128,7 @@ def raw(tmp_path, monkeypatch) -> dict[str, Any]:
             "rm_mix": {"kind": "mix", "sources": [{"from": "judge"}]},
             "reward": {"model": "sft", "data": "rm_mix", "training": {**METHOD, "center_coefficient": 0.0}},
             "rl": {"model": "sft", "reward": "reward", "prompts": "asked.rl", "training": dict(RL)},
-            "evaluate": {"models": {"base": "base", "rl": "rl"}, "prompts": {"all": "asked.rl"}},
+            "evaluate": {"models": {"base": "base", "rl": "rl"}, "prompts": {"all": "asked.rl"}, "seen": ["all"]},
         },
     }
 

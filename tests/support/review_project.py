@@ -40,7 +40,7 @@ stages:
   judge: {model: judging, candidates: sample, scoring: contrast, margin: 0.1}
   reward: {model: sft, data: judge}
   rl: {model: sft, reward: reward, prompts: asked.rl, training: {iterations: 3}}
-  evaluate: {models: {base: base, rl: rl}, reward: reward, prompts: {all: asked.rl}}
+  evaluate: {models: {base: base, rl: rl}, reward: reward, prompts: {all: asked.rl}, seen: [all]}
 """ % ("0" * 64)
 
 CONSTITUTION = """\

@@ -34,6 +34,11 @@ def raw_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
             "judge": {"model": "base", "candidates": "sample", "scoring": "contrast"},
             "reward": {"model": "sft", "data": "judge"},
             "rl": {"model": "sft", "reward": "reward", "prompts": "asked.rl"},
-            "evaluate": {"models": {"base": "base", "rl": "rl"}, "reward": "reward", "prompts": {"all": "asked.rl"}},
+            "evaluate": {
+                "models": {"base": "base", "rl": "rl"},
+                "reward": "reward",
+                "prompts": {"all": "asked.rl"},
+                "seen": ["all"],
+            },
         },
     }

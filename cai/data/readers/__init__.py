@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cai.data.bounds import check_useful
+from cai.data.readers.csv_files import csv_records
 from cai.data.readers.plain import nemo_chat, nemo_rl_preference, openai_messages, simple
+from cai.data.readers.safety import (
+    harmbench,
+    hhh_alignment,
+    hhh_records,
+    or_bench,
+    rewardbench,
+    rewardbench_records,
+    strongreject,
+    xstest,
+)
 from cai.data.readers.shape import FILTERED, Odd
 from cai.data.readers.tables import parquet_records
 from cai.data.readers.transcripts import hh_red_team, hh_rlhf
@@ -40,6 +51,7 @@ NUMBER: tuple[type, ...] = (int, float)
 
 _ANY = ("prompts", "conversations", "comparisons")
 _JSON_FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_CSV_FILES = (".csv", ".csv.gz")
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,15 @@ class Reader:
 _COLUMNS = {"columns": (dict,)}
 _RED_TEAM = {"min_rating": NUMBER, "max_rating": NUMBER, "max_score": NUMBER, "exclude_tags": (list,)}
 _MERGE = {"merge_turns": (bool,)}
+_LABEL = {"label": (str,)}
+_TOPIC = {"topic": (str,)}
+_SUBSET = {"subset": (list,)}
+
+
+def _requests(name: str, parse: Parse, options: Mapping[str, tuple[type, ...]] | None = None) -> Reader:
+    """A safety set of requests alone, published as CSV."""
+    return Reader(name, _ANY[:1], parse, "prompts", options or {}, csv_records, _CSV_FILES)
+
 
 READERS: dict[str, Reader] = {
     r.name: r
@@ -98,5 +119,19 @@ READERS: dict[str, Reader] = {
         Reader("sft_datablend", _ANY[:2], nemo_chat, "conversations"),
         Reader("nemo_sft_chat", _ANY[:2], nemo_chat, "conversations"),
         Reader("nemo_rl_preference", ("comparisons",), nemo_rl_preference, "comparisons"),
+        _requests("xstest", xstest),
+        _requests("or_bench", or_bench, _LABEL),
+        _requests("strongreject", strongreject),
+        _requests("harmbench", harmbench),
+        Reader("hhh_alignment", (_ANY[2], _ANY[0]), hhh_alignment, "comparisons", _TOPIC, hhh_records),
+        Reader(
+            "rewardbench",
+            _ANY[2:],
+            rewardbench,
+            "comparisons",
+            _SUBSET,
+            rewardbench_records,
+            (*_JSON_FILES, ".parquet"),
+        ),
     )
 }

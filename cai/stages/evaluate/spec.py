@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cai.clients.metering import ModelUse
-from cai.identity import ADDED
+from cai.identity import ADDED, RUNTIME
 from cai.stages.base import EngineSpec, Estimate, Sampled, TextFile, Wants
 from cai.stages.flow.generation import PROMPT_TOKENS
 
@@ -40,7 +40,9 @@ class AnswerGrader(str, Enum):
 class EvaluateSpec(EngineSpec):
     """Compare ``models`` (in order: before first) on sets of ``prompts``; check ``reward`` on sets of ``comparisons``.
 
-    ``benign`` names the prompt sets on which a refusal is a fault, ``grader`` what finds one. ``axes`` are the sets
+    ``benign`` names the prompt sets on which a refusal is a fault, ``grader`` what finds one, ``seen`` the sets (of
+    prompts or of comparisons) that tell how the model does on what it has learnt; all others are held apart from
+    training data. ``axes`` are the sets
     that an Elo is made of, by the axis' name; without them harmlessness has the sets that are not benign, and
     helpfulness those that are. ``revisions`` are scored round by round. The model ``adherence`` is asked of every
     answer and principle whether the one violates the other. ``examples`` answers are shown for every set, drawn by
@@ -64,6 +66,11 @@ class EvaluateSpec(EngineSpec):
         ADDED(AnswerGrader.PHRASES),
         Field(description="what refusals and evasions are found by: phrases, or lexical grades"),
     ] = AnswerGrader.PHRASES
+    seen: Annotated[
+        tuple[str, ...],
+        RUNTIME,
+        Field(description="sets that hold what is trained on, by intent: they are not held apart from it"),
+    ] = ()
     axes: Annotated[
         dict[str, tuple[str, ...]],
         Field(description="prompt sets of each axis of the Elo; empty: by benign"),
@@ -102,6 +109,9 @@ class EvaluateSpec(EngineSpec):
                 raise ValueError(
                     f"{where} names {unknown[0]!r}, which is no prompt set; there are {', '.join(self.prompts)}"
                 )
+        if strange := [name for name in self.seen if name not in self.prompts and name not in self.comparisons]:
+            sets = ", ".join([*self.prompts, *self.comparisons])
+            raise ValueError(f"seen names {strange[0]!r}, which is no set of prompts or comparisons; there are {sets}")
         for field in ("comparisons", "revisions"):
             if getattr(self, field) and self.reward is None:
                 raise ValueError(f"{field} are what the reward model is asked about: give reward as well")

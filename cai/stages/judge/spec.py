@@ -105,6 +105,7 @@ class JudgeSpec(EngineSpec):
     PRINCIPLE_FIELDS: ClassVar[tuple[str, ...]] = ("comparison", "priority", "preamble")
     PROMPT: ClassVar[str] = ""
     WRITES: ClassVar[float] = 0.0
+    ONLY_COMPARED: ClassVar[tuple[str, ...]] = ("labelled",)
     kind: Literal["judge"] = "judge"
     model: Annotated[str, Wants("model")]
     candidates: Annotated[

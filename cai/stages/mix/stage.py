@@ -48,6 +48,7 @@ class MixSpec(StageSpec):
     """Blend ``sources`` (all conversations or all comparisons), drop duplicates and long rows, split off ``val``."""
 
     USES_TEMPLATE: ClassVar[bool] = True
+    ONLY_COMPARED: ClassVar[tuple[str, ...]] = ("held_out",)
     kind: Literal["mix"] = "mix"
     sources: Annotated[tuple[MixSource, ...], Field(min_length=1)]
     val: Annotated[float, Field(ge=0, lt=1, description="share of the prompts that goes to validation")] = 0.1

@@ -182,7 +182,13 @@ def checked_rows(path: Path, reader: str, makes: str, options: dict[str, Any]) -
     return len(rows), tally
 
 
-CASES = [(name, makes) for name, reader in READERS.items() if name != "parquet" for makes in reader.makes]
+# Safety sets are read by records of their own, which tests/data/readers/test_safety.py spoils.
+CASES = [
+    (name, makes)
+    for name, reader in READERS.items()
+    if reader.records is records.json_records
+    for makes in reader.makes
+]
 OPTIONS: dict[str, dict[str, Any]] = {
     "jsonl": {"columns": {"prompt": "content", "answer": "value"}},
     "hh_rlhf": {"merge_turns": True},

@@ -47,6 +47,7 @@ stages:
     reward: reward
     prompts: {asked: asked, safe: safe}
     benign: [safe]
+    seen: [asked]
     revisions: {revise: revise}
     adherence: base
     adherence_scoring: logprob
