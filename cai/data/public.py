@@ -145,7 +145,8 @@ def public_sets() -> Iterator[tuple[str, str]]:
     for name, public_set in SETS.items():
         parts = " or ".join(f"/{part}" for part in public_set.files)
         licence = f"; {public_set.licence}" if public_set.licence else ""
-        only = "; for evaluation only" * public_set.evaluation_only
+        checked = "" if public_set.checked else ", rows and digest not checked"
+        only = f"; for evaluation only{checked}" if public_set.evaluation_only else ""
         yield PUBLIC + name, f"{public_set.about} ({public_set.hub}; {parts}{licence}{only})"
 
 

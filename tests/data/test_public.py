@@ -282,6 +282,16 @@ def test_a_file_in_data_is_not_taken_from_the_mirrors_root(mirror: Path, monkeyp
     assert mirrors.hub_path(of) == Path("fetched")
 
 
+def test_the_list_says_what_was_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = dict(public_sets())
+    assert lines["public:xstest"].endswith(
+        "(Paul/XSTest; /test; CC-BY-4.0; for evaluation only, rows and digest not checked)"
+    )
+    assert "checked" not in lines["public:hh-rlhf/helpful"]
+    monkeypatch.setitem(SETS, "xstest", replace(SETS["xstest"], checked=True))
+    assert dict(public_sets())["public:xstest"].endswith("for evaluation only)")
+
+
 def test_the_options_of_a_name_are_its_readers(mirror: Path) -> None:
     hard, toxic = (source(f"public:or-bench/{part}", revision=OTHER) for part in ("hard", "toxic"))
     assert [rows(of)[0][0].meta["label"] for of in (hard, toxic)] == ["safe", "unsafe"]
