@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -37,6 +38,9 @@ MOST_WORDS = 4_096
 """Words of a prompt that are looked at, those at its end: there the question stands."""
 MOST_PROMPTS = 1_000_000
 """Evaluation prompts that are held: some 0.3 KB each and 14 bytes a word."""
+
+FEW_RUNS, FEW_WORDS = 20_000, 512
+"""Up to so many runs, and words of a text, plain Python is as quick as loading numpy."""
 
 _SHOWN = 80
 # Languages that do not part their words: each character is one.
@@ -72,7 +76,7 @@ class NearPrompts:
         self._runs = array("Q")
         self._owners = array("I")
         self._places = array("H")
-        self._table: _RunTable | None = None
+        self._table: _RunTable | _PlainTable | None = None
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -93,7 +97,7 @@ class NearPrompts:
         self._table = None
         self._prompts.append(EvaluationPrompt(source, one_line(text, _SHOWN)))
         runs = run_digests(words)
-        self._runs.frombytes(runs.tobytes())
+        self._runs.extend(runs)
         self._owners.extend([number] * len(runs))
         self._places.extend(range(len(runs)))
 
@@ -103,9 +107,49 @@ class NearPrompts:
         if (number := self._by_text.get(_text_digest(words, text))) is not None:
             return self._prompts[number]
         if self._table is None:
-            self._table = _RunTable(self._runs, self._owners, self._places)
+            table = _PlainTable if len(self._runs) <= FEW_RUNS else _RunTable
+            self._table = table(self._runs, self._owners, self._places)
         best = self._table.most_covered(run_digests(words))
         return None if best is None else self._prompts[best]
+
+
+class _PlainTable:
+    """As ``_RunTable``, for few runs: planning does not load numpy for them."""
+
+    def __init__(self, runs: array[int], owners: array[int], places: array[int]) -> None:
+        by_run: dict[int, list[tuple[int, int]]] = {}
+        for run, owner, place in zip(runs, owners, places, strict=True):
+            by_run.setdefault(run, []).append((owner, place))
+        self._by_run = {
+            run: stands for run, stands in by_run.items() if len({owner for owner, _ in stands}) <= MOST_SHARED
+        }
+        self._words = _covered_words(stand for stands in self._by_run.values() for stand in stands)
+
+    def most_covered(self, runs: Sequence[int]) -> int | None:
+        """The prompt of whose words the largest share stands in these runs, if that is more than ``SHARE``."""
+        hits = (stand for run in dict.fromkeys(runs) for stand in self._by_run.get(run, ()))
+        return _most_covered(_covered_words(hits), self._words)
+
+
+def _covered_words(stands: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Of each prompt the number of words that runs at these places cover, each word once."""
+    words: dict[int, int] = {}
+    end = -1
+    last_owner = -1
+    for owner, place in sorted(stands):
+        begin = place if owner != last_owner else max(place, end)
+        end = place + WORDS
+        last_owner = owner
+        words[owner] = words.get(owner, 0) + end - begin
+    return words
+
+
+def _most_covered(words: Mapping[int, int], of: Mapping[int, int]) -> int | None:
+    if not words:
+        return None
+    shares = {owner: n / of[owner] for owner, n in words.items()}
+    best = max(shares, key=lambda owner: (shares[owner], -owner))
+    return best if shares[best] > SHARE else None
 
 
 class _RunTable:
@@ -124,20 +168,18 @@ class _RunTable:
         owners_P, words_P = _covered(self._owners_R, self._places_R)  # noqa: N806 - P prompts
         self._words = dict(zip(owners_P.tolist(), words_P.tolist(), strict=True))
 
-    def most_covered(self, runs_Q: npt.NDArray[np.uint64]) -> int | None:  # noqa: N803 - Q runs of the training prompt
+    def most_covered(self, runs: Sequence[int]) -> int | None:
         """The prompt of whose words the largest share stands in these runs, if that is more than ``SHARE``."""
         import numpy as np
 
-        runs_Q = np.unique(runs_Q)  # noqa: N806
+        runs_Q = np.unique(np.array(runs, dtype=np.uint64))  # noqa: N806 - Q runs of the training prompt
         begins, ends = (np.searchsorted(self._runs_R, runs_Q, side) for side in ("left", "right"))
         shared = ends > begins
         if not shared.any():
             return None
         hits = np.concatenate([np.arange(b, e) for b, e in zip(begins[shared], ends[shared], strict=True)])
         owners, words = _covered(self._owners_R[hits], self._places_R[hits])
-        shares = {owner: n / self._words[owner] for owner, n in zip(owners.tolist(), words.tolist(), strict=True)}
-        best = max(shares, key=lambda owner: (shares[owner], -owner))
-        return best if shares[best] > SHARE else None
+        return _most_covered(dict(zip(owners.tolist(), words.tolist(), strict=True)), self._words)
 
 
 def _prompts_of_run(
@@ -172,23 +214,31 @@ def _covered(
     return prompts, np.add.reduceat(steps, begins) if len(begins) else steps
 
 
-def run_digests(words: list[str]) -> npt.NDArray[np.uint64]:
+def run_digests(words: Sequence[str]) -> list[int]:
     """The digests of all runs of ``WORDS`` words, in order: 64 bits, none for a shorter text.
 
     Polynomials of the words' own digests, so that a word is digested once and not eight times.
     """
+    digests = [_word_digest(word) for word in words]
+    if len(words) > max(FEW_WORDS, WORDS - 1):
+        return _long_run_digests(digests)
+    return [
+        sum(digest * power for digest, power in zip(digests[start : start + WORDS], _POWERS, strict=True)) % _TWO_64
+        for start in range(len(digests) - WORDS + 1)
+    ]
+
+
+def _long_run_digests(digests: Sequence[int]) -> list[int]:
+    """The same for a long text."""
     import numpy as np
 
-    if len(words) < WORDS:
-        return np.zeros(0, dtype=np.uint64)
-    digests = np.array([_word_digest(word) for word in words], dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(digests, WORDS)
-    powers = np.array([pow(_ODD, n, 1 << 64) for n in range(WORDS)], dtype=np.uint64)
-    digests_of_runs: npt.NDArray[np.uint64] = (windows * powers).sum(axis=1, dtype=np.uint64)
-    return digests_of_runs
+    windows = np.lib.stride_tricks.sliding_window_view(np.array(digests, dtype=np.uint64), WORDS)
+    runs: list[int] = (windows * np.array(_POWERS, dtype=np.uint64)).sum(axis=1, dtype=np.uint64).tolist()
+    return runs
 
 
-_ODD = 0x9E3779B97F4A7C15
+_TWO_64 = 1 << 64
+_POWERS = tuple(pow(0x9E3779B97F4A7C15, n, _TWO_64) for n in range(WORDS))
 
 
 @lru_cache(maxsize=1 << 16)

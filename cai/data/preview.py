@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,30 @@ def _look(source: DataSource, identity: Mapping[str, Any], files: Sequence[Path]
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+class _Files:
+    """A source's files as they are now: the same files are read once, however many parts and checks ask for them."""
+
+    def __init__(self, source: DataSource, files: Sequence[Path]) -> None:
+        self.source = source
+        self.files = tuple(files)
+        stats = [file.stat() for file in files]
+        self._key = (repr(source), self.files, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+    def __eq__(self, another: object) -> bool:
+        return isinstance(another, _Files) and another._key == self._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 def _read(source: DataSource, files: Sequence[Path]) -> tuple[list[Row], list[_FileLook]]:
     """The rows of what is looked at, each id once, and what was seen of every file."""
+    return _read_files(_Files(source, files))
+
+
+@lru_cache(maxsize=16)
+def _read_files(of: _Files) -> tuple[list[Row], list[_FileLook]]:
+    source, files = of.source, of.files
     small = sum(file.stat().st_size for file in files) <= SMALL
     rows: list[Row] = []
     seen_ids, looks, left = Seen(), [], MOST_UNPACKED if small else ALL_BEGINNINGS

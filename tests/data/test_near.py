@@ -174,3 +174,23 @@ def test_time_grows_with_the_words_and_memory_is_bounded() -> None:
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert memory / 4_000 < 300 + 30 * 60
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_runs_and_many_are_told_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain Python for what planning sees, numpy for what training sees: the same digests and the same matches."""
+    draw = random.Random(seed)
+    vocabulary = [f"w{n}" for n in range(12)]  # few words, so that runs are shared often
+    texts = [" ".join(draw.choices(vocabulary, k=draw.randint(3, 40))) for _ in range(120)]
+    asked = [" ".join(text.split()[draw.randint(0, 9) :] + draw.choices(vocabulary, k=5)) for text in texts]
+    monkeypatch.setattr(near, "MOST_SHARED", 3)
+    found = []
+    for few in (10**9, 0):
+        monkeypatch.setattr(near, "FEW_RUNS", few)
+        monkeypatch.setattr(near, "FEW_WORDS", few)
+        prompts = held(*texts)
+        found.append([prompts.like(text) for text in asked])
+        found.append([run_digests(words_of(text)) for text in texts])
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+    assert 0 < sum(match is not None for match in found[0]) < len(asked)
