@@ -97,6 +97,14 @@ def evaluated_parts(steps: Mapping[str, Step]) -> list[EvaluatedPart]:
     return list(parts)
 
 
+def split_apart(step: Step, another: Step) -> bool:
+    """Whether two steps read different parts of one data source: its split then holds them apart, by whole first
+    questions or topics. What people asked again in other words is on both sides of it, as in every such split."""
+    if step.kind != "read" or another.kind != "read":
+        return False
+    return step.spec["part"] != another.spec["part"] and step.ingredients.data == another.ingredients.data
+
+
 def _row_inputs(step: Step, steps: Mapping[str, Step]) -> Iterator[Input]:
     compared = KINDS[step.kind].spec.ONLY_COMPARED if step.kind in KINDS else ()
     for entry in step.inputs:

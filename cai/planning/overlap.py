@@ -21,7 +21,14 @@ from cai.errors import Problem
 from cai.files.library import Library
 from cai.plan import Step
 from cai.planning.compilation import Compilation
-from cai.planning.lineage import EvaluatedPart, RowOrigin, evaluated_parts, origins, trained_inputs
+from cai.planning.lineage import (
+    EvaluatedPart,
+    RowOrigin,
+    evaluated_parts,
+    origins,
+    split_apart,
+    trained_inputs,
+)
 from cai.stages.read import ReadSpec
 
 _EXAMPLES = 2
@@ -128,7 +135,12 @@ def _near_duplicates(work: Compilation, steps: Mapping[str, Step]) -> Iterator[P
 
 
 def _look(work: Compilation, origin: RowOrigin, parts: Sequence[EvaluatedPart]) -> tuple[NearRows, ...]:
-    apart = tuple(part for part in parts if part.read_step not in origin.apart)
+    read = work.steps[origin.read_step]
+    apart = tuple(
+        part
+        for part in parts
+        if part.read_step not in origin.apart and not split_apart(read, work.steps[part.read_step])
+    )
     names = (origin.read_step, *(part.read_step for part in apart))
     data = {name: _PartRead(work.steps[name], work.library) for name in names}
     evaluated = tuple((part, data[part.read_step]) for part in apart)

@@ -10,7 +10,14 @@ from cai.data.source import part_rows
 from cai.errors import Problem, SpecError
 from cai.files.library import Library
 from cai.plan import Plan, Step
-from cai.planning.lineage import RowOrigin, bound_for_training, evaluated_parts, trained_inputs
+from cai.planning.lineage import (
+    RowOrigin,
+    bound_for_training,
+    evaluated_parts,
+    origins,
+    split_apart,
+    trained_inputs,
+)
 from cai.planning.overlap import asked_by, hint, hold, near_rows, placed_source
 from cai.stages import KINDS
 from cai.stages.base import Artifact, EngineSpec
@@ -35,8 +42,15 @@ def check_overlap(plan: Plan, step: Step, artifacts: Mapping[str, Artifact], sto
     parts = evaluated_parts(steps) if inputs else []
     problems: list[Problem] = []
     for entry, origin in inputs:
-        # What a mix holds out is left to the training itself: it then sees what is left.
-        apart = [each for each in parts if each.read_step not in origin.apart | origin.held_out]
+        # What a mix holds out is left to the training itself: it then sees what is left. Other parts of the sources
+        # that are read here are held apart by their split.
+        reads = [steps[each.read_step] for each in origins(entry.step, steps)]
+        left_out = origin.apart | origin.held_out
+        apart = [
+            each
+            for each in parts
+            if each.read_step not in left_out and not any(split_apart(read, steps[each.read_step]) for read in reads)
+        ]
         prompts = hold(apart, lambda each: asked_by(_rows_read(steps[each.read_step], store)))
         if len(prompts) and (near := near_rows(asked_by(_rows_of(artifacts[entry.step])), prompts)):
             words = "; ".join(each.words() for each in near)

@@ -57,6 +57,19 @@ def test_what_is_apart_is_planned(raw: dict[str, Any]) -> None:
     assert plan(raw).step("evaluate").sources("prompts") == ("test",)
 
 
+def test_parts_of_one_source_are_held_apart_by_its_split(raw: dict[str, Any]) -> None:
+    """People ask the same again in other words; the same part, or the same rows by another name, is no split."""
+    write("prompts.jsonl", *(q for i in range(20) for q in (question(i), question(i, " on a Sunday"))))
+    raw["data"]["asked"]["splits"] = {"sl": 0.4, "rl": 0.4, "held": 0.2}
+    raw["stages"]["evaluate"] |= {"prompts": {"held": "asked.held"}}
+    assert plan(raw).step("evaluate").sources("prompts") == ("asked.held",)
+    raw["stages"]["evaluate"] |= {"prompts": {"held": "asked.sl"}}
+    assert "of which" in problems(raw)[0].message
+    raw["data"]["again"] = {"path": "prompts.jsonl", "makes": "prompts"}
+    raw["stages"]["evaluate"] |= {"prompts": {"held": "again"}}
+    assert "of which" in problems(raw)[0].message
+
+
 def test_near_duplicates_are_refused_wherever_they_come_from_and_told_once(raw: dict[str, Any]) -> None:
     ours = read_by(raw, "sl")
     near = [f"Well. {ours[0].upper()}, on a Sunday?", ours[1].replace("unseen", "soon")]
