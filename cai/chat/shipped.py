@@ -16,6 +16,7 @@ SHIPPED = frozenset(
         "393afeca536b29651c253a651b512e487483360d6f779eeeb801e89529e150dd",  # comparison_text
         "9e8cee9bd517b0fba5eb8454f0aaf969cf55a530757ff78fde26be53913319ae",  # critique
         "1ad7922d7dad441c1d1d696db927e262e2845114c554b2c7a69db5cf2dedf925",  # critique_chat
+        "64e764f73b9c15ea004de478c4b1e98ca5f4f57d3aabfb315e598d23d3ab6a4e",  # grade
         "4ec755c8df72127195bee320fee7125377e017919216feee70dbb3e1c4563bd7",  # human_assistant
         "ad96abbbe596249e147cf11c7fd45b532ac3a1e2a2a8766f848db9c13f47d883",  # judge_contrast
         "10007b86ee5eb054ecd55552cb4208719b7a7f227c8860a0c31636b349493cee",  # llama3

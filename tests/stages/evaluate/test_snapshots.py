@@ -150,7 +150,11 @@ def test_a_snapshot_is_a_model_like_any_other() -> None:
             {"iterations": 4, "snapshots": [2, 4]},
             early={"kind": "snapshot", "of": "rl", "iteration": 2},
             late={"kind": "snapshot", "of": "rl", "iteration": 4},
-            evaluate={"models": {"two": "early", "four": "late", "end": "rl"}, "prompts": {"all": "asked"}},
+            evaluate={
+                "models": {"two": "early", "four": "late", "end": "rl"},
+                "prompts": {"all": "asked"},
+                "seen": ["all"],
+            },
         )
     )
     assert made.step("early").makes == "model"
