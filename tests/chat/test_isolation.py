@@ -124,7 +124,7 @@ def test_a_bomb_is_an_error_and_the_next_template_renders(name: str) -> None:
 def test_the_limits_are_said_with_the_line_and_how_to_raise_them(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = "one\n{% for a in range(3000) %}{% for b in range(1000) %}\n{% set c = a * b %}{% endfor %}{% endfor %}"
     monkeypatch.setenv("CAI_RENDER_SECONDS", "0.1")
-    with pytest.raises(SpecError, match=r"^t\.jinja:7: takes longer than 0.1 s of .* CAI_RENDER_SECONDS"):
+    with pytest.raises(SpecError, match=r"^t\.jinja:[67]: takes longer than 0.1 s of .* CAI_RENDER_SECONDS"):
         render(loop)
     monkeypatch.setenv("CAI_RENDER_SECONDS", "60")
     assert render(loop) == "one\n"
